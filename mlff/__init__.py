@@ -1,0 +1,35 @@
+"""Learn molecular force fields and run molecular dynamics with them.
+
+The public names; each is imported when first used. Units are eV, Å, eV/Å, eV/Å³ throughout.
+"""
+
+import importlib
+
+from mlff.runtime import tune_allocator
+
+__version__ = "0.1.0"
+
+_PUBLIC = {
+    "Config": "mlff.config",
+    "load_config": "mlff.config",
+    "read_dataset": "mlff.data.dataset",
+    "Graph": "mlff.graph",
+    "Potential": "mlff.potential",
+    "train": "mlff.training.loop",
+    "evaluate": "mlff.training.evaluate",
+    "MLFFCalculator": "mlff.calculator",
+    "MLFFError": "mlff.errors",
+}
+__all__ = [*_PUBLIC, "__version__"]
+
+tune_allocator()
+
+
+def __getattr__(name: str):
+    if name in _PUBLIC:
+        return getattr(importlib.import_module(_PUBLIC[name]), name)
+    raise AttributeError(f"module 'mlff' has no attribute {name!r}")
+
+
+def __dir__():
+    return sorted(__all__)

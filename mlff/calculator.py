@@ -1,0 +1,176 @@
+"""A potential as an ASE calculator: energy, forces, stress and per-atom energies, fast enough for small molecules."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import ase
+import numpy as np
+from ase.calculators.calculator import Calculator, PropertyNotImplementedError, all_changes
+
+from mlff.data.structure import Structure
+from mlff.errors import ConfigError, StructureError
+from mlff.potential import Potential
+from mlff.simulation.verlet import VerletList
+
+
+class MLFFCalculator(Calculator):
+    """ASE calculator of a potential. Units: eV, Å, eV/Å, eV/Å³ (Voigt order xx yy zz yz xz xy, positive under tension).
+
+    `energies` are per atom, reference energies included, and sum to `energy`; `free_energy` equals `energy`; `stress`
+    needs a cell that is periodic in three directions. Atoms, elements, cell and periodicity may change between calls.
+    """
+
+    name = "mlff"
+    implemented_properties = ["energy", "free_energy", "energies", "forces", "stress"]
+
+    def __init__(
+        self, potential: str | Path | Potential, *, skin: float = 0.5, precision: str | None = None, check: bool = True
+    ):
+        """`potential`: a model file or a Potential. `skin` (Å): neighbours are searched again when an atom moved half of it.
+
+        `precision`: float32 or float64; default: that of the potential. With `check`, every result is tested for being
+        finite. Raises ConfigError, ModelFileError; in use StructureError: unknown element, positions that are not
+        finite, atoms on top of each other.
+        """
+        super().__init__()
+        if not (np.isfinite(skin) and skin >= 0):
+            raise ConfigError(f"skin must be a length in Å, not {skin}")
+        if not isinstance(potential, Potential):
+            potential = Potential.load(potential)
+        if precision is not None and precision != potential.precision:
+            potential = potential.with_precision(precision)
+        self.potential = potential
+        self.always_stress: bool | None = None  #: compute the stress in every call? None: learn it from use
+        self._check = check
+        self._list = VerletList(potential.cutoff, skin, np.dtype(potential.precision))
+        self._programs: set[tuple] = set()
+        self._baseline = np.full(119, np.nan)
+        for z in potential.elements:
+            self._baseline[z] = potential.baseline[z]
+        self._stress_read = False
+        self._stress_streak = 0
+
+    @property
+    def rebuilds(self) -> int:
+        """How often neighbours were searched."""
+        return self._list.rebuilds
+
+    @property
+    def compilations(self) -> int:
+        """How many programs (padded shapes, with and without stress) were asked for."""
+        return len(self._programs)
+
+    def neighbor_state(self) -> dict[str, np.ndarray]:
+        """The reference geometry of the neighbour list: with it a restarted simulation repeats every bit."""
+        return self._list.state()
+
+    def restore_neighbors(self, state: dict[str, np.ndarray]) -> None:
+        """Build the list of `neighbor_state` again."""
+        self.reset()
+        self._list.restore(state)
+        self._references = self._baseline[state["numbers"]]
+
+    @property
+    def atoms(self) -> ase.Atoms | None:
+        """The atoms of the last calculation."""
+        if self._seen is None:
+            return None
+        numbers, positions, cell, pbc = self._geometry
+        return ase.Atoms(numbers, positions=positions, cell=cell, pbc=pbc)
+
+    @atoms.setter
+    def atoms(self, atoms: ase.Atoms | None) -> None:
+        self._geometry = None if atoms is None else _geometry(atoms)
+        self._seen = None if atoms is None else tuple(array.tobytes() for array in self._geometry)
+
+    def check_state(self, atoms: ase.Atoms, tol: float = 0.0) -> list[str]:
+        """What changed since the last calculation; bit by bit (charges and magnetic moments do not count)."""
+        if self._seen is None:
+            return list(all_changes)
+        numbers, positions, cell, pbc = self._seen
+        changes = [] if atoms.positions.tobytes() == positions else ["positions"]
+        if atoms.cell.array.tobytes() != cell:
+            changes.append("cell")
+        if atoms.numbers.tobytes() != numbers:
+            changes.append("numbers")
+        if atoms.pbc.tobytes() != pbc:
+            changes.append("pbc")
+        return changes
+
+    def get_property(self, name: str, atoms: ase.Atoms | None = None, allow_calculation: bool = True):
+        """As in ASE; arrays are copies."""
+        if name not in self.implemented_properties:
+            raise PropertyNotImplementedError(f"{name}: not among {', '.join(self.implemented_properties)}")
+        if atoms is None:
+            atoms = self.atoms
+            if atoms is None:
+                raise StructureError("no structure has been given to the calculator yet")
+        changes = self.check_state(atoms)
+        if changes or name not in self.results:
+            if not allow_calculation:
+                return None
+            self.calculate(atoms, (name,), changes)
+        if name == "stress":
+            self._stress_read = True
+        value = self.results[name]
+        return value.copy() if isinstance(value, np.ndarray) else value
+
+    def calculate(self, atoms: ase.Atoms | None = None, properties=("energy",), system_changes=all_changes) -> None:
+        """One call of the compiled potential; fills `results`. What is known of unchanged atoms stays as it is."""
+        if system_changes:
+            self._stress_streak = self._stress_streak + 1 if self._stress_read else 0
+            self._stress_read = False
+            self.results = {}
+            if self._seen is not None and system_changes == ["positions"]:
+                self._move(atoms.positions)
+            else:
+                self.atoms = atoms
+        numbers, positions, cell, pbc = self._geometry
+        whole = bool(pbc.all())
+        if "stress" in properties and not (whole and abs(np.linalg.det(cell)) > 0):
+            raise PropertyNotImplementedError(
+                f"stress needs a cell that is periodic in three directions, found pbc={pbc.tolist()}"
+            )
+        usual = self._stress_streak >= 2 if self.always_stress is None else self.always_stress
+        try:
+            if not (self._list.covers(positions) if system_changes == ["positions"] else self._list.holds(*self._geometry)):
+                self._rebuild()
+            results = self._evaluate(positions, "stress" in properties or (usual and whole))
+        except BaseException:
+            self.reset()
+            raise
+        self.results = results | self.results if self.results else results
+
+    def _rebuild(self) -> None:
+        self.potential.check(Structure.from_atoms(self.atoms))
+        self._list.build(*self._geometry)
+        self._references = self._baseline[self._geometry[0]]
+
+    def _evaluate(self, positions: np.ndarray, stress: bool) -> dict:
+        n = len(positions)
+        if n == 0:
+            return {"energy": 0.0, "free_energy": 0.0, "energies": np.zeros(0), "forces": np.zeros((0, 3))}
+        graph = self._list.graph_at(positions)
+        self._programs.add((graph.neighbors.shape, graph.shifts is None, stress))
+        prediction = self.potential.compute(graph, stress)
+        energies = np.asarray(prediction.energies)[:n] + self._references
+        forces = np.asarray(prediction.forces)[:n].astype(np.float64)
+        energy = float(energies.sum())
+        if self._check and not math.isfinite(energy + forces.sum()):
+            raise StructureError("the potential gives energies or forces that are not finite for this structure")
+        results = {"energy": energy, "free_energy": energy, "energies": energies, "forces": forces}
+        if stress:
+            sigma = np.asarray(prediction.stress)[0].astype(np.float64)
+            results["stress"] = sigma.flat[[0, 4, 8, 5, 2, 1]]
+        return results
+
+    def _move(self, positions: np.ndarray) -> None:
+        """Take note of new positions; elements, cell and periodicity stay."""
+        self._geometry = (self._geometry[0], positions.copy(), *self._geometry[2:])
+        self._seen = (self._seen[0], positions.tobytes(), *self._seen[2:])
+
+
+def _geometry(atoms: ase.Atoms) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    return atoms.numbers.copy(), atoms.positions.copy(), atoms.cell.array.copy(), atoms.pbc.copy()

@@ -1,0 +1,360 @@
+"""The configuration of a training run: pydantic models read from YAML.
+
+An unknown or mistyped key is an error that names its path and suggests the nearest known key. Defaults are those a
+user would start from; units stand in every description. `Config.model_json_schema()` is the schema for editors.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal, Union
+
+import pydantic
+import yaml
+from pydantic import BaseModel, ConfigDict, Field
+
+from mlff.errors import ConfigError
+from mlff.units import ENERGY, LENGTH, STRESS
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class KeyNames(_Section):
+    """Where labels stand in the file. None: the usual names are looked up (and reported)."""
+
+    energy: str | None = Field(None, description="key of the total energy, e.g. energy, REF_energy")
+    forces: str | None = Field(None, description="key of the forces, e.g. forces, REF_forces")
+    stress: str | None = Field(None, description="key of the stress (3x3, 9 or 6 numbers in ASE's Voigt order)")
+    virial: str | None = Field(None, description="key of the virial (an energy); turned into a stress by the cell's volume")
+    group: str | None = Field(None, description="info key whose value groups frames, e.g. trajectory")
+    weight: str | None = Field(None, description="info key of a structure's weight in the loss")
+
+
+class Units(_Section):
+    """Units of the file."""
+
+    energy: Literal[tuple(ENERGY)] = Field("eV", description="unit of the energies")
+    length: Literal[tuple(LENGTH)] = Field("Angstrom", description="unit of positions and cell")
+    forces: str | None = Field(None, description="unit of the forces, 'ENERGY/LENGTH'; default: energy unit per length unit")
+    stress: Literal[tuple(STRESS)] = Field("eV/Angstrom^3", description="unit of the stress")
+    stress_sign: Literal["tension", "compression"] = Field(
+        "tension", description="what a positive stress means: tension (ASE, +dE/dstrain/V) or compression (VASP's output, a pressure)"
+    )
+    virial_sign: Literal["stress", "minus_stress"] = Field(
+        "minus_stress", description="virial = -stress*V (the usual one, DeePMD, NEP, CASTEP) or +stress*V"
+    )
+    forces_sign: Literal["force", "gradient"] = Field("force", description="gradient: the file holds +dE/dR")
+
+
+class ReadOptions(_Section):
+    """How one file of reference data is read."""
+
+    keys: KeyNames = KeyNames()
+    units: Units = Units()
+
+
+class Data(ReadOptions):
+    """Files, splits and the energy baseline."""
+
+    train: str | list[str] = Field(description="file or files with training structures; globs allowed; relative to the config file")
+    valid: str | list[str] | None = Field(None, description="file or files with validation structures; default: split off the training set")
+    test: dict[str, str] | str | list[str] | None = Field(None, description="held-out file(s), evaluated once at the end; name: file, or a list")
+    valid_fraction: float = Field(0.1, gt=0, lt=1, description="share of the training file kept for validation when `valid` is not given")
+    split: Literal["random", "group"] = Field("random", description="group: frames with equal `keys.group` stay together")
+    n_train: int | None = Field(None, gt=0, description="use only so many training structures (chosen by the seed)")
+    reference_energies: Literal["auto", "isolated", "least_squares", "none"] | dict[str, float] = Field(
+        "auto",
+        description="energy per element in eV taken off before training: given ({H: -13.6}), from isolated atoms in the data, by least "
+        "squares, or auto (isolated where complete, else least squares)",
+    )
+
+
+class SchNet(_Section):
+    """Continuous-filter convolution on scalars (Schütt et al., J. Chem. Phys. 148, 241722 (2018)): the textbook baseline."""
+
+    architecture: Literal["schnet"] = "schnet"
+    cutoff: float = Field(5.0, gt=0.5, description="cutoff radius, Å")
+    channels: int = Field(64, gt=0, description="features per atom")
+    layers: int = Field(3, gt=0, description="interaction blocks")
+    radial_basis: int = Field(32, gt=1, description="Gaussians on [0, cutoff]")
+    zbl: bool = Field(True, description="add the Ziegler-Biersack-Littmark repulsion at short range")
+
+
+class ACE(_Section):
+    """Many-body message passing: atomic-cluster-expansion products on the sphere, equivariant messages, invariant energy."""
+
+    architecture: Literal["ace"] = "ace"
+    cutoff: float = Field(5.0, gt=0.5, description="cutoff radius, Å")
+    channels: int = Field(64, gt=0, description="features per atom and harmonic")
+    layers: int = Field(2, gt=0, description="message-passing layers")
+    l_max: int = Field(2, ge=0, le=4, description="highest degree of the spherical harmonics of an atom's density")
+    l_message: int = Field(1, ge=0, le=3, description="highest degree of the features passed between atoms; 0: invariant messages")
+    correlation: int = Field(3, ge=1, le=4, description="order of the products; 3 means up to four-body terms per layer")
+    radial_basis: int = Field(8, gt=1, description="Bessel functions on [0, cutoff]")
+    radial_hidden: int = Field(32, gt=0, description="width of the radial network")
+    zbl: bool = Field(True, description="add the Ziegler-Biersack-Littmark repulsion at short range")
+
+
+class LennardJones(_Section):
+    """4ε[(σ/r)¹² - (σ/r)⁶], every element alike: an oracle with nothing to learn, for tests and first examples."""
+
+    architecture: Literal["lennard_jones"] = "lennard_jones"
+    cutoff: float = Field(5.0, gt=0.5, description="cutoff radius, Å")
+    epsilon: float = Field(0.01, gt=0, description="well depth, eV")
+    sigma: float = Field(2.0, gt=0, description="zero of the energy, Å")
+
+
+class Morse(_Section):
+    """D[(1 - exp(-a(r - r0)))² - 1], every element alike: an oracle with nothing to learn."""
+
+    architecture: Literal["morse"] = "morse"
+    cutoff: float = Field(5.0, gt=0.5, description="cutoff radius, Å")
+    depth: float = Field(0.5, gt=0, description="well depth, eV")
+    stiffness: float = Field(1.5, gt=0, description="1/Å")
+    r0: float = Field(2.0, gt=0, description="minimum, Å")
+
+
+_ARCHITECTURES = {"ace": ACE, "schnet": SchNet}
+
+
+def _default_architecture(model: Any) -> Any:
+    return {"architecture": "ace", **model} if isinstance(model, dict) else model
+
+
+Model = Annotated[
+    Union[ACE, SchNet],
+    Field(discriminator="architecture"),
+    pydantic.BeforeValidator(_default_architecture, json_schema_input_type=Union[ACE, SchNet]),
+]
+
+
+class WeightStage(_Section):
+    """From `start` on (share of training, 0 to 1) these weights hold; between stages the last ones stay."""
+
+    start: float = Field(ge=0, le=1)
+    energy: float | None = Field(None, ge=0)
+    forces: float | None = Field(None, ge=0)
+    stress: float | None = Field(None, ge=0)
+
+
+class Loss(_Section):
+    """Weighted sum of energy, force and stress terms.
+
+    The terms are means over structures of (ΔE/n)², over force components and over stress components, in units of the
+    data's own scale (force RMS s_F of the training set: energies per atom in s_F·Å, forces in s_F, stresses in s_F/Å²),
+    so weights mean the same for soft and stiff systems.
+    """
+
+    energy: float = Field(1.0, ge=0, description="weight of the energy term")
+    forces: float = Field(1.0, ge=0, description="weight of the force term; 0 trains on energies only")
+    stress: float = Field(0.0, ge=0, description="weight of the stress term")
+    kind: Literal["mse", "mae", "huber"] = Field("mse", description="squared, absolute or Huber error")
+    huber_delta: float = Field(0.01, gt=0, description="where Huber goes from squared to absolute, in the scaled units")
+    schedule: list[WeightStage] = Field([], description="changes of the weights in the course of training")
+
+
+class Schedule(_Section):
+    """Learning rate in the course of training."""
+
+    kind: Literal["constant", "cosine", "exponential", "plateau", "warm_restarts"] = "cosine"
+    warmup: float = Field(0.01, ge=0, lt=1, description="share of training with linear warm-up")
+    final: float = Field(0.01, gt=0, le=1, description="last learning rate as a share of the first (cosine, exponential); floor (plateau)")
+    factor: float = Field(0.5, gt=0, lt=1, description="plateau: multiply by this")
+    patience: int = Field(10, gt=0, description="plateau: after so many validations without improvement")
+    cycles: int = Field(4, gt=0, description="warm_restarts: number of cosine cycles, each twice as long as the one before")
+
+
+class Optimizer(_Section):
+    """Gradient descent."""
+
+    name: Literal["sgd", "momentum", "adagrad", "rmsprop", "adam", "adamw", "amsgrad", "nadam", "lion", "muon", "schedule_free"] = Field(
+        "adam", description="schedule_free averages by itself: take schedule.kind constant with it"
+    )
+    learning_rate: float = Field(0.01, gt=0)
+    momentum: float = Field(0.9, ge=0, lt=1, description="momentum (name: momentum)")
+    beta1: float = Field(0.9, ge=0, lt=1)
+    beta2: float = Field(0.999, ge=0, lt=1)
+    weight_decay: float = Field(0.0, ge=0, description="decoupled weight decay (adamw, lion, muon)")
+    clip: float | None = Field(1.0, gt=0, description="largest global norm of the gradient; none: no clipping")
+    schedule: Schedule = Schedule()
+
+
+class Training(_Section):
+    """How long, how much at once, when to stop."""
+
+    epochs: int | None = Field(
+        None, gt=0, description="passes over the training set; default: 200, or as many as fit into max_hours when that is given"
+    )
+    max_hours: float | None = Field(
+        None, gt=0, description="hours of training, compilation included; the schedule is stretched to it. With epochs: what ends first"
+    )
+    batch_size: int = Field(5, gt=0, description="structures per step")
+    max_atoms: int | None = Field(None, gt=0, description="atoms per step at most; default: batch_size times the mean size of a structure")
+    ema: float = Field(0.99, ge=0, lt=1, description="decay of the moving average of the weights (0: none)")
+    patience: int | None = Field(None, gt=0, description="stop after so many validations without improvement")
+    validate_every: int = Field(1, gt=0, description="epochs between validations")
+    checkpoint_every: int = Field(1, gt=0, description="epochs between checkpoints (at most one in ten seconds, at least one in ten minutes)")
+    keep_checkpoints: int = Field(2, gt=0)
+    tensorboard: bool = Field(True, description="write TensorBoard events beside the JSON lines")
+
+    @pydantic.model_validator(mode="before")
+    @classmethod
+    def _default_epochs(cls, values: Any) -> Any:
+        if isinstance(values, dict) and values.get("epochs") is None and values.get("max_hours") is None:
+            return {**values, "epochs": 200}
+        return values
+
+
+class Config(_Section):
+    """Everything about a training run."""
+
+    seed: int = Field(0, ge=0, description="seed of the split, the weights and the order of batches")
+    precision: Literal["float32", "float64"] = "float32"
+    data: Data
+    model: Model = ACE()
+    loss: Loss = Loss()
+    optimizer: Optimizer = Optimizer()
+    training: Training = Training()
+
+    @pydantic.model_validator(mode="before")
+    @classmethod
+    def _empty_sections(cls, values: Any) -> Any:
+        if not isinstance(values, dict):
+            return values
+        return {name: {} if value is None and name in _SECTIONS else value for name, value in values.items()}
+
+
+_SECTIONS = ("data", "model", "loss", "optimizer", "training")
+
+
+def load_config(path: str | Path, overrides: list[str] = ()) -> Config:
+    """Read a YAML file and apply `key.sub=value` overrides (values are YAML); data paths become relative to the file.
+
+    Raises ConfigError: no such file, not YAML, unknown or wrong key (with its path and the nearest known one).
+    """
+    path = Path(path)
+    try:
+        raw = yaml.load(path.read_text(encoding="utf-8"), _Loader)
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read ({error.strerror})") from None
+    except UnicodeDecodeError:
+        raise ConfigError(f"{path}: not a text file") from None
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(raw, dict):
+        raise ConfigError(f"{path}: expected keys and values (data: ..., model: ...), found {type(raw).__name__}")
+    for override in overrides:
+        _override(raw, override)
+    return make_config(raw, source=str(path), base=path.parent)
+
+
+def make_config(raw: dict[str, Any], source: str = "config", base: Path | None = None) -> Config:
+    """Validate a plain dictionary; with `base`, data paths are taken relative to it. Raises ConfigError."""
+    try:
+        config = Config.model_validate(raw)
+    except pydantic.ValidationError as error:
+        raise ConfigError(f"{source}: " + "; ".join(_explain(error.errors()))) from None
+    return config if base is None else config.model_copy(update={"data": _rebase(config.data, base)})
+
+
+def _rebase(data: Data, base: Path) -> Data:
+    def fix(value):
+        if value is None:
+            return None
+        if isinstance(value, dict):
+            return {name: fix(item) for name, item in value.items()}
+        if isinstance(value, list):
+            return [fix(item) for item in value]
+        return str(base / Path(value).expanduser())
+
+    return data.model_copy(update={name: fix(getattr(data, name)) for name in ("train", "valid", "test")})
+
+
+def _override(raw: dict, text: str) -> None:
+    key, separator, value = text.partition("=")
+    if not separator or not key.strip():
+        raise ConfigError(f"--set {text!r}: expected key=value, e.g. training.epochs=50")
+    *parents, last = key.strip().split(".")
+    for parent in parents:
+        if raw.get(parent) is None:
+            raw[parent] = {}
+        raw = raw[parent]
+        if not isinstance(raw, dict):
+            raise ConfigError(f"--set {text!r}: {parent} is a value, not a section")
+    try:
+        raw[last] = yaml.safe_load(value)
+    except yaml.YAMLError:
+        raise ConfigError(f"--set {text!r}: the value is not valid YAML") from None
+
+
+class _Loader(yaml.SafeLoader):
+    """Plain values only; a key that stands twice in one section is an error."""
+
+    def construct_mapping(self, node, deep=False):
+        seen = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.value in seen:
+                problem = f"the key {key.value!r} stands there twice"
+                raise yaml.constructor.ConstructorError(None, None, problem, key.start_mark)
+            seen.add(key.value if isinstance(key, yaml.ScalarNode) else None)
+        return super().construct_mapping(node, deep)
+
+
+_UNION_MEMBER = re.compile(r"(literal|dict|list|function-after)\[.*|str|float|int")
+
+
+def _explain(items: list[dict]) -> list[str]:
+    """One sentence per key; what pydantic says about each member of a union is put together."""
+    sentences: dict[tuple, tuple[str, str]] = {}
+    for item in items:
+        path = tuple(
+            str(part)
+            for before, part in zip((None, *item["loc"]), item["loc"])
+            if not (before == "model" and part in _ARCHITECTURES or isinstance(part, str) and _UNION_MEMBER.fullmatch(part))
+        )
+        sentence, found = _sentence(item, path)
+        if path in sentences and found:
+            sentence = f"{sentences[path][0]} or {sentence.removeprefix(repr('.'.join(path)) + ': input should be ')}"
+        sentences[path] = sentence, found
+    inner = [path for path in sentences if not any(other[: len(path)] == path != other for other in sentences)]
+    return ["".join(sentences[path]) for path in inner]
+
+
+def _sentence(item: dict, path: tuple[str, ...]) -> tuple[str, str]:
+    name = ".".join(path)
+    if item["type"] == "extra_forbidden":
+        known = _known_keys(item["loc"][:-1])
+        near = difflib.get_close_matches(path[-1], known, n=1, cutoff=0.5)
+        hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(sorted(known))}"
+        return f"unknown key {name!r}; {hint}", ""
+    if item["type"] == "missing":
+        return f"{name!r} is missing", ""
+    message = item["msg"]
+    if item["type"] in ("model_type", "model_attributes_type"):
+        message = "input should be a section of keys and values"
+    elif item["type"] == "union_tag_invalid":
+        message = f"unknown architecture {item['ctx']['tag']!r}; known: {', '.join(_ARCHITECTURES)}"
+    return f"{name!r}: {message[0].lower()}{message[1:]}", f" (found {item['input']!r:.80})"
+
+
+def _known_keys(location: tuple) -> list[str]:
+    section: type[BaseModel] = Config
+    for part in location:
+        if part in _ARCHITECTURES:
+            section = _ARCHITECTURES[part]
+        elif isinstance(part, str) and part in section.model_fields:
+            annotation = section.model_fields[part].annotation
+            if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+                section = annotation
+            elif part == "schedule":
+                section = WeightStage
+    return list(section.model_fields)
+
+
+def dump_config(config: Config) -> str:
+    """The resolved configuration as YAML."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)

@@ -1,0 +1,1 @@
+"""Files to arrays, on the host: formats, datasets, baselines, neighbour lists, batches."""

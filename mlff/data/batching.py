@@ -1,0 +1,299 @@
+"""Structures to padded batches of a few fixed sizes.
+
+A `Sample` is one structure with its dense neighbour arrays; `Batches` packs samples into graphs. XLA compiles a
+program per shape, so the samples are put into at most a few size classes, each with one padded shape.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+
+from mlff.data import baseline as baselines
+from mlff.data.neighbors import neighbor_list
+from mlff.data.structure import COINCIDENT, Structure
+from mlff.errors import StructureError
+from mlff.graph import Graph, Labels
+
+_OPEN = 8  #: batches that are filled at the same time
+
+
+class Sizes(NamedTuple):
+    """A padded shape."""
+
+    structures: int  #: B
+    atoms: int  #: N
+    neighbors: int  #: K
+
+
+class Sample(NamedTuple):
+    """One structure, ready to be copied into a batch. float64; absent labels are None."""
+
+    numbers: np.ndarray  #: (n,) int32
+    positions: np.ndarray  #: (n, 3) Å, wrapped into the cell along periodic directions, else centred
+    cell: np.ndarray  #: (3, 3) Å
+    neighbors: np.ndarray  #: (n, k) int32, empty slots hold the atom itself
+    mask: np.ndarray  #: (n, k) bool
+    shifts: np.ndarray | None  #: (n, k, 3) whole cell vectors; None when no pair crosses a cell
+    energy: float | None  #: eV, baseline removed
+    forces: np.ndarray | None  #: (n, 3) eV/Å
+    stress: np.ndarray | None  #: (3, 3) eV/Å³
+    weight: float
+
+    @property
+    def sizes(self) -> Sizes:
+        return Sizes(1, *self.neighbors.shape)
+
+
+def make_sample(structure: Structure, cutoff: float, baseline: dict[int, float] | None = None) -> Sample:
+    """Neighbour arrays of one structure; `baseline` (Z -> eV) is taken off the energy in float64.
+
+    Raises StructureError when two atoms are on top of each other.
+    """
+    positions = _wrap(structure)
+    i, j, shifts = neighbor_list(positions, structure.cell, structure.pbc, cutoff)
+    neighbors, mask, (dense_shifts,) = to_dense(len(structure), i, j, shifts)
+    vectors = positions[j] - positions[i] + shifts @ structure.cell
+    too_close = np.einsum("pa,pa->p", vectors, vectors) < COINCIDENT**2
+    if too_close.any():
+        pair = int(np.flatnonzero(too_close)[0])
+        raise StructureError(f"{structure.source}: atoms {i[pair]} and {j[pair]} are on top of each other")
+    energy = structure.energy
+    if energy is not None and baseline is not None:
+        energy = energy - baselines.energy(baseline, structure.numbers)
+    return Sample(
+        structure.numbers,
+        positions,
+        structure.cell,
+        neighbors,
+        mask,
+        dense_shifts if shifts.any() else None,
+        energy,
+        structure.forces,
+        structure.stress,
+        structure.weight,
+    )
+
+
+def to_dense(n: int, centers: np.ndarray, neighbors: np.ndarray, *pair_arrays: np.ndarray):
+    """A pair list sorted by center to dense arrays: neighbors (n, k), mask (n, k) and each pair array (n, k, ...)."""
+    counts = np.bincount(centers, minlength=n)
+    k = int(counts.max(initial=0))
+    slots = np.arange(len(centers)) - np.repeat(np.cumsum(counts) - counts, counts)
+    dense = np.repeat(np.arange(n, dtype=np.int32)[:, None], k, axis=1)
+    mask = np.zeros((n, k), dtype=bool)
+    dense[centers, slots] = neighbors
+    mask[centers, slots] = True
+    spread = []
+    for values in pair_arrays:
+        array = np.zeros((n, k, *values.shape[1:]), dtype=values.dtype)
+        array[centers, slots] = values
+        spread.append(array)
+    return dense, mask, spread
+
+
+def _wrap(structure: Structure) -> np.ndarray:
+    """Positions (n, 3) moved by whole cell vectors and the center to near the origin, so that float32 keeps its digits."""
+    pbc = structure.pbc
+    positions = structure.positions
+    if pbc.any() and len(positions):
+        vectors = structure.cell[pbc]  # (p, 3); lattice coordinates within the span of the periodic vectors
+        positions = positions - np.floor(positions @ np.linalg.pinv(vectors)) @ vectors
+    if not pbc.all() and len(positions):
+        center = positions.mean(axis=0)
+        if pbc.any():
+            vectors = structure.cell[pbc]
+            center = center - center @ np.linalg.pinv(vectors) @ vectors  # only across the periodic directions
+        positions = positions - center
+    return positions
+
+
+def make_graph(samples: list[Sample], sizes: Sizes, dtype=np.float32, shifts: bool = True) -> Graph:
+    """Copy samples into one padded graph of numpy arrays; without `shifts` no sample may cross a cell."""
+    B, N, K = sizes
+    positions = np.zeros((N, 3), dtype)
+    numbers = np.zeros(N, np.int32)
+    structure = np.full(N, B - 1, np.int32)
+    n_atoms = np.zeros(B, np.int32)
+    cell = np.zeros((B, 3, 3), dtype)
+    neighbors = np.repeat(np.arange(N, dtype=np.int32)[:, None], K, axis=1)
+    mask = np.zeros((N, K), bool)
+    images = np.zeros((N, K, 3), dtype) if shifts else None
+    start = 0
+    for index, sample in enumerate(samples):
+        n, k = sample.neighbors.shape
+        stop = start + n
+        positions[start:stop] = sample.positions
+        numbers[start:stop] = sample.numbers
+        structure[start:stop] = index
+        n_atoms[index] = n
+        cell[index] = sample.cell
+        np.add(sample.neighbors, start, out=neighbors[start:stop, :k])
+        mask[start:stop, :k] = sample.mask
+        if sample.shifts is not None:
+            images[start:stop, :k] = sample.shifts
+        start = stop
+    return Graph(positions, numbers, structure, n_atoms, cell, neighbors, mask, images)
+
+
+def make_labels(samples: list[Sample], sizes: Sizes, dtype=np.float32) -> Labels:
+    """Labels beside the graph of the same samples."""
+    B, N, _ = sizes
+    energy, stress = np.zeros(B, dtype), np.zeros((B, 3, 3), dtype)
+    forces = np.zeros((N, 3), dtype)
+    flags = np.zeros((3, B), bool)
+    weight = np.zeros(B, dtype)
+    start = 0
+    for index, sample in enumerate(samples):
+        stop = start + len(sample.numbers)
+        flags[:, index] = sample.energy is not None, sample.forces is not None, sample.stress is not None
+        if sample.energy is not None:
+            energy[index] = sample.energy
+        if sample.forces is not None:
+            forces[start:stop] = sample.forces
+        if sample.stress is not None:
+            stress[index] = sample.stress
+        weight[index] = sample.weight
+        start = stop
+    return Labels(energy, forces, stress, *flags, weight)
+
+
+def round_up(value: int, share: float = 0.125) -> int:
+    """A rung of a geometric ladder at or above value: steps of about `share`, so few sizes cover all."""
+    step = max(1, 2 ** int(np.floor(np.log2(max(value * share, 1)))))
+    return max(1, -(-value // step) * step)
+
+
+class Batches:
+    """Samples packed into padded batches of a few fixed sizes.
+
+    `batch_size` structures of mean size make the atom budget of a batch (or `max_atoms`), less up to a fifth where the
+    samples then pack better; a structure larger than the budget raises it. Samples that need very different numbers of neighbours go into different size classes: a class
+    more (up to `max_classes`) must save the share `gain` of all padded pairs, for each is a program to compile.
+    """
+
+    def __init__(
+        self,
+        samples: list[Sample],
+        batch_size: int,
+        max_atoms: int | None = None,
+        dtype=np.float32,
+        max_classes: int = 3,
+        gain: float = 0.06,
+    ):
+        if not samples:
+            raise ValueError("no samples to batch")
+        self.samples = samples
+        self.dtype = dtype
+        self.shifts = any(sample.shifts is not None for sample in samples)
+        self._atoms = n = np.array([sample.sizes.atoms for sample in samples])
+        k = np.array([max(1, sample.sizes.neighbors) for sample in samples])
+        budget = max_atoms or int(np.ceil(batch_size * n.mean()))
+        self.classes: list[tuple[Sizes, np.ndarray]] = []
+        for members in _size_classes(n, k, max_classes, gain):
+            self.classes.append((self._choose(members, budget, 4 * batch_size, int(k[members].max())), members))
+
+    def _choose(self, members: np.ndarray, budget: int, most: int, neighbors: int) -> Sizes:
+        """The shape, of at most `budget` atoms and `most` structures, into which these samples go with least padding."""
+        n = self._atoms[members]
+        largest, smallest = int(n.max()), max(1, int(n.min()))
+        budget = max(1, budget, largest)
+        if largest == smallest:
+            budget -= budget % largest
+        structures = min(budget // smallest, most, len(n))
+        budget = min(budget, max(1, int(np.sort(n)[-structures:].sum())))
+        best = None
+        lowest = budget if largest == smallest else max(largest, 0.8 * budget)
+        for atoms in dict.fromkeys(np.linspace(budget, lowest, 9).astype(int).tolist()):
+            sizes = Sizes(structures, atoms, neighbors)
+            padded = atoms * len(_pack(_fixed_order(members), self._atoms, sizes))
+            if best is None or padded < best[0]:
+                best = padded, sizes
+        return best[1]
+
+    @property
+    def sizes(self) -> list[Sizes]:
+        return [sizes for sizes, _ in self.classes]
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Batches in an epoch; a random order can need a few more when structures differ in size."""
+        return len(self.plan(None))
+
+    def plan(self, rng: np.random.Generator | None) -> list[tuple[Sizes, list[int]]]:
+        """The batches of one epoch: padded size and sample indices; shuffled by `rng`, else always the same."""
+        batches = []
+        for sizes, members in self.classes:
+            order = _fixed_order(members) if rng is None else rng.permutation(members)
+            batches += [(sizes, batch) for batch in _pack(order, self._atoms, sizes)]
+        if rng is not None:
+            batches = [batches[i] for i in rng.permutation(len(batches))]
+        return batches
+
+    def build(self, sizes: Sizes, indices: list[int]) -> tuple[Graph, Labels]:
+        """The arrays of one batch of a plan."""
+        chosen = [self.samples[i] for i in indices]
+        return make_graph(chosen, sizes, self.dtype, self.shifts), make_labels(chosen, sizes, self.dtype)
+
+    def epoch(self, rng: np.random.Generator) -> Iterator[tuple[Graph, Labels]]:
+        """One pass over all samples in random order."""
+        for sizes, indices in self.plan(rng):
+            yield self.build(sizes, indices)
+
+    def ordered(self) -> Iterator[tuple[list[int], Graph, Labels]]:
+        """One pass in a fixed order, with the indices of the samples in each batch."""
+        for sizes, indices in self.plan(None):
+            yield indices, *self.build(sizes, indices)
+
+
+def _fixed_order(members: np.ndarray) -> np.ndarray:
+    return np.random.default_rng(0).permutation(members)
+
+
+def _pack(order: np.ndarray, n: np.ndarray, sizes: Sizes) -> list[list[int]]:
+    """Put samples, in this order, each into the fullest open batch that has room; a batch that closes stays as it is."""
+    smallest = int(n[order].min())
+    batches: list[list[int]] = []
+    opened: list[tuple[int, list[int]]] = []  # room in atoms, samples
+    for index, atoms in zip(order.tolist(), n[order].tolist(), strict=True):
+        fitting = [which for which, (room, _) in enumerate(opened) if room >= atoms]
+        if fitting:
+            room, batch = opened.pop(min(fitting, key=lambda which: opened[which][0]))
+        else:
+            if len(opened) == _OPEN:
+                fullest = min(range(_OPEN), key=lambda which: opened[which][0])
+                batches.append(opened.pop(fullest)[1])
+            room, batch = sizes.atoms, []
+        batch.append(index)
+        if len(batch) == sizes.structures or room - atoms < smallest:
+            batches.append(batch)
+        else:
+            opened.append((room - atoms, batch))
+    return batches + [batch for _, batch in opened]
+
+
+def _size_classes(n: np.ndarray, k: np.ndarray, max_classes: int, gain: float) -> list[np.ndarray]:
+    """Samples by ascending neighbour count k, cut where the padded pairs (sum of n * largest k of a class) become least.
+
+    One cut more as long as it saves `gain` of the pairs of a single class.
+    """
+    order = np.lexsort((n, k))
+    widths, first = np.unique(k[order], return_index=True)
+    before = np.append(0, np.cumsum(n[order]))[np.append(first, len(order))]
+    # cost[i, j]: padded pairs of a class of the widths i ... j; least[j]: of the best classes of the widths 0 ... j
+    cost = np.where(np.tri(len(widths), dtype=bool).T, (before[1:] - before[:-1, None]) * widths, np.inf)
+    least, cuts = cost[0], []
+    while len(cuts) + 1 < max_classes:
+        candidates = least[:-1, None] + cost[1:]
+        better = candidates.min(axis=0, initial=np.inf)
+        if not least[-1] - better[-1] > gain * cost[0, -1]:
+            break
+        cuts.append(candidates.argmin(axis=0))
+        least = better
+    starts, last = [], len(widths) - 1
+    for cut in reversed(cuts):
+        last = int(cut[last])
+        starts.insert(0, first[last + 1])
+    return [np.sort(members) for members in np.split(order, starts)]

@@ -1,0 +1,90 @@
+"""What a file of reference data holds, in one line."""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import dataclass, replace
+
+from ase.data import chemical_symbols
+
+from mlff.config import KeyNames
+from mlff.data.structure import Structure
+from mlff.errors import DataError
+
+
+@dataclass(frozen=True)
+class Census:
+    """Counts over structures (isolated atoms apart), and where each label came from."""
+
+    source: str  #: file name(s)
+    structures: int = 0  #: isolated atoms not counted
+    sizes: tuple[int, int] = (0, 0)  #: atoms in the smallest and the largest structure
+    elements: tuple[int, ...] = ()  #: atomic numbers, ascending
+    energy: int = 0  #: structures with an energy
+    forces: int = 0  #: structures with forces
+    stress: int = 0  #: structures with a stress
+    isolated: int = 0  #: isolated atoms with an energy
+    ignored_stress: int = 0  #: stresses of structures that are not periodic along a, b and c: without meaning, dropped
+    origins: tuple[tuple[str, str], ...] = ()  #: (label, 'key "energy", calculator, eV') for every label found
+    keys: tuple[tuple[str, str], ...] = ()  #: every (key, place) in the file
+
+    def counted(self, structures: list[Structure], isolated: int) -> Census:
+        """The same file(s), with counts over these structures."""
+        lengths = [len(structure) for structure in structures] or [0]
+        present = {int(z) for structure in structures for z in set(structure.numbers.tolist())}
+        counts = {name: sum(getattr(s, name) is not None for s in structures) for name in ("energy", "forces", "stress")}
+        return replace(
+            self,
+            structures=len(structures),
+            sizes=(min(lengths), max(lengths)),
+            elements=tuple(sorted(present)),
+            isolated=isolated,
+            **counts,
+        )
+
+    def __add__(self, other: Census) -> Census:
+        sizes = [s for census in (self, other) if census.structures for s in census.sizes] or [0]
+        totals = ("structures", "energy", "forces", "stress", "isolated", "ignored_stress")
+        return Census(
+            source=f"{self.source}, {other.source}",
+            sizes=(min(sizes), max(sizes)),
+            elements=tuple(sorted({*self.elements, *other.elements})),
+            origins=tuple(dict.fromkeys(self.origins + other.origins)),
+            keys=tuple(dict.fromkeys(self.keys + other.keys)),
+            **{name: getattr(self, name) + getattr(other, name) for name in totals},
+        )
+
+    @property
+    def keys_there(self) -> str:
+        """The keys of the file for messages: 'energy (calculator), REF_forces (arrays)'."""
+        return ", ".join(f"{key} ({place})" for key, place in self.keys) or "none"
+
+    def require(self, names: KeyNames, labels: tuple[str, ...] = tuple(KeyNames.model_fields)) -> None:
+        """Raise DataError if a key named in the options stands in no structure at all."""
+        there = {key for key, _ in self.keys}
+        for label in labels:
+            key = getattr(names, label)
+            if key is None or key in there:
+                continue
+            near = difflib.get_close_matches(key, there, n=1, cutoff=0.6)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise DataError(
+                f"{self.source}: no structure has the key {key!r} (keys.{label}); keys there: {self.keys_there}{hint}"
+            )
+
+    def __str__(self) -> str:
+        low, high = self.sizes
+        atoms = f"{low} atoms each" if low == high else f"{low} to {high} atoms"
+        symbols = " ".join(chemical_symbols[z] for z in self.elements)
+        head = f"{self.source}: {self.structures} structures" + (f", {atoms}, {symbols}" if self.structures else "")
+        labels = []
+        for name in ("energy", "forces", "stress"):
+            origin = " or ".join(text for label, text in self.origins if label == name)
+            labels.append(f"{name} {getattr(self, name)}" + (f" ({origin})" if origin else ""))
+        extras = [f"{label} ({text})" for label, text in self.origins if label in ("weight", "group")]
+        parts = [head, ", ".join(labels + extras)]
+        if self.ignored_stress:
+            parts.append(f"stress ignored on {self.ignored_stress} not fully periodic structures")
+        if self.isolated:
+            parts.append(f"isolated atoms {self.isolated}")
+        return "; ".join(parts)

@@ -1,0 +1,263 @@
+"""Labels of ASE frames: where they stand, in which unit and with which sign; `Atoms` to `Structure`.
+
+Labels are looked up in `atoms.info`, in `atoms.arrays` and in the results of the attached calculator (read as they
+are: `get_forces` would zero the forces of constrained atoms).
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import replace
+
+import ase
+import numpy as np
+
+from mlff.config import KeyNames, ReadOptions, Units
+from mlff.data.census import Census
+from mlff.data.neighbors import coincident_pair
+from mlff.data.structure import COINCIDENT, Structure
+from mlff.errors import ConfigError, DataError, StructureError
+from mlff.units import ENERGY, LENGTH, STRESS, factor
+
+#: What a key may be called (in any case, with or without one of the prefixes) to be taken for a label.
+USUAL = {
+    "energy": ("energy", "total_energy", "toten"),
+    "forces": ("forces", "force"),
+    "stress": ("stress",),
+    "virial": ("virial", "virials"),
+}
+PREFIXES = ("ref_", "dft_", "qm_", "reference_", "target_")
+_LARGEST_STRESS = 100.0  # eV/Å³, 16 TPa
+_GEOMETRY = {"numbers", "positions"}
+
+
+def label_frames(frames: list[ase.Atoms], source: str, options: ReadOptions) -> tuple[list[Structure], Census]:
+    """Structures with labels in mlff's units, isolated atoms included; the census counts them apart.
+
+    Raises DataError with file, structure index (from 0) and key: two keys that contradict each other, a label that is
+    not a finite number or of the wrong shape, a geometry that cannot be evaluated.
+    """
+    keys = tuple(dict.fromkeys(item for atoms in frames for item in _all_keys(atoms)))
+    chosen = {label: _choose(label, frames, keys, source, options.keys) for label in KeyNames.model_fields}
+    convert = _Converter(options.units)
+    structures, ignored, origins = [], 0, {}
+    for index, atoms in enumerate(frames):
+        where = f"{source}, structure {index}"
+        structure, dropped, found = _label(atoms, where, chosen, convert)
+        ignored += dropped
+        origins.update(dict.fromkeys(found))
+        structures.append(structure)
+    isolated = [structure for structure in structures if is_isolated_atom(structure)]
+    rest = [structure for structure in structures if not is_isolated_atom(structure)]
+    described = tuple((label, convert.describe(kind, key, place)) for label, kind, key, place in origins)
+    census = Census(source=source, ignored_stress=ignored, origins=described, keys=keys)
+    return structures, census.counted(rest, len(isolated))
+
+
+def is_isolated_atom(structure: Structure) -> bool:
+    """One neutral atom with an energy that is marked so, not periodic, or in a cell wider than 10 Å all round."""
+    if len(structure) != 1 or structure.energy is None:
+        return False
+    info = {str(key).lower(): value for key, value in structure.info.items()}
+    mark = str(info.get("config_type", "")).lower().replace("_", "").replace("-", "").replace(" ", "")
+    if mark.startswith("isolated"):
+        return True
+    charge = info.get("charge", info.get("total_charge", 0))
+    if isinstance(charge, int | float | np.number) and charge != 0:
+        return False
+    if not structure.pbc.any():
+        return True
+    if structure.pbc.all():
+        return bool((1 / np.linalg.norm(np.linalg.inv(structure.cell), axis=0) > 10).all())
+    return bool((np.linalg.norm(structure.cell[structure.pbc], axis=1) > 10).all())
+
+
+def _label(atoms, where, chosen, convert) -> tuple[Structure, bool, list]:
+    """One structure; whether a stress was dropped; the origins (label, kind, key, place) of what was found."""
+    structure = _geometry(atoms, where, convert.length)
+    found, origins = {}, {}
+    for label, names in chosen.items():
+        values = [
+            (name, place, convert.parse(label, value, len(atoms), where, name))
+            for name in names
+            for place, value in _look(atoms, name)
+        ]
+        if values:
+            _agree(values, label, where)
+            name, place, found[label] = values[0]
+            origins[label] = (label, label, name, place)
+    tensors = {label: found.pop(label) for label in ("stress", "virial") if label in found}
+    dropped = bool(tensors) and not structure.pbc.all()
+    if tensors and not dropped:
+        found["stress"] = _stress(tensors, structure.volume, convert, where)
+        origins.setdefault("stress", ("stress", *origins.get("virial", ())[1:]))
+    elif dropped:
+        origins.pop("stress", None)
+    origins.pop("virial", None)
+    taken = {name for names in chosen.values() for name in names}
+    info = {key: value for key, value in atoms.info.items() if key not in taken}
+    return replace(structure, info=info, **found), dropped, list(origins.values())
+
+
+def _geometry(atoms, where, length) -> Structure:
+    if len(atoms) == 0:
+        raise DataError(f"{where}: has no atoms; remove it")
+    structure = Structure(
+        numbers=np.array(atoms.numbers, dtype=np.int32),
+        positions=length * np.array(atoms.positions, dtype=np.float64, order="C"),
+        cell=length * np.array(atoms.cell.array, dtype=np.float64, order="C"),
+        pbc=np.array(atoms.pbc, dtype=bool),
+        source=where,
+    )
+    structure.check()
+    try:
+        pair = coincident_pair(structure.positions, structure.cell, structure.pbc, COINCIDENT)
+    except StructureError as error:
+        raise StructureError(f"{where}: {error}") from None
+    if pair is not None:
+        raise StructureError(f"{where}: atoms {pair[0]} and {pair[1]} are nearer than {COINCIDENT} Å; remove the structure")
+    return structure
+
+
+def _stress(found, volume, convert, where):
+    virial = convert.virial_sign * found["virial"] / volume if "virial" in found else found["stress"]
+    stress = found.get("stress", virial)
+    if np.abs(stress).max() > _LARGEST_STRESS:
+        raise DataError(
+            f"{where}: a stress of {np.abs(stress).max():.3g} eV/Å³ cannot be; set units.stress (bar, kbar, GPa)"
+        )
+    if np.abs(stress - virial).max() > 1e-2 * np.abs(stress).max() + 1e-5:
+        raise DataError(
+            f"{where}: stress ({stress[0, 0]:.6g} eV/Å³ along xx) and virial ({virial[0, 0]:.6g} as a stress) contradict "
+            "each other; name one with keys.stress or keys.virial, and check units.stress, stress_sign and virial_sign"
+        )
+    return stress
+
+
+def _all_keys(atoms):
+    results = getattr(atoms.calc, "results", None) or {}
+    for place, values in (("calculator", results), ("arrays", atoms.arrays), ("info", atoms.info)):
+        yield from ((str(key), place) for key, value in values.items() if value is not None and key not in _GEOMETRY)
+
+
+def _look(atoms, key):
+    results = getattr(atoms.calc, "results", None) or {}
+    for place, values in (("calculator", results), ("arrays", atoms.arrays), ("info", atoms.info)):
+        if key not in _GEOMETRY and values.get(key) is not None:
+            yield place, values[key]
+
+
+def _choose(label, frames, keys, source, names: KeyNames) -> list[str]:
+    """The keys to read a label from: the one named, or the usual ones there, the one that covers every frame first."""
+    named = getattr(names, label)
+    if named is not None:
+        return [named]
+    other = {"stress": names.virial, "virial": names.stress}.get(label)
+    if label not in USUAL or other is not None:
+        return []
+    usual = list(dict.fromkeys(key for key, _ in keys if _plain(key) in USUAL[label]))
+    if len(usual) < 2:
+        return usual
+    frames_with = Counter()
+    for atoms in frames:
+        there = [key for key in usual if any(_look(atoms, key))]
+        frames_with.update([*there, None] if there else [])
+    complete = [key for key in usual if frames_with[key] == frames_with[None]]
+    if not complete:
+        listed = ", ".join(f"{key!r} in {frames_with[key]}" for key in usual)
+        raise DataError(
+            f"{source}: {label} stands under different keys in different structures ({listed}); name one: keys.{label}"
+        )
+    return complete[:1] + [key for key in usual if key != complete[0]]
+
+
+def _plain(key: str) -> str:
+    key = key.lower()
+    for prefix in PREFIXES:
+        key = key.removeprefix(prefix)
+    return key
+
+
+def _agree(values, label, where):
+    (first, place, value), *others = values
+    for name, other_place, other in others:
+        same = value == other if isinstance(value, str) else np.allclose(value, other, rtol=1e-9, atol=1e-5)
+        if same:
+            continue
+        if name == first:
+            raise DataError(
+                f"{where}: {label} {name!r} stands in {place} and in {other_place} with different values; remove one"
+            )
+        raise DataError(
+            f"{where}: {label} stands under {first!r} and {name!r} with different values; say which: keys.{label}"
+        )
+
+
+class _Converter:
+    """Factors and signs from the units of the file to mlff's, taken once per file."""
+
+    def __init__(self, units: Units):
+        self.units = units
+        self.energy = factor(ENERGY, units.energy, "energy")
+        self.length = factor(LENGTH, units.length, "length")
+        self.forces_unit = units.forces or f"{units.energy}/{units.length}"
+        energy, slash, length = self.forces_unit.rpartition("/")
+        if not slash:
+            raise ConfigError(f"units.forces: expected ENERGY/LENGTH, e.g. eV/Angstrom, found {units.forces!r}")
+        sign = -1.0 if units.forces_sign == "gradient" else 1.0
+        self.forces = sign * factor(ENERGY, energy, "force (its energy)") / factor(LENGTH, length, "force (its length)")
+        self.stress = (-1.0 if units.stress_sign == "compression" else 1.0) * factor(STRESS, units.stress, "stress")
+        self.virial_sign = -1.0 if units.virial_sign == "minus_stress" else 1.0
+
+    def parse(self, label, value, n, where, key):
+        """A label in mlff's units: energy float, forces (n, 3), stress (3, 3), virial (3, 3), weight float, group str."""
+        name = f"{where}: {label} (key {key!r})"
+        if label == "group":
+            return str(value)
+        array = np.asarray(value)
+        if array.dtype.kind not in "fiu":
+            raise DataError(f"{name} is not a number: {str(value)[:40]!r}; correct it or name another key with keys.{label}")
+        array = array.astype(np.float64, order="C")
+        if not np.isfinite(array).all():
+            raise DataError(f"{name} is not finite; remove the label or the structure")
+        if label in ("energy", "weight"):
+            if array.size != 1:
+                raise DataError(
+                    f"{name} has shape {array.shape} where one number is expected; name another key with keys.{label}"
+                )
+            number = float(array.reshape(()))
+            if label == "weight" and number < 0:
+                raise DataError(f"{name} is negative ({number:g}); weights are 0 or more")
+            return number * (self.energy if label == "energy" else 1.0)
+        if label == "forces":
+            if array.shape != (n, 3) and not (n == 1 and array.shape == (3,)):
+                raise DataError(
+                    f"{name} have shape {array.shape} where {(n, 3)} is expected; name another key with keys.forces"
+                )
+            return self.forces * array.reshape(n, 3)
+        tensor = self._tensor(array, name, label)
+        return tensor * (self.stress if label == "stress" else self.energy)
+
+    def describe(self, label, key, place) -> str:
+        units = self.units
+        text = {
+            "energy": units.energy,
+            "forces": self.forces_unit + (", gradient" if units.forces_sign == "gradient" else ""),
+            "stress": units.stress + (", positive: compression" if units.stress_sign == "compression" else ""),
+            "virial": f"{units.energy}, {'-' if units.virial_sign == 'minus_stress' else '+'}stress*volume",
+        }.get(label)
+        return f'key "{key}", {place}' + (f", {text}" if text else "")
+
+    @staticmethod
+    def _tensor(array, name, label):
+        if array.size not in (6, 9) or array.shape not in ((6,), (9,), (3, 3), (1, 6), (1, 9)):
+            raise DataError(
+                f"{name} has shape {array.shape} where 3x3, 9 or 6 numbers are expected; name another key with keys.{label}"
+            )
+        if array.size == 6:
+            xx, yy, zz, yz, xz, xy = array.ravel()
+            return np.array([[xx, xy, xz], [xy, yy, yz], [xz, yz, zz]])
+        tensor = array.reshape(3, 3)
+        if np.abs(tensor - tensor.T).max() > 1e-2 * np.abs(tensor).max():
+            raise DataError(f"{name} is not symmetric; check the order of its components")
+        return (tensor + tensor.T) / 2

@@ -1,0 +1,128 @@
+"""Positions, cell and periodicity to a list of neighbours (through vesin)."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import numpy as np
+import scipy.spatial
+import vesin
+
+from mlff.errors import StructureError
+
+# Below so many atoms without periodicity all distances in numpy are faster than building cells.
+_ALL_PAIRS = 48
+# vesin 0.6 makes at most 1e5 cells; on long or flat systems above that it divides by zero and takes the process along.
+_MOST_CELLS, _FEWEST_ACROSS = 5e4, 2.0
+
+
+def neighbor_list(positions, cell, pbc, cutoff: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The full neighbour list, sorted by center: pairs with |r_j - r_i + shifts @ cell| < cutoff.
+
+    positions (n, 3) and cell (3, 3) in Å, pbc (3,) bool, cutoff in Å. Returns centers (P,), neighbors (P,) and shifts
+    (P, 3), all int32 and C-contiguous. Both directions of each pair are listed and periodic images of an atom are its
+    neighbours; an atom is never its own neighbour in the home cell. Cell vectors of directions that are not periodic
+    are ignored; atoms may lie anywhere. The order is the same from call to call.
+
+    Raises StructureError: a position or periodic cell vector that is not finite, a periodic direction without extent.
+    """
+    positions = np.ascontiguousarray(positions, dtype=np.float64)
+    pbc = np.asarray(pbc, dtype=bool)
+    if positions.ndim != 2 or positions.shape[1] != 3 or pbc.shape != (3,):
+        raise ValueError(f"positions (n, 3) and pbc (3,) expected, found {positions.shape} and {pbc.shape}")
+    if not 0 < cutoff < math.inf:
+        raise ValueError(f"the cutoff must be a positive length, found {cutoff}")
+    if not np.isfinite(positions).all():
+        atom = int(np.flatnonzero(~np.isfinite(positions).all(axis=1))[0])
+        raise StructureError(f"position of atom {atom} is not finite; no neighbours can be found")
+    if len(positions) == 0 or not pbc.any() and len(positions) <= _ALL_PAIRS:
+        return _all_pairs(positions, cutoff)
+    box, inverse, heights = _box(positions, cell, pbc)
+    home = np.floor(positions @ inverse) * pbc
+    wrapped = positions - home @ box
+    cells = np.maximum(heights / cutoff, 1.0)
+    if cells.prod() > _MOST_CELLS and cells.min() * np.cbrt(1e5 / cells.prod()) < _FEWEST_ACROSS:
+        i, j, shifts = _by_tree(wrapped, box, inverse, pbc, heights, cutoff)
+        return i, j, _unwrap(shifts, home, i, j)
+    calculator = vesin.NeighborList(cutoff=float(cutoff), full_list=True, sorted=True, n_threads=1)
+    i, j, shifts = calculator.compute(points=wrapped, box=box, periodic=pbc, quantities="ijS", copy=False)
+    i, j = i.astype(np.int32), j.astype(np.int32)
+    return i, j, _unwrap(shifts, home, i, j)
+
+
+def coincident_pair(positions, cell, pbc, distance: float) -> tuple[int, int] | None:
+    """The first two atoms (or an atom and an image, then i == j) nearer than `distance` (Å, small), or None."""
+    positions = np.ascontiguousarray(positions, dtype=np.float64)
+    if not np.asarray(pbc, dtype=bool).any():
+        pairs = scipy.spatial.cKDTree(positions).query_pairs(distance) if len(positions) > 1 else ()
+        return min(pairs) if pairs else None
+    if len(positions) == 0:
+        return None
+    cell = np.asarray(cell, dtype=np.float64)
+    spacing = np.cbrt(abs(np.linalg.det(cell)) / len(positions))
+    reach = max(distance, min(max(spacing, 1.5), 5.0))
+    i, j, shifts = neighbor_list(positions, cell, pbc, reach)
+    vectors = positions[j] - positions[i] + shifts @ cell
+    close = np.flatnonzero(np.einsum("pk,pk->p", vectors, vectors) < distance**2)
+    return (int(i[close[0]]), int(j[close[0]])) if len(close) else None
+
+
+def _all_pairs(positions, cutoff):
+    vectors = positions[None] - positions[:, None]
+    near = np.einsum("ijk,ijk->ij", vectors, vectors) < cutoff * cutoff
+    near.flat[:: len(positions) + 1] = False
+    i, j = near.nonzero()
+    return i.astype(np.int32), j.astype(np.int32), np.zeros((len(i), 3), dtype=np.int32)
+
+
+def _unwrap(shifts, home, i, j):
+    """Shifts between wrapped atoms to shifts between the atoms as given."""
+    if home.any():
+        home = home.astype(np.int64)
+        shifts = shifts + home[i] - home[j]
+    return np.array(shifts, dtype=np.int32, order="C")
+
+
+def _box(positions, cell, pbc):
+    """The cell (unit vectors where it is not periodic), its inverse, and the extent of the system along each vector, Å."""
+    box = np.zeros((3, 3))
+    if not pbc.any():
+        return box, box, np.ptp(positions, axis=0)
+    box[pbc] = np.asarray(cell, dtype=np.float64)[pbc]
+    if not np.isfinite(box).all():
+        raise StructureError("the cell is not finite; no neighbours can be found")
+    lengths = np.linalg.norm(box[pbc], axis=1)
+    if (lengths == 0).any():
+        axis = "abc"[np.flatnonzero(pbc)[lengths == 0][0]]
+        raise StructureError(f"periodic along {axis}, but the cell vector {axis} is zero; set the cell or pbc")
+    _, singular, directions = np.linalg.svd(box[pbc] / lengths[:, None])
+    if singular[-1] < 1e-9:
+        raise StructureError("the periodic cell vectors lie in one plane or line; the cell has no volume")
+    box[~pbc] = directions[pbc.sum() :]
+    inverse = np.linalg.inv(box)
+    heights = 1 / np.linalg.norm(inverse, axis=0)
+    if not pbc.all():
+        heights[~pbc] = np.ptp(positions @ box[~pbc].T, axis=0)
+    return box, inverse, heights
+
+
+def _by_tree(positions, box, inverse, pbc, heights, cutoff):
+    """The same list of wrapped atoms through a k-d tree of atoms and images: slower, for any shape of system."""
+    fractional = positions @ inverse
+    margin = np.where(pbc, cutoff / np.maximum(heights, 1e-300), np.inf)
+    reach = np.where(pbc, np.ceil(margin), 0).astype(int)
+    atoms, images = [], []
+    for image in itertools.product(*[range(-r, r + 1) for r in reach]):
+        moved = fractional + image
+        (near,) = ((moved >= -margin) & (moved <= 1 + margin)).all(axis=1).nonzero()
+        atoms.append(near)
+        images.append(np.broadcast_to(image, (len(near), 3)))
+    atoms, images = np.concatenate(atoms), np.concatenate(images)
+    tree, ghosts = scipy.spatial.cKDTree(positions), scipy.spatial.cKDTree(positions[atoms] + images @ box)
+    pairs = tree.sparse_distance_matrix(ghosts, cutoff, output_type="ndarray")
+    i, j, shifts = pairs["i"], atoms[pairs["j"]], images[pairs["j"]]
+    keep = (pairs["v"] < cutoff) & ((i != j) | shifts.any(axis=1))
+    order = np.lexsort((*shifts.T, j, i))
+    order = order[keep[order]]
+    return i[order].astype(np.int32), j[order].astype(np.int32), shifts[order]

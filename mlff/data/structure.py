@@ -1,0 +1,85 @@
+"""One structure with its reference labels, in mlff's units."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import ase
+import numpy as np
+
+from mlff.errors import StructureError
+
+#: Two atoms nearer than this (Å) are on top of each other: no reference calculation converges there.
+COINCIDENT = 1e-3
+
+
+@dataclass(frozen=True, eq=False)
+class Structure:
+    """Atoms and, where known, labels. Arrays are float64, C-contiguous and native byte order.
+
+    Absent labels are None, never 0. Constraints do not exist here: forces are those of the reference method.
+    """
+
+    numbers: np.ndarray  #: (n,) int32, atomic numbers
+    positions: np.ndarray  #: (n, 3), Å, as given (not wrapped)
+    cell: np.ndarray  #: (3, 3), Å, rows are vectors; zeros if there is none
+    pbc: np.ndarray  #: (3,) bool
+    energy: float | None = None  #: eV, total
+    forces: np.ndarray | None = None  #: (n, 3), eV/Å
+    stress: np.ndarray | None = None  #: (3, 3), eV/Å³, ASE's sign: +(1/V) dE/dε
+    weight: float = 1.0  #: weight in the loss
+    group: str | None = None  #: frames of one group never straddle a split
+    source: str = "structure"  #: where it came from, for messages: "file.xyz, structure 12"
+    info: dict = field(default_factory=dict)  #: what else the file said about it
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    @property
+    def formula(self) -> str:
+        return ase.Atoms(self.numbers).get_chemical_formula()
+
+    @property
+    def volume(self) -> float:
+        """abs(det cell), Å³."""
+        return float(abs(np.linalg.det(self.cell)))
+
+    @classmethod
+    def from_atoms(cls, atoms: ase.Atoms, source: str = "structure", **labels) -> Structure:
+        """Take geometry from `atoms` (its calculator, constraints and info are not read); labels by keyword.
+
+        Raises StructureError for NaN, an unknown element (Z < 1 or > 118) or a periodic direction without a vector.
+        """
+        structure = cls(
+            numbers=np.array(atoms.numbers, dtype=np.int32),
+            positions=np.array(atoms.positions, dtype=np.float64, order="C"),
+            cell=np.array(atoms.cell.array, dtype=np.float64, order="C"),
+            pbc=np.array(atoms.pbc, dtype=bool),
+            source=source,
+            **labels,
+        )
+        structure.check()
+        return structure
+
+    def check(self) -> None:
+        """Raise StructureError if the geometry cannot be evaluated at all."""
+        if not np.isfinite(self.positions).all():
+            atom = int(np.flatnonzero(~np.isfinite(self.positions).all(axis=1))[0])
+            raise StructureError(f"{self.source}: position of atom {atom} is not finite")
+        if not np.isfinite(self.cell).all():
+            raise StructureError(f"{self.source}: the cell is not finite")
+        bad = (self.numbers < 1) | (self.numbers > 118)
+        if bad.any():
+            atom = int(np.flatnonzero(bad)[0])
+            raise StructureError(f"{self.source}: atom {atom} has atomic number {int(self.numbers[atom])}, which is no element")
+        if self.pbc.any():
+            lengths = np.linalg.norm(self.cell, axis=1)
+            if (lengths[self.pbc] == 0).any():
+                axis = "abc"[int(np.flatnonzero(self.pbc & (lengths == 0))[0])]
+                raise StructureError(f"{self.source}: periodic along {axis}, but the cell vector {axis} is zero; set the cell or pbc")
+            if self.pbc.all() and self.volume < 1e-6:
+                raise StructureError(f"{self.source}: the cell has no volume")
+
+    def to_atoms(self) -> ase.Atoms:
+        """ASE atoms without labels."""
+        return ase.Atoms(self.numbers, positions=self.positions, cell=self.cell, pbc=self.pbc)

@@ -1,0 +1,65 @@
+"""One padded batch of structures: the arrays that models, losses and derivatives work on.
+
+Letters: B structures, N atoms, K neighbours per atom (all with padding included). The layout is dense: every atom
+has K neighbour slots, so sums over neighbours are reductions or matrix products, never scatters.
+Units: Å, eV, eV/Å, eV/Å³.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+from jax import Array
+
+
+class Graph(NamedTuple):
+    """Atoms and neighbour lists of a batch. Padding: atoms with Z = 0, pair slots with mask False, n_atoms = 0."""
+
+    positions: Array  #: (N, 3) float, Å
+    atomic_numbers: Array  #: (N,) int32; 0 is padding
+    structure: Array  #: (N,) int32, ascending: the structure an atom belongs to; padding atoms carry B - 1
+    n_atoms: Array  #: (B,) int32; 0 for padding structures
+    cell: Array  #: (B, 3, 3) float, Å, rows are the cell vectors; zeros where there is no cell
+    neighbors: Array  #: (N, K) int32: atom j of slot k of center i; in empty slots the center itself
+    neighbor_mask: Array  #: (N, K) bool: False in empty slots
+    shifts: Array | None  #: (N, K, 3) float, whole cell vectors: r_ij = r_j - r_i + shifts @ cell. None: no pair crosses a cell
+
+    @property
+    def atom_mask(self) -> Array:
+        """(N,) bool: False for padding atoms."""
+        return self.atomic_numbers > 0
+
+    @property
+    def structure_mask(self) -> Array:
+        """(B,) bool: False for padding structures."""
+        return self.n_atoms > 0
+
+    @property
+    def pair_vectors(self) -> Array:
+        """(N, K, 3) r_ij = r_j - r_i + shifts @ cell, Å; zero in empty slots."""
+        vectors = self.positions[self.neighbors] - self.positions[:, None, :]
+        if self.shifts is None:
+            return vectors
+        return vectors + jnp.einsum("nka,nab->nkb", self.shifts, self.cell[self.structure])
+
+
+class Labels(NamedTuple):
+    """Reference values of a batch, baseline already removed. An absent label is 0 with its flag False: read the flag."""
+
+    energy: Array  #: (B,) float, eV, total of the structure less the baseline
+    forces: Array  #: (N, 3) float, eV/Å
+    stress: Array  #: (B, 3, 3) float, eV/Å³, +(1/V) dE/dε
+    has_energy: Array  #: (B,) bool
+    has_forces: Array  #: (B,) bool
+    has_stress: Array  #: (B,) bool
+    weight: Array  #: (B,) float, weight of the structure in the loss
+
+
+class Prediction(NamedTuple):
+    """What a potential says of a batch, baseline not yet added."""
+
+    energy: Array  #: (B,) float, eV
+    forces: Array  #: (N, 3) float, eV/Å, -dE/dR
+    stress: Array | None  #: (B, 3, 3) float, eV/Å³; None when not asked for; 0 where there is no cell
+    energies: Array  #: (N,) float, eV, per atom; 0 for padding

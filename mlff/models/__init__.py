@@ -1,0 +1,1 @@
+"""Models: params and Graph to per-atom energies. A model never sees a force."""

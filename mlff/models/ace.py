@@ -1,0 +1,138 @@
+"""Many-body message passing: atomic-cluster-expansion products with equivariant features and an invariant energy.
+
+Per layer: (1) neighbours' features, seen along the bond, are gathered into a density on the sphere around each atom,
+A_lmc = sum_j R_lc(r_ij) Y_lm(r_ij) phi_jc; (2) powers of that density up to the correlation order, taken pointwise on a
+sphere grid and projected back (Gaunt products), give the many-body basis B_lmc of Drautz's atomic cluster expansion
+(Phys. Rev. B 99, 014104 (2019)) in the message-passing form of MACE (Batatia et al., NeurIPS 2022); (3) B is mixed
+into new features, whose scalars are read out as energies. Features of degree l are arrays (2l + 1, N, channels), so
+that mixing channels and going to and from the grid are large plain matrix products.
+"""
+
+from __future__ import annotations
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from mlff.graph import Graph
+from mlff.models.angular import sphere_grid, spherical_harmonics
+from mlff.models.atoms import Statistics, Surroundings, atomic_energies, surroundings
+from mlff.models.radial import bessel_basis
+from mlff.numerics import dense, smooth_silu
+
+READOUT = 0.2  #: puts the forces of a fresh model at the size of those of the data, and slows the learning of the readout
+
+
+class ACE(nn.Module):
+    """See the module's text; the options are those of `mlff.config.ACE`."""
+
+    elements: tuple[int, ...]
+    statistics: Statistics
+    cutoff: float = 5.0
+    channels: int = 64
+    layers: int = 2
+    l_max: int = 2
+    l_message: int = 1
+    correlation: int = 3
+    radial_basis: int = 8
+    radial_hidden: int = 32
+    zbl: bool = True
+
+    @nn.compact
+    def __call__(self, graph: Graph) -> Array:
+        """Per-atom energies (N,), eV."""
+        around = surroundings(graph, self.elements, self.cutoff)
+        harmonics = [
+            jnp.moveaxis(y, 0, 1) for y in spherical_harmonics(max(self.l_max, self.l_message), around.directions)
+        ]  # (N, 2l + 1, K)
+        radial = self.radial_features(graph, around)
+        features = [self.param("embedding", nn.initializers.normal(1.0), (len(self.elements), self.channels))[around.species][None]]
+        output = 0.0
+        for layer in range(self.layers):
+            last = layer == self.layers - 1
+            density = self.density(layer, graph, features, harmonics, radial)
+            products = self.products(layer, density, around.species, 0 if last else self.l_message)
+            features = self.update(layer, products, features)
+            output = output + self.readout(layer, features[0][0], last)
+        return atomic_energies(output, graph, around, self.statistics, self.zbl)
+
+    def radial_features(self, graph: Graph, around: Surroundings) -> Array:
+        """(N, K, hidden): functions of distance and both species that vanish smoothly at the cutoff."""
+        basis = bessel_basis(around.distances, self.cutoff, self.radial_basis) * around.envelope[..., None]
+        count = len(self.elements)
+        pair = self.param("pair_embedding", _around_one, (count * count, self.radial_hidden))
+        species = around.species[:, None] * count + around.species[graph.neighbors]
+        hidden = self.linear("radial_0", basis, self.radial_hidden) * pair[species]
+        return smooth_silu(self.linear("radial_1", smooth_silu(hidden), self.radial_hidden))
+
+    def density(self, layer: int, graph: Graph, features: list[Array], harmonics: list[Array], radial: Array) -> list[Array]:
+        """A_l (2l + 1, N, C) for l <= l_max: neighbours' features along the bond times radial functions and harmonics."""
+        weights = self.linear(f"radial_out_{layer}", radial, (self.l_max + 1) * self.channels)
+        along = 0.0
+        for l, feature in enumerate(features):
+            feature = self.linear(f"up_{layer}_{l}", feature, self.channels)
+            for m in range(2 * l + 1):
+                neighbor = feature[m][graph.neighbors]
+                along = along + (neighbor if l == 0 else neighbor * harmonics[l][:, m, :, None])
+        normalization = 1 / self.statistics.mean_neighbors
+        densities = []
+        for l in range(self.l_max + 1):
+            message = weights[..., l * self.channels : (l + 1) * self.channels] * along
+            densities.append(jnp.moveaxis(jnp.einsum("nmk,nkc->nmc", harmonics[l] * normalization, message), 1, 0))
+        return densities
+
+    def products(self, layer: int, density: list[Array], species: Array, l_out: int) -> list[Array]:
+        """B_l (2l + 1, N, C) for l <= l_out: weighted powers 1 ... correlation of the mixed density."""
+        mixed = [self.linear(f"mix_{layer}_{l}", a, self.channels) for l, a in enumerate(density)]
+        shape = mixed[0].shape[1:]
+        grid = sphere_grid(self.correlation * self.l_max + l_out)
+        even, odd = ([x.reshape(2 * l + 1, -1) for l, x in enumerate(mixed)][parity::2] for parity in (0, 1))
+        dtype = mixed[0].dtype
+        f = jnp.asarray(grid.synthesis(self.l_max, 0), dtype) @ jnp.concatenate(even)
+        g = jnp.asarray(grid.synthesis(self.l_max, 1), dtype) @ jnp.concatenate(odd) if odd else jnp.zeros_like(f)
+        powers = [(f, g)]
+        for _ in range(self.correlation - 1):
+            p, q = powers[-1]
+            powers.append((p * f + q * g, p * g + q * f))
+        products = [0.0] * (l_out + 1)
+        for order, parts in enumerate(powers):
+            for parity in (0, 1):
+                if parity > l_out:
+                    continue
+                projected = jnp.asarray(grid.analysis(l_out, parity), dtype) @ parts[parity] if order else None
+                start = 0
+                for l in range(parity, l_out + 1, 2):
+                    weight = self.param(f"weight_{layer}_{l}_{order + 1}", _around_one, (len(self.elements), shape[1]))
+                    if order == 0:
+                        block = mixed[l] if l <= self.l_max else 0.0
+                    else:
+                        block = projected[start : start + 2 * l + 1].reshape(2 * l + 1, *shape)
+                    start += 2 * l + 1
+                    products[l] = products[l] + weight[species] * block
+        return products
+
+    def update(self, layer: int, products: list[Array], features: list[Array]) -> list[Array]:
+        """New features (2l + 1, N, C): products mixed over channels, plus what was there."""
+        new = []
+        for l, product in enumerate(products):
+            feature = self.linear(f"down_{layer}_{l}", product, self.channels)
+            if l < len(features):
+                feature = feature + self.linear(f"skip_{layer}_{l}", features[l], self.channels)
+            new.append(feature)
+        return new
+
+    def readout(self, layer: int, scalars: Array, last: bool) -> Array:
+        """(N,): a linear map of the scalars, on the last layer a small network."""
+        if last:
+            scalars = smooth_silu(self.linear("readout_hidden", scalars, self.radial_hidden))
+        return READOUT * self.linear(f"readout_{layer}", scalars, 1)[..., 0]
+
+    def linear(self, name: str, x: Array, size: int) -> Array:
+        """x (..., F) to (..., size), no bias, as one flat matrix product; variance kept at the start."""
+        weights = self.param(name, nn.initializers.lecun_normal(), (x.shape[-1], size))
+        return dense(x, weights)
+
+
+def _around_one(key: Array, shape: tuple[int, ...], dtype=jnp.float32) -> Array:
+    return 1.0 + 0.1 * jax.random.normal(key, shape, dtype)

@@ -1,0 +1,63 @@
+"""What every learned model shares: species, distances, and the network's output turned into per-atom energies."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from mlff.graph import Graph
+from mlff.models.pair import zbl_energies
+from mlff.models.radial import envelope
+from mlff.numerics import safe_norm
+
+
+class Statistics(NamedTuple):
+    """Constants of the training data that put inputs and outputs of a network at order one."""
+
+    energy_scale: float = 1.0  #: eV: the network's output is in these; the RMS force of the data times 1 Å
+    mean_neighbors: float = 10.0  #: neighbours within the cutoff, averaged over atoms
+    shifts: tuple[float, ...] = ()  #: eV per element (in the order of the elements): mean binding energy; () for none
+
+
+class Surroundings(NamedTuple):
+    """Geometry of a graph as models use it."""
+
+    species: Array  #: (N,) int32: index into the elements; 0 for padding
+    distances: Array  #: (N, K) Å; 0 in empty slots and beyond the cutoff
+    directions: Array  #: (N, K, 3) unit vectors from center to neighbour; 0 in empty slots
+    envelope: Array  #: (N, K): smooth cutoff; 0 in empty slots
+
+
+def surroundings(graph: Graph, elements: tuple[int, ...], cutoff: float) -> Surroundings:
+    """Species, distances, directions and envelope of all pairs; pairs beyond the cutoff (a list with skin) drop out."""
+    table = np.zeros(119, np.int32)
+    table[list(elements)] = np.arange(len(elements))
+    vectors = graph.pair_vectors
+    distances = safe_norm(vectors, graph.neighbor_mask)
+    inside = (distances > 0) & (distances < cutoff)
+    r = jnp.where(inside, distances, 1.0)
+    directions = jnp.where(inside[..., None], vectors / r[..., None], 0.0)
+    return Surroundings(
+        species=jnp.asarray(table)[graph.atomic_numbers],
+        distances=jnp.where(inside, distances, 0.0),
+        directions=directions,
+        envelope=jnp.where(inside, envelope(distances, cutoff), 0.0),
+    )
+
+
+def atomic_energies(output: Array, graph: Graph, around: Surroundings, statistics: Statistics, zbl: bool) -> Array:
+    """Scale, shift and core: (N,) eV from the network's output (N,); 0 for padding.
+
+    Output and shift (mean binding energy of the element) are switched on by the presence of neighbours, as
+    1 - exp(-4 ρ) with ρ the sum of the envelope, so that a free atom keeps its reference energy.
+    """
+    energies = statistics.energy_scale * output
+    if statistics.shifts:
+        energies = energies + jnp.asarray(statistics.shifts, output.dtype)[around.species]
+    energies = energies * -jnp.expm1(-4.0 * jnp.sum(around.envelope, axis=1))
+    if zbl:
+        energies = energies + zbl_energies(graph, around.distances)
+    return jnp.where(graph.atom_mask, energies, 0.0)

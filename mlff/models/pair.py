@@ -1,0 +1,65 @@
+"""Pair potentials with the signature of a model: Lennard-Jones and Morse (oracles), and ZBL (the core of every network)."""
+
+from __future__ import annotations
+
+import flax.linen as nn
+import jax.numpy as jnp
+from ase.data import covalent_radii
+from jax import Array
+
+from mlff.graph import Graph
+from mlff.models.radial import envelope
+from mlff.numerics import safe_norm
+
+
+class LennardJones(nn.Module):
+    """4ε[(σ/r)¹² - (σ/r)⁶], smoothly cut off; every element alike. Parameters: none to learn."""
+
+    cutoff: float
+    epsilon: float = 0.01  #: eV
+    sigma: float = 2.0  #: Å
+
+    @nn.compact
+    def __call__(self, graph: Graph) -> Array:
+        """Per-atom energies (N,), eV: half of each pair to each atom."""
+        distances = safe_norm(graph.pair_vectors, graph.neighbor_mask)
+        inside = distances > 0
+        power = (self.sigma / jnp.where(inside, distances, 1.0)) ** 6
+        pairs = 4 * self.epsilon * (power * power - power) * envelope(distances, self.cutoff)
+        return 0.5 * jnp.sum(jnp.where(inside, pairs, 0.0), axis=1)
+
+
+class Morse(nn.Module):
+    """D [(1 - exp(-a (r - r0)))² - 1], smoothly cut off; every element alike. Parameters: none to learn."""
+
+    cutoff: float
+    depth: float = 0.5  #: eV
+    stiffness: float = 1.5  #: 1/Å
+    r0: float = 2.0  #: Å
+
+    @nn.compact
+    def __call__(self, graph: Graph) -> Array:
+        """Per-atom energies (N,), eV: half of each pair to each atom."""
+        distances = safe_norm(graph.pair_vectors, graph.neighbor_mask)
+        pairs = self.depth * ((1 - jnp.exp(-self.stiffness * (distances - self.r0))) ** 2 - 1)
+        return 0.5 * jnp.sum(jnp.where(distances > 0, pairs * envelope(distances, self.cutoff), 0.0), axis=1)
+
+
+def zbl_energies(graph: Graph, distances: Array) -> Array:
+    """Universal screened nuclear repulsion of Ziegler, Biersack and Littmark (1985), per atom (N,), eV.
+
+    Cut off smoothly at the sum of the two covalent radii: nothing on a stretched bond, up to about 1 eV on a double one.
+    `distances` (N, K) in Å, 0 in empty slots.
+    """
+    z = graph.atomic_numbers.astype(distances.dtype)
+    radii = jnp.asarray(covalent_radii, distances.dtype)[graph.atomic_numbers]
+    z_i, z_j = z[:, None], z[graph.neighbors]
+    reach = radii[:, None] + radii[graph.neighbors]
+    inside = (distances > 0) & (distances < reach)
+    r = jnp.where(inside, distances, 1.0)
+    x = r * (z_i**0.23 + z_j**0.23) / 0.46850
+    screening = 0.18175 * jnp.exp(-3.19980 * x) + 0.50986 * jnp.exp(-0.94229 * x)
+    screening += 0.28022 * jnp.exp(-0.40290 * x) + 0.02817 * jnp.exp(-0.20162 * x)
+    coulomb = 14.399645478 * z_i * z_j / r
+    pairs = coulomb * screening * envelope(r, jnp.where(inside, reach, 2.0))
+    return 0.5 * jnp.sum(jnp.where(inside, pairs, 0.0), axis=1)

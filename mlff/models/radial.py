@@ -1,0 +1,33 @@
+"""Functions of a distance: envelopes and bases, smooth enough for forces and Hessians."""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from mlff.numerics import safe_divide
+
+
+def envelope(distances: Array, cutoff, p: int = 6) -> Array:
+    """1 at r = 0, 0 from the cutoff on, with two continuous derivatives there (Gasteiger et al., ICLR 2020, eq. 8)."""
+    x = distances / cutoff
+    polynomial = 1 - x**p * ((p + 1) * (p + 2) / 2 - p * (p + 2) * x + p * (p + 1) / 2 * x**2)
+    return jnp.where(x < 1, polynomial, 0.0)
+
+
+def bessel_basis(distances: Array, cutoff: float, size: int) -> Array:
+    """sqrt(2/rc) sin(n pi r / rc) / r for n = 1 ... size, shape (..., size); by the recurrence of sin(nx)."""
+    x = jnp.pi / cutoff * distances
+    sine, twice_cosine = jnp.sin(x), 2 * jnp.cos(x)
+    waves = [jnp.zeros_like(sine), sine]
+    for _ in range(size - 1):
+        waves.append(twice_cosine * waves[-1] - waves[-2])
+    return jnp.sqrt(2 / cutoff) * safe_divide(jnp.stack(waves[1:], axis=-1), distances[..., None])
+
+
+def gaussian_basis(distances: Array, cutoff: float, size: int) -> Array:
+    """Gaussians centred on an even grid over [0, cutoff], as wide as their spacing; shape (..., size)."""
+    centers = np.linspace(0.0, cutoff, size)
+    width = cutoff / (size - 1)
+    return jnp.exp(-0.5 * ((distances[..., None] - centers.astype(distances.dtype)) / width) ** 2)

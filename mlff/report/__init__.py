@@ -1,0 +1,1 @@
+"""Plots of what a training run or a simulation did."""

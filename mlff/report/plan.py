@@ -1,0 +1,72 @@
+"""What a training run would do and need, without doing it: `mlff train --dry-run`."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from rich.console import Console
+from rich.syntax import Syntax
+
+from mlff.config import Config, dump_config
+from mlff.data.batching import Sizes
+from mlff.data.dataset import load_data
+from mlff.training.loop import prepare
+from mlff.training.step import initial_state, make_step
+from mlff.training.trainer import Task
+
+
+def print_plan(config: Config, out: Path) -> None:
+    """Read the data, build the model, compile the largest step; print config, data, shapes, steps and memory.
+
+    Nothing is written. Raises what `train` would raise before its first step.
+    """
+    console = Console()
+    console.print(Syntax(dump_config(config), "yaml", background_color="default"))
+    splits = load_data(config.data, config.seed, config.loss, progress=True)
+    for name, dataset in (("train", splits.train), ("valid", splits.valid), *splits.test.items()):
+        console.print(f"{name}: {dataset.census}", highlight=False, soft_wrap=True)
+    with jax.enable_x64(config.precision == "float64"):
+        task = prepare(config, splits)
+        console.print(task.describe(), highlight=False, soft_wrap=True)
+        sizes = max(task.train.sizes, key=lambda size: size.atoms * size.neighbors)
+        with console.status("compiling the largest step"):
+            begin = time.perf_counter()
+            needed = step_memory(task, sizes)
+            seconds = time.perf_counter() - begin
+    samples = sum(
+        array.nbytes
+        for sample in (*task.train.samples, *task.valid.samples)
+        for array in (sample.positions, sample.neighbors, sample.mask, sample.shifts, sample.forces)
+        if array is not None
+    )
+    shapes = len(task.train.sizes) + len(task.valid.sizes)
+    console.print(
+        f"memory: {needed / 2**20:,.0f} MiB for the largest step ({sizes.atoms} atoms x {sizes.neighbors} neighbours), "
+        f"{samples / 2**20:,.0f} MiB for the data, beside about 500 MiB for Python and XLA",
+        highlight=False,
+        soft_wrap=True,
+    )
+    epochs = config.training.epochs
+    total = (
+        f"{epochs * task.train.steps_per_epoch:,} steps in {epochs:,} epochs"
+        if epochs
+        else f"{config.training.max_hours:g} hours"
+    )
+    console.print(
+        f"time: {total}; one step takes {seconds:.0f} s to compile, {shapes} shapes in all", highlight=False, soft_wrap=True
+    )
+    console.print(f"dry run: all is well, nothing was written; the run would go to {out}", highlight=False, soft_wrap=True)
+
+
+def step_memory(task: Task, sizes: Sizes) -> int:
+    """Bytes that one training step at this padded size needs, parameters and optimiser included, as XLA plans it."""
+    indices = next(indices for planned, indices in task.train.plan(None) if planned == sizes)
+    graph, labels = task.train.build(sizes, indices)
+    step = make_step(task.apply, task.config, task.statistics.energy_scale)
+    controls = jnp.asarray(np.zeros(2, task.train.dtype))
+    plan = step.lower(initial_state(task.config, task.params), controls, graph, labels).compile().memory_analysis()
+    return plan.temp_size_in_bytes + plan.argument_size_in_bytes + plan.output_size_in_bytes - plan.alias_size_in_bytes

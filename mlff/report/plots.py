@@ -1,0 +1,210 @@
+"""PNG plots: parity, learning curve, molecular dynamics. Units stand on every axis."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import LogNorm
+from matplotlib.figure import Figure
+from matplotlib.ticker import LogFormatter, MaxNLocator, NullFormatter
+
+from mlff.data.structure import Structure
+from mlff.errors import DataError
+from mlff.files import replacing
+from mlff.units import STRESS
+
+BLUE, ORANGE, GREY = "#1f5fa8", "#d8702a", "#8a8f98"
+_MANY = 5000  #: points; beyond, a density map instead of dots
+
+
+def parity(structures: Sequence[Structure], results: Sequence, path: str | Path, title: str | None = None) -> None:
+    """Predictions against reference: energy per atom, forces and, where both have it, stress.
+
+    `results` as from Potential.predict. Raises DataError if the structures carry no labels at all.
+    """
+    panels = []
+    with_energy = [
+        (s.energy / len(s), r.energy / len(s)) for s, r in zip(structures, results, strict=True) if s.energy is not None
+    ]
+    if with_energy:
+        reference, predicted = np.array(with_energy).T
+        middle = reference.mean()
+        panels.append(
+            (
+                "energy per atom less the mean",
+                "meV/atom",
+                1,
+                "meV/atom",
+                *(1000 * (x - middle) for x in (reference, predicted)),
+            )
+        )
+    forces = [
+        (s.forces.ravel(), np.asarray(r.forces).ravel())
+        for s, r in zip(structures, results, strict=True)
+        if s.forces is not None
+    ]
+    if forces:
+        panels.append(
+            ("force components", "eV/Å", 1000, "meV/Å", *(np.concatenate(side) for side in zip(*forces, strict=True)))
+        )
+    stresses = [
+        (s.stress.ravel(), np.asarray(r.stress).ravel())
+        for s, r in zip(structures, results, strict=True)
+        if s.stress is not None and r.stress is not None
+    ]
+    if stresses:
+        sides = (np.concatenate(side) / STRESS["GPa"] for side in zip(*stresses, strict=True))
+        panels.append(("stress components", "GPa", 1, "GPa", *sides))
+    if not panels:
+        raise DataError("no labels to plot predictions against")
+    figure = Figure(figsize=(4.6 * len(panels), 4.5), layout="constrained")
+    for axes, panel in zip(np.atleast_1d(figure.subplots(1, len(panels))), panels, strict=True):
+        _parity_panel(figure, axes, *panel)
+    _save(figure, path, title)
+
+
+def learning_curve(metrics: str | Path, path: str | Path, title: str | None = None) -> None:
+    """Loss, energy and force errors over the epochs, from the metrics.jsonl of a training run. Raises DataError."""
+    lines = _read_lines(metrics)
+    panels = [("train_loss", None, "loss", "")]
+    panels += [
+        (f"train_{name}", f"valid_{name}", f"{label} RMSE", unit)
+        for name, label, unit in (
+            ("energy_rmse_per_atom", "energy", "meV/atom"),
+            ("forces_rmse", "force", "meV/Å"),
+            ("stress_rmse", "stress", "meV/Å³"),
+        )
+        if any(line.get(f"valid_{name}") is not None for line in lines)
+    ]
+    figure = Figure(figsize=(4.2 * len(panels), 3.8), layout="constrained")
+    for axes, (train, valid, label, unit) in zip(np.atleast_1d(figure.subplots(1, len(panels))), panels, strict=True):
+        for key, color, name in ((train, GREY, "training"), (valid, BLUE, "validation")):
+            points = [(line["epoch"], line[key]) for line in lines if key and line.get(key) is not None and line[key] > 0]
+            if points:
+                epochs, values = np.array(points, float).T
+                axes.plot(epochs, values, color=color, lw=1.6, marker="o" if len(points) < 30 else None, ms=3, label=name)
+                if key == valid:
+                    best = int(values.argmin())
+                    axes.plot(epochs[best], values[best], "o", color=ORANGE, ms=6, label=f"best: {values[best]:.3g} {unit}")
+        axes.set_yscale("log")
+        _plain_log(axes)
+        axes.set(xlabel="epoch", ylabel=f"{label} ({unit})" if unit else label)
+        axes.legend(frameon=False, fontsize=8)
+        _clean(axes)
+    _save(figure, path, title)
+
+
+def md(log: str | Path, path: str | Path, title: str | None = None) -> None:
+    """Temperature, energy and, if the cell moves, volume over time, from the log of `run_md`. Raises DataError."""
+    lines = _read_lines(log)
+    time, temperature = (np.array([line[key] for line in lines], float) for key in ("time_ps", "temperature_k"))
+    atoms = float(lines[0]["atoms"])
+    kept = all(line["conserved_ev"] is not None for line in lines)
+    energy = np.array([line["conserved_ev" if kept else "etot_ev"] for line in lines], float)
+    volumes = np.array([np.nan if line["volume_a3"] is None else line["volume_a3"] for line in lines], float)
+    moving = bool(np.isfinite(volumes).all() and np.ptp(volumes) > 1e-9)
+    figure = Figure(figsize=(7.5, 2.3 * (2 + moving) + 0.4), layout="constrained")
+    axes = figure.subplots(2 + moving, 1, sharex=True)
+    axes[0].plot(time, temperature, color=BLUE, lw=0.8, alpha=0.8)
+    axes[0].axhline(temperature.mean(), color=ORANGE, lw=1.4, label=f"mean {temperature.mean():.0f} K")
+    axes[0].set_ylabel("temperature (K)")
+    shift = 1000 * (energy - energy[0]) / atoms
+    axes[1].plot(time, shift, color=BLUE, lw=0.8)
+    if kept and len(time) > 2:
+        slope, offset = np.polyfit(time, shift, 1)
+        axes[1].plot(time, slope * time + offset, color=ORANGE, lw=1.4, label=f"drift {slope:+.2g} meV/atom/ps")
+    axes[1].set_ylabel(("conserved" if kept else "total") + " energy\nless the first (meV/atom)")
+    if moving:
+        axes[2].plot(time, volumes, color=BLUE, lw=0.8)
+        axes[2].axhline(volumes.mean(), color=ORANGE, lw=1.4, label=f"mean {volumes.mean():.1f} Å³")
+        axes[2].set_ylabel("volume (Å³)")
+    for panel in axes:
+        panel.ticklabel_format(axis="y", useOffset=False)
+        panel.margins(x=0.01)
+        if panel.get_legend_handles_labels()[0]:
+            panel.legend(frameon=False, fontsize=9, loc="best")
+        _clean(panel)
+    axes[-1].set_xlabel("time (ps)")
+    figure.align_ylabels()
+    _save(figure, path, title)
+
+
+def _parity_panel(figure: Figure, axes, name: str, unit: str, scale: float, error_unit: str, reference, predicted) -> None:
+    low, high = min(reference.min(), predicted.min()), max(reference.max(), predicted.max())
+    margin = 0.04 * (high - low) or 1e-3
+    low, high = low - margin, high + margin
+    axes.plot([low, high], [low, high], color=GREY, lw=1, zorder=3, ls=(0, (4, 3)))
+    if len(reference) > _MANY:
+        limits = [[low, high]] * 2
+        counts, x, y = np.histogram2d(reference, predicted, bins=180, range=limits)
+        image = axes.pcolormesh(x, y, np.ma.masked_equal(counts.T, 0), norm=LogNorm(), cmap="viridis", rasterized=True)
+        figure.colorbar(image, ax=axes, fraction=0.046, pad=0.03, label="count")
+    else:
+        axes.plot(reference, predicted, "o", ms=3.5, color=BLUE, alpha=0.5, mew=0)
+    error = scale * (predicted - reference)
+    rmse, mae = np.sqrt(np.mean(error**2)), np.mean(np.abs(error))
+    text = f"RMSE {rmse:.3g} {error_unit}\nMAE  {mae:.3g} {error_unit}\nn = {len(error):,}"
+    axes.text(0.04, 0.96, text, transform=axes.transAxes, va="top", fontsize=9)
+    axes.set(xlim=(low, high), ylim=(low, high), title=name)
+    axes.set_box_aspect(1)
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_locator(MaxNLocator(5))
+    axes.set(xlabel=f"reference ({unit})", ylabel=f"predicted ({unit})")
+    _clean(axes)
+
+
+def _read_lines(path: str | Path) -> list[dict]:
+    path = Path(path)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: cannot be read ({type(error).__name__})") from None
+    try:
+        if path.suffix == ".csv":
+            lines = [
+                {key: float(value) if value else None for key, value in row.items()}
+                for row in csv.DictReader(text.splitlines())
+            ]
+        else:
+            lines = [json.loads(line) for line in text.splitlines() if line.strip()]
+    except (ValueError, TypeError):
+        raise DataError(f"{path}: not a log of numbers, one record per line") from None
+    if not lines:
+        raise DataError(f"{path}: holds no records yet")
+    return lines
+
+
+class _PlainLog(LogFormatter):
+    def _num_to_string(self, x, vmin, vmax):
+        return f"{x:g}"
+
+
+def _plain_log(axes) -> None:
+    """Ticks like 20 and 50 instead of 2x10^1 where an axis spans little."""
+    low, high = axes.get_ylim()
+    if high / low < 100:
+        axes.yaxis.set_minor_formatter(_PlainLog(labelOnlyBase=False, minor_thresholds=(3, 1)))
+        axes.yaxis.set_major_formatter(_PlainLog())
+    else:
+        axes.yaxis.set_minor_formatter(NullFormatter())
+
+
+def _clean(axes) -> None:
+    axes.grid(color="0.9", lw=0.6)
+    axes.set_axisbelow(True)
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+    axes.title.set_fontsize(11)
+
+
+def _save(figure: Figure, path: str | Path, title: str | None) -> None:
+    if title:
+        figure.suptitle(title, fontsize=12)
+    FigureCanvasAgg(figure)
+    with replacing(path) as temporary:
+        figure.savefig(temporary, dpi=150, format="png")

@@ -1,0 +1,55 @@
+"""How the process is set up before JAX starts: memory allocator and compilation cache.
+
+XLA on the CPU allocates its temporaries anew in each call; glibc hands such blocks back to the system and faults them
+in again, which costs about half of the speed. `tune_allocator` makes glibc keep them. It is called when mlff is
+imported (before JAX) and does nothing off glibc or when the environment variable MLFF_MALLOC is `default`.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import sys
+from pathlib import Path
+
+_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -2, -4, -8
+
+
+def tune_allocator() -> bool:
+    """Keep freed memory in the process (one arena, no mmap, no trimming). Returns whether it was done."""
+    if not sys.platform.startswith("linux") or os.environ.get("MLFF_MALLOC") == "default":
+        return False
+    try:
+        mallopt = ctypes.CDLL("libc.so.6").mallopt
+    except (OSError, AttributeError):
+        return False
+    mallopt(_M_ARENA_MAX, 1)
+    mallopt(_M_MMAP_MAX, 0)
+    mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
+    mallopt(_M_TOP_PAD, 64 * 2**20)
+    return True
+
+
+def quick_compile() -> dict:
+    """Compiler options for programs that run energies and forces: half the time to compile, no slower once compiled.
+
+    Measured on the many-body model (compile 8.8 to 3.5 s, 12 ms a call both ways); training steps lose a tenth and
+    therefore keep XLA's default. XLA_FLAGS that set the level win.
+    """
+    if "xla_backend_optimization_level" in os.environ.get("XLA_FLAGS", ""):
+        return {}
+    return {"xla_backend_optimization_level": 1}
+
+
+def use_compilation_cache() -> None:
+    """Keep compiled programs on disk, so that a second run starts at once.
+
+    The folder is JAX_COMPILATION_CACHE_DIR where set, else mlff's folder in the user's cache; JAX's own settings win.
+    """
+    import jax
+
+    if jax.config.jax_compilation_cache_dir is None:
+        base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        jax.config.update("jax_compilation_cache_dir", str(base / "mlff" / "jax"))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+        jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)

@@ -1,0 +1,1 @@
+"""Molecular dynamics and relaxation on top of an ASE calculator."""

@@ -1,0 +1,327 @@
+"""Molecular dynamics with any ASE calculator: NVE, NVT and NPT, watched over, logged, and restartable."""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import ase
+import numpy as np
+
+from mlff.errors import ConfigError, DataError, MLFFError
+from mlff.simulation.guard import Guard, Limits, SimulationError
+from mlff.simulation.integrators import Ensemble, Integrator, Settings, Thermostat, make_integrator
+from mlff.simulation.progress import MDProgress
+from mlff.simulation.record import (
+    Log,
+    Trajectory,
+    check_trajectory_name,
+    load_state,
+    save_state,
+    state_path,
+    truncate_trajectory,
+)
+from mlff.simulation.velocities import degrees_of_freedom, kinetic_energy, maxwell_boltzmann
+from mlff.units import KB, STRESS
+
+SAVE_EVERY = 30.0  #: seconds between states on disk (and one at the end)
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What came out of a run. Means and drift are over the records of this run (after a restart: since then)."""
+
+    steps: int  #: steps done in all
+    time_ps: float  #: simulated in all
+    temperature_mean: float  #: K
+    temperature_std: float  #: K
+    drift: float | None  #: meV/atom/ps: slope of the total (NVE) or conserved energy; None for Langevin and short runs
+    volume_mean: float | None  #: Å³; None without a periodic cell
+    pressure_mean: float | None  #: GPa
+    ns_per_day: float
+    seconds: float
+
+
+def run_md(
+    atoms: ase.Atoms,
+    calculator,
+    *,
+    ensemble: Ensemble = "nvt",
+    temperature: float = 300.0,
+    timestep: float = 0.5,
+    steps: int = 1000,
+    pressure: float = 0.0,
+    thermostat: Thermostat = "langevin",
+    tau: float = 100.0,
+    tau_pressure: float = 1000.0,
+    trajectory: str | Path | None = None,
+    log: str | Path | None = None,
+    interval: int = 10,
+    seed: int = 0,
+    keep_velocities: bool = False,
+    restart: bool = False,
+    limits: Limits = Limits(),
+    progress: bool = True,
+) -> Summary:
+    """Simulate `steps` steps of `timestep` fs; `atoms` are left in the last state.
+
+    temperature K, pressure GPa, tau and tau_pressure fs. Every `interval` steps a frame goes to `trajectory` (.traj or
+    .xyz) and a line to `log` (JSON lines, or .csv). Momenta are drawn at `temperature` unless `keep_velocities`.
+    With `restart`, `atoms` are only the starting structure of the earlier run: the state beside `trajectory` is taken up
+    (bitwise for NVE and Langevin on the same machine) until `steps` steps are done in all.
+    Raises SimulationError when the run blows up; Ctrl-C ends it after the current step (KeyboardInterrupt). In both
+    cases the trajectory and the state of the last good record are on disk.
+    """
+    settings = Settings(ensemble, temperature, timestep, thermostat, tau, pressure, tau_pressure)
+    if steps < 0 or interval < 1:
+        raise ConfigError(f"steps must not be negative and interval must be positive, found {steps} and {interval}")
+    if len(atoms) == 0:
+        raise ConfigError("there are no atoms to simulate")
+    if restart and trajectory is None:
+        raise ConfigError("a restart needs the trajectory of the earlier run")
+    if trajectory is not None:
+        check_trajectory_name(trajectory)
+    rng = np.random.default_rng(seed)
+    constraints = list(atoms.constraints)
+    state = load_state(state_path(trajectory)) if restart else None
+    if state is not None:
+        _place(atoms, state, settings, state_path(trajectory))
+        _warm_up(calculator, state)
+    elif not keep_velocities:
+        maxwell_boltzmann(atoms, temperature, rng)
+    _set_stress_mode(calculator, ensemble == "npt")
+    atoms.calc = calculator
+    try:
+        guard = Guard(atoms, limits, temperature)
+        _try_out(atoms, guard, ensemble)
+        integrator = make_integrator(atoms, settings, rng)
+        if state is not None:
+            integrator.restore(state)
+        run = _Run(atoms, integrator, settings, guard, interval, trajectory, log, state)
+        with run, _interrupts() as interrupted, MDProgress(progress, run.step, steps, timestep) as shown:
+            return run.until(steps, shown, interrupted)
+    finally:
+        atoms.set_constraint(constraints)
+        _set_stress_mode(calculator, None)
+
+
+class _Run:
+    """One run in progress: the atoms, and what is written about them."""
+
+    def __init__(
+        self, atoms, integrator: Integrator, settings: Settings, guard: Guard, interval: int, trajectory, log, state
+    ):
+        self.atoms = atoms
+        self.integrator = integrator
+        self.settings = settings
+        self.guard = guard
+        self.interval = interval
+        self.step = 0 if state is None else int(state["step"])
+        self.masses = atoms.get_masses()[:, None]
+        if state is None:
+            self.freedom = degrees_of_freedom(atoms, settings.keeps_rotation)
+        else:
+            self.freedom = int(state["degrees_of_freedom"])
+        self.state_file = None if trajectory is None else state_path(trajectory)
+        if state is not None:
+            truncate_trajectory(Path(trajectory), int(state["frames"]))
+        self.trajectory = None if trajectory is None else Trajectory(trajectory, append=state is not None)
+        self.log = None if log is None else Log(log, keep_until=None if state is None else self.step)
+        self.records: list[dict] = []
+        self.good: dict[str, np.ndarray] | None = state
+        self.saved_at = float("-inf")
+        self.first_step = self.step
+
+    def __enter__(self) -> _Run:
+        return self
+
+    def __exit__(self, *_) -> None:
+        if self.good is not None:
+            self._save()
+        for file in (self.trajectory, self.log):
+            if file is not None:
+                file.close()
+
+    def until(self, steps: int, shown: MDProgress, interrupted: threading.Event) -> Summary:
+        begin = time.perf_counter()
+        try:
+            self.record(write=self.step == 0)
+            while self.step < steps and not interrupted.is_set():
+                self.integrator.step()
+                self.step += 1
+                self.guard.check_step(self.atoms.get_forces(md=True), self.temperature)
+                if self.step % self.interval == 0 or self.step == steps:
+                    self.record()
+                    shown.update(self.step, self.temperature, self.drift())
+            if interrupted.is_set():
+                self.record(write=self.step % self.interval == 0)
+                raise KeyboardInterrupt
+        except MLFFError as error:
+            raise SimulationError(f"stopped at step {self.step}: {error}; {self._last_good()}") from error
+        return self.summary(time.perf_counter() - begin)
+
+    @property
+    def temperature(self) -> float:
+        """K."""
+        return 2 * kinetic_energy(self.atoms.get_momenta(), self.masses) / (self.freedom * KB)
+
+    def record(self, write: bool = True) -> None:
+        """Check the geometry, then write a frame and a line, and remember the state as good."""
+        self.guard.check_geometry(self.atoms)
+        potential = float(self.atoms.get_potential_energy())
+        kinetic = kinetic_energy(self.atoms.get_momenta(), self.masses)
+        periodic = bool(self.atoms.pbc.all())
+        time_ps = self.step * self.settings.timestep * 1e-3
+        line = {
+            "step": self.step,
+            "time_ps": round(time_ps, 9),
+            "atoms": len(self.atoms),
+            "epot_ev": potential,
+            "ekin_ev": kinetic,
+            "etot_ev": potential + kinetic,
+            "conserved_ev": self.integrator.conserved(),
+            "temperature_k": self.temperature,
+            "volume_a3": float(self.atoms.get_volume()) if periodic else None,
+            "pressure_gpa": self._pressure() if periodic else None,
+        }
+        self.records.append(line)
+        if write:
+            if self.log is not None:
+                self.log.write(line)
+            if self.trajectory is not None:
+                forces = self.atoms.get_forces(apply_constraint=False)
+                self.trajectory.write(self.atoms, potential, forces, step=self.step, time_ps=time_ps)
+        self.good = self.capture()
+        if time.monotonic() - self.saved_at > SAVE_EVERY:
+            self._save()
+
+    def capture(self) -> dict[str, np.ndarray]:
+        """All that a restart needs, as arrays."""
+        settings = {f"setting_{name}": np.array(value) for name, value in asdict(self.settings).items()}
+        neighbors = getattr(self.atoms.calc, "neighbor_state", dict)()
+        return {
+            "step": np.array(self.step),
+            "frames": np.array(0 if self.trajectory is None else self.trajectory.frames),
+            "degrees_of_freedom": np.array(self.freedom),
+            "numbers": self.atoms.numbers.copy(),
+            "positions": self.atoms.positions.copy(),
+            "momenta": self.atoms.get_momenta(),
+            "cell": self.atoms.cell.array.copy(),
+            "pbc": self.atoms.pbc.copy(),
+            **settings,
+            **{f"neighbors_{name}": value for name, value in neighbors.items()},
+            **self.integrator.state(),
+        }
+
+    def drift(self) -> float | None:
+        """meV/atom/ps: slope of a straight line through the conserved energy; None without one or with few records."""
+        if len(self.records) < 3 or self.records[0]["conserved_ev"] is None:
+            return None
+        times = np.array([line["time_ps"] for line in self.records])
+        energies = np.array([line["conserved_ev"] for line in self.records])
+        times = times - times.mean()
+        slope = times @ (energies - energies.mean()) / (times @ times)
+        return float(slope) * 1000 / len(self.atoms)
+
+    def summary(self, seconds: float) -> Summary:
+        def mean(name: str) -> float | None:
+            values = [line[name] for line in self.records if line[name] is not None]
+            return float(np.mean(values)) if values else None
+
+        temperatures = [line["temperature_k"] for line in self.records]
+        done_ns = (self.step - self.first_step) * self.settings.timestep * 1e-6
+        return Summary(
+            steps=self.step,
+            time_ps=self.step * self.settings.timestep * 1e-3,
+            temperature_mean=float(np.mean(temperatures)),
+            temperature_std=float(np.std(temperatures)),
+            drift=self.drift(),
+            volume_mean=mean("volume_a3"),
+            pressure_mean=mean("pressure_gpa"),
+            ns_per_day=done_ns / max(seconds, 1e-9) * 86400,
+            seconds=seconds,
+        )
+
+    def _pressure(self) -> float | None:
+        """GPa, kinetic part included; None if the calculator has no stress."""
+        if "stress" not in getattr(self.atoms.calc, "implemented_properties", ("stress",)):
+            return None
+        stress = self.atoms.get_stress(voigt=False, include_ideal_gas=True, apply_constraint=False)
+        return float(-np.trace(stress) / 3 / STRESS["GPa"])
+
+    def _save(self) -> None:
+        if self.state_file is not None:
+            save_state(self.state_file, self.good)
+            self.saved_at = time.monotonic()
+
+    def _last_good(self) -> str:
+        if self.good is None:
+            return "there is no good frame"
+        where = "not saved: no trajectory was asked for" if self.trajectory is None else f"in {self.trajectory.path}"
+        return f"last good frame: step {int(self.good['step'])}, {where}"
+
+
+def _place(atoms: ase.Atoms, state: dict[str, np.ndarray], settings: Settings, path: Path) -> None:
+    """Put the atoms where the state says; DataError if it belongs to other atoms or another kind of run."""
+    try:
+        if not np.array_equal(state["numbers"], atoms.numbers):
+            raise DataError(f"{path}: the state belongs to other atoms")
+        for name, value in asdict(settings).items():
+            before = state[f"setting_{name}"].item()
+            if name in ("ensemble", "thermostat", "timestep") and before != value:
+                raise DataError(f"{path}: the earlier run had {name} {before}, not {value}")
+        atoms.set_constraint()
+        atoms.set_cell(state["cell"])
+        atoms.pbc = state["pbc"]
+        atoms.positions = state["positions"]
+        atoms.set_momenta(state["momenta"])
+    except KeyError as error:
+        raise DataError(f"{path}: {error.args[0]!r} is missing from the state") from None
+
+
+def _try_out(atoms: ase.Atoms, guard: Guard, ensemble: Ensemble) -> None:
+    """The first forces, before any file is opened. Raises SimulationError."""
+    try:
+        guard.check_geometry(atoms)
+        if ensemble == "npt" and atoms.pbc.all():
+            atoms.get_stress()
+        guard.check_step(atoms.get_forces(md=True), 0.0)
+    except MLFFError as error:
+        raise SimulationError(f"the starting structure cannot be simulated: {error}") from error
+
+
+def _warm_up(calculator, state: dict[str, np.ndarray]) -> None:
+    """Give the calculator back the neighbour list of the earlier run, so that sums run in the same order."""
+    held = {name.removeprefix("neighbors_"): value for name, value in state.items() if name.startswith("neighbors_")}
+    if held and hasattr(calculator, "restore_neighbors"):
+        calculator.restore_neighbors(held)
+
+
+def _set_stress_mode(calculator, always: bool | None) -> None:
+    if hasattr(calculator, "always_stress"):
+        calculator.always_stress = always
+
+
+@contextmanager
+def _interrupts():
+    """An event set by Ctrl-C or SIGTERM, so that a step is never cut in two; a second Ctrl-C interrupts at once."""
+    event = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield event
+        return
+
+    def handler(number, frame):
+        if event.is_set():
+            raise KeyboardInterrupt
+        event.set()
+
+    before = {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield event
+    finally:
+        for number, previous in before.items():
+            signal.signal(number, previous)

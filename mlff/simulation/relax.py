@@ -1,0 +1,124 @@
+"""Relaxation of atoms, and of the cell if wanted, with any ASE calculator."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import ase
+import numpy as np
+from ase.filters import FrechetCellFilter
+from ase.optimize import BFGS, FIRE
+from rich.console import Console
+from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from scipy.spatial.transform import Rotation
+
+from mlff.errors import ConfigError, MLFFError
+from mlff.simulation.guard import Guard, Limits, SimulationError
+from mlff.simulation.record import Trajectory
+from mlff.units import STRESS
+
+_OPTIMIZERS = {"bfgs": BFGS, "fire": FIRE}
+_BFGS_UP_TO = 200  #: atoms; beyond, its dense matrix costs more than FIRE's extra steps
+
+
+@dataclass(frozen=True)
+class Relaxation:
+    """How it ended. The relaxed structure is in the atoms that were given."""
+
+    converged: bool
+    steps: int
+    energy: float  #: eV
+    energy_change: float  #: eV, negative: lower than at the start
+    forces_max: float  #: eV/Å, longest force on an atom (constraints applied)
+    volume: float | None  #: Å³; None unless periodic in three directions
+    warning: str | None = None  #: what to know about the result
+
+
+def relax(
+    atoms: ase.Atoms,
+    calculator,
+    *,
+    fmax: float = 0.01,
+    cell: bool = False,
+    pressure: float = 0.0,
+    steps: int = 500,
+    optimizer: Literal["auto", "bfgs", "fire"] = "auto",
+    trajectory: str | Path | None = None,
+    progress: bool = True,
+) -> Relaxation:
+    """Move `atoms` to a minimum: until no force is longer than `fmax` (eV/Å) or `steps` are done.
+
+    With `cell` the cell relaxes too, against `pressure` (GPa), and the forces on it (ASE's FrechetCellFilter: stress
+    times volume, per atom) have to fall below `fmax` as well. auto: BFGS up to 200 atoms, FIRE beyond.
+    Raises ConfigError; SimulationError if atoms fuse or fly off on the way.
+    """
+    if optimizer not in ("auto", *_OPTIMIZERS):
+        raise ConfigError(f"unknown optimizer {optimizer!r}; known: auto, {', '.join(_OPTIMIZERS)}")
+    if not (fmax > 0 and np.isfinite(fmax)):
+        raise ConfigError(f"fmax must be a positive force in eV/Å, not {fmax}")
+    if cell and not atoms.pbc.all():
+        raise ConfigError(f"the cell can only relax if it is periodic in three directions, found pbc={atoms.pbc.tolist()}")
+    if pressure and not cell:
+        raise ConfigError("a pressure only acts when the cell relaxes: add cell")
+    if optimizer == "auto":
+        optimizer = "bfgs" if len(atoms) <= _BFGS_UP_TO else "fire"
+    atoms.calc = calculator
+    if hasattr(calculator, "always_stress"):
+        calculator.always_stress = cell
+    guard = Guard(atoms, Limits(force=float("inf")), 0.0)
+    start = atoms.get_potential_energy()
+    moving = FrechetCellFilter(atoms, scalar_pressure=pressure * STRESS["GPa"]) if cell else atoms
+    written = None if trajectory is None else Trajectory(trajectory)
+    try:
+        with _OPTIMIZERS[optimizer](moving, logfile=None) as driver, _bar(progress) as bar:
+            task = bar.add_task("relax", total=None, note="")
+            for _ in driver.irun(fmax=fmax, steps=steps):
+                guard.check_geometry(atoms)
+                energy, longest = atoms.get_potential_energy(), _longest(atoms.get_forces())
+                if written is not None:
+                    written.write(atoms, energy, atoms.get_forces(apply_constraint=False), step=driver.nsteps)
+                bar.update(task, note=f"step {driver.nsteps}  {energy:.4f} eV  largest force {longest:.4f} eV/Å")
+            converged = bool(driver.converged(moving.get_forces().ravel()))
+            done = driver.nsteps
+    except MLFFError as error:
+        raise SimulationError(f"relaxation stopped: {error}") from error
+    finally:
+        if hasattr(calculator, "always_stress"):
+            calculator.always_stress = None
+        if written is not None:
+            written.close()
+    energy = float(atoms.get_potential_energy())
+    volume = float(atoms.get_volume()) if atoms.pbc.all() else None
+    warning = _warning(atoms, calculator, fmax, converged, steps)
+    return Relaxation(converged, done, energy, energy - float(start), _longest(atoms.get_forces()), volume, warning)
+
+
+def force_noise(atoms: ase.Atoms, calculator) -> float:
+    """How far rounding throws forces off (eV/Å): the longest difference to those of the same structure, rotated."""
+    plain = ase.Atoms(atoms.numbers, positions=atoms.positions, cell=atoms.cell, pbc=atoms.pbc)
+    here = calculator.get_property("forces", plain)
+    noise = 0.0
+    for turn in Rotation.random(4, rng=0).as_matrix():
+        other = ase.Atoms(atoms.numbers, positions=atoms.positions @ turn.T, cell=atoms.cell.array @ turn.T, pbc=atoms.pbc)
+        noise = max(noise, _longest(calculator.get_property("forces", other) @ turn - here))
+    return noise
+
+
+def _warning(atoms: ase.Atoms, calculator, fmax: float, converged: bool, steps: int) -> str | None:
+    single = getattr(getattr(calculator, "potential", None), "precision", None) == "float32"
+    noise = force_noise(atoms, calculator) if single and (not converged or fmax < 1e-2) else 0.0
+    if fmax < 3 * noise:
+        return f"fmax {fmax:g} eV/Å is within the rounding of float32 (about {noise:.1g} eV/Å here); use float64 for it"
+    return None if converged else f"not converged after {steps} steps"
+
+
+def _longest(forces: np.ndarray) -> float:
+    return float(np.linalg.norm(forces, axis=1).max(initial=0.0))
+
+
+def _bar(show: bool) -> Progress:
+    columns = SpinnerColumn(), TextColumn("relax  {task.fields[note]}"), TimeElapsedColumn()
+    return Progress(*columns, console=Console(stderr=True), disable=not show or not sys.stderr.isatty(), transient=True)

@@ -1,0 +1,54 @@
+"""Velocities to start from, and the number of coordinates their temperature is an average over."""
+
+from __future__ import annotations
+
+import ase
+import numpy as np
+
+from mlff.units import KB
+
+
+def maxwell_boltzmann(atoms: ase.Atoms, temperature: float, rng: np.random.Generator) -> None:
+    """Draw momenta at `temperature` (K), without motion of the center of mass and, for molecules, without rotation.
+
+    Atoms with constraints lose only what their constraints remove.
+    """
+    masses = atoms.get_masses()[:, None]
+    momenta = rng.standard_normal((len(atoms), 3)) * np.sqrt(masses * KB * temperature)
+    if not atoms.constraints and len(atoms) > 1:
+        momenta -= masses * (momenta.sum(axis=0) / masses.sum())
+        if not atoms.pbc.any():
+            momenta -= masses * np.cross(_angular_velocity(atoms.positions, momenta, masses), _arms(atoms.positions, masses))
+    atoms.set_momenta(momenta)
+
+
+def degrees_of_freedom(atoms: ase.Atoms, rotation_is_kept: bool) -> int:
+    """Coordinates that share the kinetic energy.
+
+    3n less the center of mass; less the rotation of a molecule that does not rotate, if the dynamics keep it so; for
+    atoms with constraints 3n less what these remove.
+    """
+    if atoms.constraints or len(atoms) == 1:
+        return max(1, atoms.get_number_of_degrees_of_freedom())
+    momenta, masses = atoms.get_momenta(), atoms.get_masses()[:, None]
+    if rotation_is_kept and not atoms.pbc.any():
+        spin = np.cross(_angular_velocity(atoms.positions, momenta, masses), _arms(atoms.positions, masses))
+        if kinetic_energy(masses * spin, masses) <= 1e-9 * kinetic_energy(momenta, masses):
+            linear = np.linalg.matrix_rank(_arms(atoms.positions, masses), tol=1e-6) < 2
+            return max(1, 3 * len(atoms) - (5 if linear else 6))
+    return 3 * len(atoms) - 3
+
+
+def kinetic_energy(momenta: np.ndarray, masses: np.ndarray) -> float:
+    """momenta (n, 3) in ASE's units, masses (n, 1) in amu: eV."""
+    return 0.5 * float(np.sum(momenta * momenta / masses))
+
+
+def _arms(positions: np.ndarray, masses: np.ndarray) -> np.ndarray:
+    return positions - (masses * positions).sum(axis=0) / masses.sum()
+
+
+def _angular_velocity(positions: np.ndarray, momenta: np.ndarray, masses: np.ndarray) -> np.ndarray:
+    arms = _arms(positions, masses)
+    inertia = np.sum(masses * arms * arms) * np.eye(3) - (masses * arms).T @ arms
+    return np.linalg.pinv(inertia, rcond=1e-9) @ np.cross(arms, momenta).sum(axis=0)

@@ -1,0 +1,148 @@
+"""Checkpoints of a run: arrays and a small record, written in the background, committed whole or not at all.
+
+The arrays travel as one vector per type (a save of a thousand small arrays would take seconds), the record as JSON with
+the layout of the vectors and their checksum. No pickles.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from absl import logging as absl_logging
+
+from mlff.errors import ModelFileError
+
+
+class Checkpoints:
+    """The newest few checkpoints of one run directory.
+
+    `save` returns within milliseconds; `close` (or leaving the `with` block) waits until the last one is on disk.
+    """
+
+    def __init__(self, directory: str | Path, keep: int = 2):
+        import orbax.checkpoint as orbax  # takes seconds to import: only who trains pays for it
+
+        _quiet()
+        self.directory = Path(directory).absolute()
+        self._orbax = orbax
+        self._manager = orbax.CheckpointManager(self.directory, options=orbax.CheckpointManagerOptions(max_to_keep=keep))
+
+    def __enter__(self) -> Checkpoints:
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.close()
+
+    @property
+    def numbers(self) -> list[int]:
+        """Numbers of the checkpoints there are, ascending."""
+        return sorted(self._manager.all_steps())
+
+    def save(self, number: int, tree: Any, record: dict) -> None:
+        """Keep `tree` (a pytree of arrays) and `record` (JSON) as checkpoint `number`; one that exists is replaced."""
+        vectors, layout = _pack(tree)
+        content = {"record": record, "layout": layout, "digest": _digest(vectors, record)}
+        args = self._orbax.args
+        self._manager.wait_until_finished()
+        if number in self._manager.all_steps():
+            self._manager.delete(number)
+        items = args.Composite(arrays=args.StandardSave(vectors), record=args.JsonSave(content))
+        self._manager.save(number, args=items, force=True)
+
+    def restore(self, template: Any) -> tuple[Any, dict] | None:
+        """The newest checkpoint that is whole, shaped like `template`: (tree of numpy arrays, record). None: there is none.
+
+        A damaged one is passed over with a warning and removed once an older one is found whole. Raises ModelFileError
+        when all are damaged, or when one is whole but of another model.
+        """
+        numbers, damaged = self.numbers, []
+        for number in reversed(numbers):
+            try:
+                vectors, content = self._read(number)
+            except Exception as error:  # Orbax and TensorStore raise whatever the damage suggests
+                reason = " ".join(str(error).split())[:120]
+                _log.warning("%s: checkpoint %d is damaged and passed over (%s)", self.directory, number, reason)
+                damaged.append(number)
+                continue
+            tree = _unpack(vectors, content["layout"], template, f"{self.directory}: checkpoint {number}")
+            for other in damaged:
+                self._manager.delete(other)
+            return tree, content["record"]
+        if numbers:
+            raise ModelFileError(f"{self.directory}: no checkpoint is whole ({len(numbers)} damaged); delete it to restart")
+        return None
+
+    def record(self) -> dict | None:
+        """The record of the newest checkpoint whose record can be read; None if there is none."""
+        args = self._orbax.args
+        for number in reversed(self.numbers):
+            try:
+                return self._manager.restore(number, args=args.Composite(record=args.JsonRestore()))["record"]["record"]
+            except Exception:
+                continue
+        return None
+
+    def close(self) -> None:
+        self._manager.wait_until_finished()
+        self._manager.close()
+
+    def _read(self, number: int) -> tuple[dict[str, np.ndarray], dict]:
+        args = self._orbax.args
+        content = self._manager.restore(number, args=args.Composite(record=args.JsonRestore()))["record"]
+        shapes: dict[str, int] = {}
+        for _, dtype, shape in content["layout"]:
+            shapes[dtype] = shapes.get(dtype, 0) + int(np.prod(shape))
+        empty = {dtype: np.zeros(size, dtype) for dtype, size in shapes.items()}
+        vectors = self._manager.restore(number, args=args.Composite(arrays=args.StandardRestore(empty)))["arrays"]
+        if _digest(vectors, content["record"]) != content["digest"]:
+            raise ValueError("its checksum does not match")
+        return vectors, content
+
+
+_log = logging.getLogger("mlff")
+
+
+def _quiet() -> None:
+    absl_logging.set_verbosity(absl_logging.ERROR)
+    absl_logging.set_stderrthreshold(absl_logging.ERROR)
+
+
+def _pack(tree: Any) -> tuple[dict[str, np.ndarray], list]:
+    """One vector per type, and the layout: [path, type, shape] of each array in order."""
+    parts: dict[str, list[np.ndarray]] = {}
+    layout = []
+    leaves = jax.tree_util.tree_leaves_with_path(jax.device_get(tree))
+    for path, leaf in leaves:
+        array = np.asarray(leaf)
+        parts.setdefault(array.dtype.name, []).append(array.ravel())
+        layout.append([jax.tree_util.keystr(path), array.dtype.name, list(array.shape)])
+    return {dtype: np.concatenate(arrays) for dtype, arrays in parts.items()}, layout
+
+
+def _unpack(vectors: dict[str, np.ndarray], layout: list, template: Any, source: str) -> Any:
+    leaves, structure = jax.tree_util.tree_flatten_with_path(template)
+    expected = [[jax.tree_util.keystr(path), np.dtype(leaf.dtype).name, list(leaf.shape)] for path, leaf in leaves]
+    if expected != layout:
+        other = next((f"{b[0]} {b[1]}{b[2]}" for a, b in zip(expected, layout, strict=False) if a != b), "number of arrays")
+        raise ModelFileError(f"{source} belongs to another model or optimiser ({other}); choose another --out")
+    position = dict.fromkeys(vectors, 0)
+    arrays = []
+    for _, dtype, shape in layout:
+        start = position[dtype]
+        position[dtype] = stop = start + int(np.prod(shape))
+        arrays.append(np.asarray(vectors[dtype])[start:stop].reshape(shape))
+    return jax.tree_util.tree_unflatten(structure, arrays)
+
+
+def _digest(vectors: dict[str, np.ndarray], record: dict) -> str:
+    digest = hashlib.sha256(json.dumps(record, sort_keys=True).encode())
+    for dtype in sorted(vectors):
+        digest.update(dtype.encode())
+        digest.update(np.ascontiguousarray(vectors[dtype]).tobytes())
+    return digest.hexdigest()

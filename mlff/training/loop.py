@@ -1,0 +1,174 @@
+"""Training: from a config to a potential, top to bottom.
+
+Load the data, take off the baseline, batch, initialise, optimise with checkpoints, evaluate, save.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Iterator
+from importlib.metadata import version
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from rich.progress import track
+
+from mlff.config import Config, dump_config
+from mlff.data import baseline as baselines
+from mlff.data.batching import Batches, make_sample
+from mlff.data.dataset import Dataset, Splits, load_data
+from mlff.errors import ConfigError, DataError
+from mlff.models import registry
+from mlff.potential import Potential, initial_params
+from mlff.training import losses, statistics
+from mlff.training.checkpoint import Checkpoints
+from mlff.training.evaluate import evaluate
+from mlff.training.journal import Journal, duration
+from mlff.training.run import Run
+from mlff.training.step import Params
+from mlff.training.trainer import Task, Trainer
+
+MODEL = "model.safetensors"  #: the trained potential in a run directory
+MAY_CHANGE = {
+    "data": {"train", "valid", "test"},  # the content counts, not the path
+    "training": {"epochs", "max_hours", "patience", "validate_every", "checkpoint_every", "keep_checkpoints", "tensorboard"},
+}
+
+
+def train(config: Config, out_dir: str | Path, *, progress: bool = True, data: Splits | None = None) -> Potential:
+    """Train a potential and save it as `out_dir`/model.safetensors; a directory with a checkpoint is resumed.
+
+    `data` replaces what `config.data` names. A finished run is not repeated: its potential is loaded. An epoch-driven
+    run that was stopped and resumed on the same CPU ends bitwise as if it had never stopped.
+
+    Raises ConfigError when the directory holds a run with another configuration or other data, DataError for unusable
+    data, TrainingError when training keeps diverging, KeyboardInterrupt after Ctrl-C, once a checkpoint is written.
+    """
+    started = time.monotonic()
+    out = Path(out_dir)
+    if out.exists() and not out.is_dir():
+        raise ConfigError(f"{out}: is a file, not a run directory; choose another --out")
+    journal = Journal(out, progress, config.training.tensorboard)
+    splits = load_data(config.data, config.seed, config.loss, progress) if data is None else data
+    identity = _identity(config, splits)
+    keep = config.training.keep_checkpoints
+    with jax.enable_x64(config.precision == "float64"), Checkpoints(out / "checkpoints", keep) as saved:
+        record = saved.record()
+        _refuse_other(out, identity, record)
+        if record is not None and Run(**record["run"]).over(config) and (out / MODEL).exists():
+            journal.say(f"this run is finished: its potential is {out / MODEL}")
+            return Potential.load(out / MODEL)
+        (out / "config.yaml").write_text(dump_config(config), encoding="utf-8")
+
+        journal.say(str(splits.train.census))
+        task = prepare(config, splits, progress)
+        journal.say(task.describe())
+        trainer = Trainer(task, saved, journal, identity)
+        trainer.resume()
+        trainer.run.overhead += time.monotonic() - started
+        try:
+            params = trainer.fit()
+        except KeyboardInterrupt:
+            journal.say(f"stopped after {trainer.run.epoch} epochs; the same command on {out} goes on from here")
+            raise
+    journal.say(_outcome(trainer.run))
+    potential = finish(task, splits, params, trainer.run, journal, progress)
+    potential.save(out / MODEL)
+    journal.say(f"saved {out / MODEL}")
+    return potential
+
+
+def prepare(config: Config, splits: Splits, progress: bool = False) -> Task:
+    """Baseline, statistics, batches and initial parameters. Raises DataError, StructureError."""
+    if not len(splits.valid):
+        raise DataError("no validation structures: give data.valid, or more training structures to split them from")
+    elements = splits.train.elements
+    try:
+        baseline = baselines.fit(splits.train, config.data.reference_energies)
+    except DataError as error:
+        raise DataError(f"{splits.train.census.source}: {error}") from None
+    dtype = np.dtype(config.precision)
+    batches = []
+    for name, structures in (("training", splits.train), ("validation", splits.valid)):
+        listed = track(structures, f"neighbours ({name})", disable=not progress, transient=True)
+        samples = [make_sample(structure, config.model.cutoff, baseline) for structure in listed]
+        batches.append(Batches(samples, config.training.batch_size, config.training.max_atoms, dtype))
+    train, valid = batches
+    measured = statistics.measure(train.samples, elements, forces=losses.terms(config.loss)[0])
+    module = registry.build(config.model, elements, measured)
+    params = jax.tree.map(lambda p: jnp.asarray(p, dtype), initial_params(module, config.seed))
+    return Task(config, elements, baseline, measured, module.apply, params, train, valid)
+
+
+def finish(task: Task, splits: Splits, params: Params, run: Run, journal: Journal, progress: bool = False) -> Potential:
+    """The potential with its final errors in the metadata."""
+    metadata = {
+        "config": task.config.model_dump(mode="json"),
+        "data": {"train": splits.train.fingerprint, "valid": splits.valid.fingerprint},
+        "training": {"epochs": run.epoch, "best_epoch": run.best_epoch, "seconds": round(run.seconds + run.overhead, 1)},
+        "versions": {name: version(name) for name in ("mlff", "jax")},
+    }
+    potential = Potential(
+        config=task.config.model,
+        params=jax.device_get(params),
+        elements=task.elements,
+        baseline=task.baseline,
+        statistics=task.statistics,
+        precision=task.config.precision,
+        metadata=metadata,
+    )
+    errors = {}
+    for name, dataset in _held_out(splits):
+        metrics = evaluate(potential, dataset, progress)
+        errors[name] = metrics.to_dict()
+        journal.print(metrics.table(name))
+    return dataclasses.replace(potential, metadata=metadata | {"errors": errors})
+
+
+def _held_out(splits: Splits) -> Iterator[tuple[str, Dataset]]:
+    yield "validation", splits.valid
+    for name, dataset in splits.test.items():
+        if len(dataset):
+            yield (name if name.startswith("test") else f"test {name}"), dataset
+
+
+def _identity(config: Config, splits: Splits) -> dict:
+    """What two runs must share for one to continue the other."""
+    options = {}
+    for section, values in config.model_dump(mode="json").items():
+        kept = MAY_CHANGE.get(section, set())
+        options[section] = {k: v for k, v in values.items() if k not in kept} if isinstance(values, dict) else values
+    data = {name: getattr(splits, name).fingerprint for name in ("train", "valid")}
+    return {"config": options, "content of data": data}
+
+
+def _refuse_other(out: Path, identity: dict, record: dict | None) -> None:
+    """Raise ConfigError if the directory holds a run that this one cannot continue."""
+    if record is None:
+        if (out / MODEL).exists():
+            raise ConfigError(f"{out}: holds a {MODEL} but no checkpoint to go on from; choose another --out")
+        return
+    there, here = _flat(record["identity"]), _flat(identity)
+    differing = sorted(key for key in there.keys() | here.keys() if there.get(key) != here.get(key))
+    if differing:
+        names = [f"{key} ({there.get(key)} there, {here.get(key)} here)" for key in differing[:4]]
+        more = f" and {len(differing) - 4} more" if len(differing) > 4 else ""
+        raise ConfigError(f"{out}: holds a run that differs in {', '.join(names)}{more}; choose another --out")
+
+
+def _flat(tree: dict, prefix: str = "") -> dict:
+    flat = {}
+    for key, value in tree.items():
+        name = f"{prefix}{key}"
+        flat |= _flat(value, f"{name}.".removeprefix("config.")) if isinstance(value, dict) else {name: value}
+    return flat
+
+
+def _outcome(run: Run) -> str:
+    text = f"trained {run.epoch} epochs in {duration(run.seconds + run.overhead)}, the best is epoch {run.best_epoch}"
+    skipped = f", {run.skipped} steps skipped" if run.skipped else ""
+    backoffs = f", learning rate halved {run.backoffs} times" if run.backoffs else ""
+    return text + skipped + backoffs

@@ -1,0 +1,116 @@
+"""Errors of predictions against reference labels."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+from ase.data import chemical_symbols
+from rich.table import Table
+
+from mlff.data.structure import Structure
+
+
+@dataclass(frozen=True)
+class Metrics:
+    """Errors over a set of structures; None where no label is present.
+
+    Energies are totals, per-atom figures divide by the number of atoms; forces and stresses count components.
+    """
+
+    structures: int  #: structures compared
+    energies: int  #: of them with an energy
+    force_components: int  #: force components with a label
+    stress_components: int  #: stress components with a label
+    energy_rmse: float | None = None  #: meV
+    energy_mae: float | None = None  #: meV
+    energy_rmse_per_atom: float | None = None  #: meV per atom
+    energy_mae_per_atom: float | None = None  #: meV per atom
+    forces_rmse: float | None = None  #: meV/Å
+    forces_mae: float | None = None  #: meV/Å
+    forces_rms: float | None = None  #: meV/Å, of the labels themselves: what predicting zero would give
+    forces_rmse_by_element: dict[str, float] = dataclasses.field(default_factory=dict)  #: meV/Å
+    stress_rmse: float | None = None  #: meV/Å³
+    stress_mae: float | None = None  #: meV/Å³
+
+    def to_dict(self) -> dict:
+        """Plain numbers, for JSON."""
+        return dataclasses.asdict(self)
+
+    def table(self, title: str | None = None) -> Table:
+        """A rich table of the errors."""
+        table = Table(title=title, title_justify="left")
+        for heading in ("", "RMSE", "MAE"):
+            table.add_column(heading, justify="left" if not heading else "right")
+        table.add_column("unit")
+        table.add_column("over", justify="right")
+        if self.energies:
+            count = f"{self.energies:,} structures"
+            table.add_row("energy", _number(self.energy_rmse), _number(self.energy_mae), "meV", count)
+            per_atom = _number(self.energy_rmse_per_atom), _number(self.energy_mae_per_atom)
+            table.add_row("energy per atom", *per_atom, "meV", count)
+        if self.force_components:
+            count = f"{self.force_components:,} components"
+            table.add_row("forces", _number(self.forces_rmse), _number(self.forces_mae), "meV/Å", count)
+            for element, rmse in self.forces_rmse_by_element.items():
+                table.add_row(f"  on {element}", _number(rmse), "", "meV/Å", "")
+        if self.stress_components:
+            count = f"{self.stress_components:,} components"
+            table.add_row("stress", _number(self.stress_rmse), _number(self.stress_mae), "meV/Å³", count)
+        return table
+
+    def __str__(self) -> str:
+        parts = []
+        if self.energies:
+            per_atom = _number(self.energy_rmse_per_atom)
+            parts.append(f"energy RMSE {_number(self.energy_rmse)} meV ({per_atom} meV/atom)")
+        if self.force_components:
+            parts.append(f"force RMSE {_number(self.forces_rmse)} meV/Å")
+        if self.stress_components:
+            parts.append(f"stress RMSE {_number(self.stress_rmse)} meV/Å³")
+        return ", ".join(parts) + f" over {self.structures:,} structures" if parts else "no labels to compare with"
+
+
+def compare(structures: Iterable[Structure], results: Iterable) -> Metrics:
+    """Metrics of `results` (energy eV, forces (n, 3) eV/Å, stress (3, 3) eV/Å³ or None) against the labels, in float64."""
+    energies, atoms, forces, references, elements, stresses = [], [], [], [], [], []
+    count = 0
+    for structure, result in zip(structures, results, strict=True):
+        count += 1
+        if structure.energy is not None:
+            energies.append(result.energy - structure.energy)
+            atoms.append(len(structure))
+        if structure.forces is not None:
+            forces.append(np.asarray(result.forces, np.float64) - structure.forces)
+            references.append(structure.forces)
+            elements.append(structure.numbers)
+        if structure.stress is not None and result.stress is not None:
+            stresses.append(np.asarray(result.stress, np.float64) - structure.stress)
+    values = {}
+    if energies:
+        difference, n = np.array(energies, np.float64), np.array(atoms)
+        values |= {"energy_rmse": _rms(difference), "energy_mae": _mean(difference)}
+        values |= {"energy_rmse_per_atom": _rms(difference / n), "energy_mae_per_atom": _mean(difference / n)}
+    if forces:
+        difference, z = np.concatenate(forces), np.concatenate(elements)
+        values |= {"forces_rmse": _rms(difference), "forces_mae": _mean(difference)}
+        values["forces_rms"] = _rms(np.concatenate(references))
+        values["forces_rmse_by_element"] = {chemical_symbols[e]: _rms(difference[z == e]) for e in np.unique(z)}
+    if stresses:
+        difference = np.array(stresses)
+        values |= {"stress_rmse": _rms(difference), "stress_mae": _mean(difference)}
+    return Metrics(count, len(energies), 3 * sum(map(len, forces)), 9 * len(stresses), **values)
+
+
+def _rms(difference: np.ndarray) -> float:
+    return float(1000 * np.sqrt(np.mean(difference**2)))
+
+
+def _mean(difference: np.ndarray) -> float:
+    return float(1000 * np.mean(np.abs(difference)))
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.3g}" if abs(value) < 100 else f"{value:.0f}"

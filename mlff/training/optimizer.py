@@ -1,0 +1,101 @@
+"""Optimisers by name and the learning rate as a function of progress.
+
+Progress is the share of training that is over, 0 to 1: of the steps, or of the time when hours are given. It reaches
+the compiled step as a number, so neither a schedule nor a change of plan recompiles anything.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import Array
+from optax import contrib
+
+from mlff.config import Optimizer, Schedule
+
+
+def learning_rate(config: Optimizer, progress: Array | float) -> Array:
+    """The learning rate at `progress` (0 to 1), before the run's own factor (plateau, back-off)."""
+    return config.learning_rate * schedule(config.schedule, progress)
+
+
+def schedule(config: Schedule, progress: Array | float) -> Array:
+    """The share of the full learning rate at `progress`: linear warm-up, then the decay over what is left."""
+    progress = jnp.clip(jnp.asarray(progress), 0.0, 1.0)
+    rest = (progress - config.warmup) / (1.0 - config.warmup)
+    decay = _decay(config, jnp.clip(rest, 0.0, 1.0))
+    if config.warmup == 0:
+        return decay
+    return jnp.where(progress < config.warmup, progress / config.warmup, decay)
+
+
+def _decay(config: Schedule, rest: Array) -> Array:
+    if config.kind == "cosine":
+        return _cosine(config.final, rest)
+    if config.kind == "exponential":
+        return config.final**rest
+    if config.kind == "warm_restarts":
+        unit = 2.0**config.cycles - 1.0  # the first cycle is 1/unit of the way, each next one twice as long
+        cycle = jnp.minimum(jnp.floor(jnp.log2(1.0 + rest * unit)), config.cycles - 1)
+        start, length = (2.0**cycle - 1.0) / unit, 2.0**cycle / unit
+        return _cosine(config.final, (rest - start) / length)
+    return jnp.ones_like(rest)  # constant; plateau works through the run's factor
+
+
+def _cosine(final: float, share: Array) -> Array:
+    return final + (1.0 - final) * 0.5 * (1.0 + jnp.cos(jnp.pi * share))
+
+
+def make_optimizer(config: Optimizer, learning_rate: Array | float) -> optax.GradientTransformation:
+    """The transformation of the gradient for one learning rate, which may be traced: the state does not depend on it.
+
+    Weight decay acts on arrays of two and more dimensions. Clipping is the step's business (it needs the norm anyway).
+    """
+    rate, beta1, beta2 = learning_rate, config.beta1, config.beta2
+    decay: dict[str, Any] = {"weight_decay": config.weight_decay, "mask": _matrices}
+    match config.name:
+        case "sgd":
+            return optax.sgd(rate)
+        case "momentum":
+            return optax.sgd(rate, momentum=config.momentum)
+        case "adagrad":
+            return optax.adagrad(rate)
+        case "rmsprop":
+            return optax.rmsprop(rate, decay=beta2)
+        case "adam":
+            return optax.adam(rate, b1=beta1, b2=beta2)
+        case "adamw":
+            return optax.adamw(rate, b1=beta1, b2=beta2, **decay)
+        case "amsgrad":
+            return optax.amsgrad(rate, b1=beta1, b2=beta2)
+        case "nadam":
+            return optax.nadam(rate, b1=beta1, b2=beta2)
+        case "lion":
+            return optax.lion(rate, b1=beta1, b2=beta2, **decay)
+        case "muon":
+            return contrib.muon(
+                rate, weight_decay=config.weight_decay, adam_b1=beta1, adam_b2=beta2, consistent_rms=0.2
+            )  # steps as large as Adam's
+        case "schedule_free":
+            return contrib.schedule_free_adamw(rate, b1=beta1, b2=beta2, weight_decay=config.weight_decay)
+    raise AssertionError(config.name)
+
+
+def evaluation_params(config: Optimizer, state: optax.OptState, params: Any) -> Any:
+    """The weights to evaluate with: the optimiser's own average for schedule_free, else `params`."""
+    return contrib.schedule_free_eval_params(state, params) if config.name == "schedule_free" else params
+
+
+def clip(gradient: Any, norm: Array, largest: float | None) -> Any:
+    """Scale the gradient down to a global norm of `largest`."""
+    if largest is None:
+        return gradient
+    factor = jnp.minimum(1.0, largest / jnp.maximum(norm, jnp.finfo(norm.dtype).tiny))
+    return jax.tree.map(lambda g: g * factor.astype(g.dtype), gradient)
+
+
+def _matrices(params: Any) -> Any:
+    return jax.tree.map(lambda p: p.ndim >= 2, params)

@@ -1,0 +1,110 @@
+"""Where a run stands: what the host keeps beside the arrays, stored with every checkpoint as JSON."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from mlff.config import Config
+from mlff.training.losses import Sums
+from mlff.training.step import Report
+
+IN_A_ROW, OF_RECENT, RECENT = 5, 20, 100  #: skipped steps (in a row, or of so many recent ones) that call for a back-off
+MAX_BACKOFFS = 5
+
+
+@dataclass
+class Run:
+    """Counters of a run. Epochs count from 0; an epoch is complete once it has been validated and recorded."""
+
+    epoch: int = 0  #: complete epochs
+    position: int = 0  #: batches done of the current one
+    tried: int = 0  #: steps in all, skipped ones included
+    totals: list[float] = field(default_factory=lambda: [0.0] * (2 + len(Sums._fields)))  #: steps, loss, sums of this epoch
+    skipped: int = 0  #: steps skipped in all
+    recent: list[int] = field(default_factory=list)  #: 1 for each skipped one of the last hundred steps
+    best_score: float | None = None  #: lowest validation loss
+    best_epoch: int = 0
+    stale: int = 0  #: validations since the best one
+    plateau_stale: int = 0  #: validations since the best one or the last cut of the learning rate
+    plateau: float = 1.0  #: factor on the learning rate from plateaus
+    backoffs: int = 0  #: each halves the learning rate
+    seconds: float = 0.0  #: spent optimising and validating
+    overhead: float = 0.0  #: spent compiling and preparing
+
+    def to_dict(self) -> dict:
+        return dataclasses.asdict(self)
+
+    @property
+    def factor(self) -> float:
+        """What the scheduled learning rate is multiplied by."""
+        return self.plateau * 0.5**self.backoffs
+
+    @property
+    def unstable(self) -> bool:
+        """Whether so many steps were skipped lately that training must back off."""
+        return sum(self.recent) >= OF_RECENT or (len(self.recent) >= IN_A_ROW and all(self.recent[-IN_A_ROW:]))
+
+    def share(self, config: Config, steps: int) -> float:
+        """Progress, 0 to 1; `steps`: batches of the current epoch. The larger of the shares of epochs and of hours."""
+        epochs = config.training.epochs
+        done = (self.epoch + self.position / steps) / epochs if epochs else 0.0
+        return min(max(done, self._share_of_time(config)), 1.0)
+
+    def out_of_time(self, config: Config) -> bool:
+        return self._share_of_time(config) >= 1.0
+
+    def over(self, config: Config) -> bool:
+        """Whether the run has come to its end: epochs, hours, or patience."""
+        epochs, patience = config.training.epochs, config.training.patience
+        done = epochs is not None and self.epoch >= epochs
+        impatient = patience is not None and self.stale >= patience
+        return done or impatient or self.out_of_time(config)
+
+    def _share_of_time(self, config: Config) -> float:
+        hours = config.training.max_hours
+        return self.seconds / max(3600 * hours - self.overhead, 1e-3) if hours else 0.0
+
+    def take(self, report: Report) -> None:
+        """Count one step of training."""
+        bad = int(report.skipped > 0)
+        self.skipped += bad
+        self.recent = [*self.recent[-(RECENT - 1) :], bad]
+        if not bad:
+            self.totals = [old + new for old, new in zip(self.totals, (1.0, report.loss, *report.sums), strict=True)]
+
+    def judge(self, score: float, config: Config) -> bool:
+        """Count one validation; True if it is the best so far."""
+        schedule = config.optimizer.schedule
+        if self.best_score is None or score < self.best_score:
+            self.best_score, self.best_epoch, self.stale, self.plateau_stale = score, self.epoch, 0, 0
+            return True
+        self.stale += 1
+        self.plateau_stale += 1
+        if schedule.kind == "plateau" and self.plateau_stale >= schedule.patience:
+            self.plateau, self.plateau_stale = max(self.plateau * schedule.factor, schedule.final), 0
+        return False
+
+    def end_epoch(self) -> None:
+        self.epoch += 1
+        self.position = 0
+        self.totals = [0.0] * len(self.totals)
+
+
+def errors(sums: Sums, prefix: str) -> dict[str, float]:
+    """RMSEs in meV and meV/Å from sums of squares; what has no label is left out."""
+
+    def rmse(squares: float, count: float) -> float:
+        return float(1000 * np.sqrt(squares / count))
+
+    figures = {}
+    if sums.n_energy:
+        figures["energy_rmse"] = rmse(sums.energy_squares, sums.n_energy)
+        figures["energy_rmse_per_atom"] = rmse(sums.energy_per_atom_squares, sums.n_energy)
+    if sums.n_forces:
+        figures["forces_rmse"] = rmse(sums.forces_squares, sums.n_forces)
+    if sums.n_stress:
+        figures["stress_rmse"] = rmse(sums.stress_squares, sums.n_stress)
+    return {f"{prefix}_{name}": value for name, value in figures.items()}

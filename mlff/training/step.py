@@ -1,0 +1,109 @@
+"""The compiled functions of training: one optimisation step, and the errors of one batch.
+
+Both are pure: everything a run changes is in `State`. What differs from step to step without changing a shape
+(progress, learning-rate factor) comes in as numbers, so there is one compilation per padded size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax import Array
+
+from mlff.config import Config
+from mlff.derivatives import predict
+from mlff.graph import Graph, Labels
+from mlff.runtime import quick_compile
+from mlff.training import losses, optimizer
+from mlff.training.losses import Sums
+
+Params = Any
+Apply = Callable[[Params, Graph], Array]  #: parameters, graph -> per-atom energies (N,), eV
+
+
+class State(NamedTuple):
+    """What a step changes."""
+
+    params: Params
+    average: Params  #: moving average of the parameters: what is validated and saved
+    optimizer: optax.OptState
+    updates: Array  #: () int32, steps taken (skipped ones not counted)
+
+
+class Report(NamedTuple):
+    """What a step or a batch of validation says, one vector on the device."""
+
+    loss: float
+    gradient_norm: float
+    skipped: float  #: 1 if the loss or the gradient was not finite, so that nothing was changed
+    sums: Sums
+
+    @classmethod
+    def unpack(cls, vector: Array) -> Report:
+        loss, norm, skipped, *sums = np.asarray(vector, np.float64)
+        return cls(loss, norm, skipped, Sums(*sums))
+
+
+def initial_state(config: Config, params: Params) -> State:
+    """The state before the first step; it owns its arrays, for a step consumes them."""
+    params, average = jax.tree.map(jnp.copy, params), jax.tree.map(jnp.copy, params)
+    return State(params, average, optimizer.make_optimizer(config.optimizer, 0.0).init(params), jnp.zeros((), jnp.int32))
+
+
+def make_step(apply: Apply, config: Config, scale: float) -> Callable[[State, Array, Graph, Labels], tuple[State, Array]]:
+    """`step(state, controls, graph, labels) -> (state, report vector)`, compiled; the state passed in is consumed.
+
+    controls: (2,) progress of training (0 to 1) and the run's factor on the learning rate. `scale`: see `losses.compare`.
+    """
+    with_forces, with_stress = losses.terms(config.loss)
+
+    def step(state: State, controls: Array, graph: Graph, labels: Labels) -> tuple[State, Array]:
+        progress, factor = controls
+        weights = losses.weights(config.loss, progress)
+        if not with_forces:
+            labels = labels._replace(has_forces=jnp.zeros_like(labels.has_forces))
+
+        def objective(params: Params) -> tuple[Array, Sums]:
+            prediction = predict(lambda g: apply(params, g), graph, forces=with_forces or with_stress, stress=with_stress)
+            sums = losses.compare(prediction, labels, graph, config.loss, scale)
+            return losses.combine(sums, weights), sums
+
+        (loss, sums), gradient = jax.value_and_grad(objective, has_aux=True)(state.params)
+        norm = optax.tree.norm(gradient)
+        good = jnp.isfinite(loss) & jnp.isfinite(norm)
+        rate = factor * optimizer.learning_rate(config.optimizer, progress)
+        updated = _update(state, optimizer.clip(gradient, norm, config.optimizer.clip), rate, config)
+        state = jax.tree.map(lambda new, old: jnp.where(good, new, old), updated, state)
+        return state, _pack(loss, norm, ~good, sums)
+
+    return jax.jit(step, donate_argnums=0)
+
+
+def make_measure(apply: Apply, config: Config, scale: float, stress: bool) -> Callable[[Params, Graph, Labels], Array]:
+    """`measure(params, graph, labels) -> report vector` of one batch, compiled: energies and forces, stress if asked."""
+
+    def measure(params: Params, graph: Graph, labels: Labels) -> Array:
+        prediction = predict(lambda g: apply(params, g), graph, forces=True, stress=stress)
+        sums = losses.compare(prediction, labels, graph, config.loss, scale)
+        return _pack(losses.combine(sums, losses.weights(config.loss, 1.0)), 0.0, False, sums)
+
+    return jax.jit(measure, compiler_options=quick_compile())
+
+
+def _update(state: State, gradient: Params, rate: Array, config: Config) -> State:
+    updates, inner = optimizer.make_optimizer(config.optimizer, rate).update(gradient, state.optimizer, state.params)
+    params = optax.apply_updates(state.params, updates)
+    count = state.updates.astype(rate.dtype)
+    decay = jnp.minimum(config.training.ema, (1.0 + count) / (10.0 + count)) if config.training.ema else 0.0
+    latest = optimizer.evaluation_params(config.optimizer, inner, params)
+    average = jax.tree.map(lambda a, p: (decay * a + (1.0 - decay) * p).astype(a.dtype), state.average, latest)
+    return State(params, average, inner, state.updates + 1)
+
+
+def _pack(loss: Array, norm: Array, skipped: Array, sums: Sums) -> Array:
+    return jnp.stack([jnp.asarray(value, loss.dtype) for value in (loss, norm, skipped, *sums)])

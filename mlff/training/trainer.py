@@ -1,0 +1,254 @@
+"""The optimisation of one run: epochs of compiled steps, validation, checkpoints, and what to do when it goes wrong."""
+
+from __future__ import annotations
+
+import collections
+import signal
+import threading
+import time
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mlff.config import Config
+from mlff.data.batching import Batches, Sizes
+from mlff.errors import TrainingError
+from mlff.models.atoms import Statistics
+from mlff.training import losses, optimizer
+from mlff.training.checkpoint import Checkpoints
+from mlff.training.journal import Journal, duration
+from mlff.training.losses import Sums
+from mlff.training.run import MAX_BACKOFFS, Run, errors
+from mlff.training.step import Apply, Params, Report, initial_state, make_measure, make_step
+
+IN_FLIGHT = 2  #: steps the device may be ahead of the host's book-keeping
+SELDOM, OFTEN = 600.0, 10.0  #: seconds between checkpoints, at most and at least
+
+
+@dataclass(frozen=True)
+class Task:
+    """What stays fixed in the course of a run."""
+
+    config: Config
+    elements: tuple[int, ...]
+    baseline: dict[int, float]  #: Z -> eV
+    statistics: Statistics
+    apply: Apply
+    params: Params  #: initial ones
+    train: Batches
+    valid: Batches
+
+    def describe(self) -> str:
+        count = sum(leaf.size for leaf in jax.tree.leaves(self.params))
+        shapes = ", ".join(f"{s.structures} x {s.atoms} atoms x {s.neighbors} neighbours" for s in self.train.sizes)
+        return (
+            f"{len(self.train.samples):,} training and {len(self.valid.samples):,} validation structures, "
+            f"{count:,} parameters, {self.train.steps_per_epoch:,} steps per epoch ({shapes})"
+        )
+
+
+class Trainer:
+    """Owns the arrays (`state` now, `best` at the best validation) and the counters (`run`) of one run."""
+
+    def __init__(self, task: Task, checkpoints: Checkpoints, journal: Journal, identity: dict):
+        self.task, self.config = task, task.config
+        self.checkpoints, self.journal, self.identity = checkpoints, journal, identity
+        self.run = Run()
+        self.state = initial_state(self.config, task.params)
+        self.best = _copy(self.state)
+        scale = task.statistics.energy_scale
+        self.step = make_step(task.apply, self.config, scale)
+        stress = any(sample.stress is not None for sample in task.valid.samples)
+        self.measure = make_measure(task.apply, self.config, scale, stress)
+        self._compiled: set[tuple[str, Sizes]] = set()
+        self._stop = threading.Event()
+        self._mark = self._saved = self._shown = time.monotonic()
+        self._share = self._speed = 0.0  # progress at the last step, structures per second in the last epoch
+        self._reported = 0  # skipped steps the user knows of
+        self._session: tuple[float, float] | None = None  # share and seconds when this process took over
+
+    def resume(self) -> bool:
+        """Continue from the newest checkpoint, if there is one. Raises ModelFileError: all are damaged."""
+        found = self.checkpoints.restore({"state": self.state, "best": self.best})
+        if found is None:
+            self.journal.rewind(0)
+            return False
+        arrays, record = found
+        self.state, self.best = (jax.tree.map(jnp.asarray, arrays[name]) for name in ("state", "best"))
+        self.run = Run(**record["run"])
+        self._reported = self.run.skipped
+        self.journal.rewind(self.run.epoch)
+        self.journal.say(f"resuming after {self.run.epoch} epochs and {self.run.position} steps")
+        return True
+
+    def fit(self) -> Params:
+        """Run until epochs, hours or patience end; the averaged parameters of the best validation.
+
+        Raises TrainingError when backing off does not help, KeyboardInterrupt when asked to stop, after a checkpoint.
+        """
+        run = self.run
+        self._mark = self._saved = time.monotonic()
+        with self.journal, _Signals(self._stop):
+            while not run.over(self.config):
+                self._train_epoch()
+                if self._stop.is_set():
+                    self.save()
+                    raise KeyboardInterrupt
+                self._end_epoch()
+        return self.best.average
+
+    def save(self) -> None:
+        """Write a checkpoint (in the background)."""
+        record = {"run": self.run.to_dict(), "identity": self.identity}
+        self.checkpoints.save(self.run.tried, {"state": self.state, "best": self.best}, record)
+        self._saved = time.monotonic()
+
+    def _train_epoch(self) -> None:
+        """What is left of the current epoch; its order is a function of seed and epoch only."""
+        run = self.run
+        plan = self.task.train.plan(np.random.default_rng([self.config.seed, run.epoch]))
+        begun, structures = run.seconds, 0
+        pending: collections.deque[jax.Array] = collections.deque()
+        while run.position < len(plan) and not run.out_of_time(self.config) and not self._stop.is_set():
+            sizes, indices = plan[run.position]
+            graph, labels = self.task.train.build(sizes, indices)
+            self._share = run.share(self.config, len(plan))
+            controls = np.array([self._share, run.factor], graph.positions.dtype)
+            self.state, report = self._first_use("step", sizes, self.step, self.state, controls, graph, labels)
+            pending.append(report)
+            run.position += 1
+            run.tried += 1
+            structures += len(indices)
+            if len(pending) > IN_FLIGHT:
+                self._take(pending)
+            self._tick()
+            self._show(structures / max(run.seconds - begun, 1e-9))
+            if self._mark - self._saved > SELDOM:
+                self._drain(pending)
+                self.save()
+        self._drain(pending)
+        self._tick()
+        self._speed = structures / max(run.seconds - begun, 1e-9)
+
+    def _end_epoch(self) -> None:
+        run, config = self.run, self.config
+        count = max(run.totals[0], 1.0)
+        line = {"epoch": run.epoch + 1, "step": run.tried, "learning_rate": self._rate()}
+        line |= {"train_loss": run.totals[1] / count} | errors(Sums(*run.totals[2:]), "train")
+        if run.skipped > self._reported:
+            new, self._reported = run.skipped - self._reported, run.skipped
+            self.journal.warn(f"epoch {run.epoch + 1}: {new} steps with a non-finite loss or gradient were skipped")
+        run.end_epoch()
+        if run.epoch % config.training.validate_every == 0 or run.over(config):
+            line |= self._validate()
+        self._tick()
+        line |= {"skipped": run.skipped, "seconds": round(run.seconds, 2), "structures_per_second": round(self._speed, 1)}
+        self.journal.record(line)
+        due = run.epoch % config.training.checkpoint_every == 0 and time.monotonic() - self._saved > OFTEN
+        if due or run.over(config) or self._stop.is_set():
+            self.save()
+
+    def _validate(self) -> dict[str, float]:
+        """Errors of the averaged parameters on the validation set; the loss with the final weights is the score."""
+        totals = np.zeros(len(Sums._fields))
+        for sizes, indices in self.task.valid.plan(None):
+            graph, labels = self.task.valid.build(sizes, indices)
+            report = self._first_use("measure", sizes, self.measure, self.state.average, graph, labels)
+            totals += Report.unpack(report).sums
+        sums = Sums(*totals)
+        score = float(losses.combine(sums, losses.weights(self.config.loss, 1.0)))
+        if not np.isfinite(score):
+            self._back_off("the validation loss is not finite")
+        elif self.run.judge(score, self.config):
+            self.best = _copy(self.state)
+        return {"valid_loss": score, **errors(sums, "valid")}
+
+    def _take(self, pending: collections.deque) -> None:
+        """Book the oldest step; too many skipped ones throw back to the best state with half the learning rate."""
+        self.run.take(Report.unpack(pending.popleft()))
+        if self.run.unstable:
+            pending.clear()
+            self._back_off(f"{sum(self.run.recent)} of the last {len(self.run.recent)} steps were not finite")
+
+    def _drain(self, pending: collections.deque) -> None:
+        while pending:
+            self._take(pending)
+
+    def _back_off(self, why: str) -> None:
+        run = self.run
+        if run.backoffs >= MAX_BACKOFFS:
+            raise TrainingError(
+                f"{why}, also after {run.backoffs} times halving the learning rate: lower optimizer.learning_rate "
+                f"(now {self.config.optimizer.learning_rate:g}) or look for wrong labels in the training data"
+            )
+        run.backoffs += 1
+        run.recent = []
+        self.state = _copy(self.best)
+        where = f"the weights of epoch {run.best_epoch}" if run.best_epoch else "the initial weights"
+        self.journal.warn(f"epoch {run.epoch + 1}: {why}; back to {where} with the learning rate x {run.factor:.3g}")
+
+    def _first_use(self, name: str, sizes: Sizes, function, *arguments):
+        """Call; the first call of each padded size compiles, which counts as overhead rather than as training."""
+        if (name, sizes) in self._compiled:
+            return function(*arguments)
+        self._tick()
+        self.journal.show(epoch=self._epoch_text(), rate=f"compiling for {sizes.atoms} atoms x {sizes.neighbors} neighbours")
+        result = jax.block_until_ready(function(*arguments))
+        self._compiled.add((name, sizes))
+        self.run.overhead += time.monotonic() - self._mark
+        self._mark = time.monotonic()
+        return result
+
+    def _tick(self) -> None:
+        now = time.monotonic()
+        self.run.seconds += now - self._mark
+        self._mark = now
+
+    def _rate(self) -> float:
+        """The learning rate of the last step."""
+        return float(self.run.factor * optimizer.learning_rate(self.config.optimizer, self._share))
+
+    def _show(self, speed: float) -> None:
+        if self._mark - self._shown < 0.5:
+            return
+        self._shown = self._mark
+        self._session = self._session or (self._share, self.run.seconds)
+        share, seconds = self._share - self._session[0], self.run.seconds - self._session[1]
+        left = f"{duration((1 - self._share) * seconds / share)} left" if share > 0 else ""
+        loss = self.run.totals[1] / max(self.run.totals[0], 1.0)
+        rate = f"{speed:.3g}/s  loss {loss:.3g}"
+        self.journal.show(completed=self._share, epoch=self._epoch_text(), rate=rate, left=left)
+
+    def _epoch_text(self) -> str:
+        epochs = self.config.training.epochs
+        return f"{self.run.epoch + 1}/{epochs}" if epochs else f"{self.run.epoch + 1}"
+
+
+class _Signals:
+    """Within the block the first Ctrl-C (or SIGTERM) asks to stop, a second one stops at once."""
+
+    def __init__(self, stop: threading.Event):
+        self._stop = stop
+        self._old: dict[int, object] = {}
+
+    def __enter__(self) -> None:
+        if threading.current_thread() is threading.main_thread():
+            self._old = {number: signal.signal(number, self._handle) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def __exit__(self, *_) -> None:
+        self._restore()
+
+    def _handle(self, *_) -> None:
+        self._stop.set()
+        self._restore()
+
+    def _restore(self) -> None:
+        for number, handler in self._old.items():
+            signal.signal(number, handler)
+        self._old = {}
+
+
+def _copy(tree):
+    return jax.tree.map(jnp.copy, tree)

@@ -1,0 +1,41 @@
+"""Units: everything inside mlff is eV, Å, eV/Å, eV/Å³ and amu; factors into them stand here and nowhere else.
+
+Energies, lengths and pressures come from ASE (CODATA 2014, the set ASE uses everywhere).
+"""
+
+from ase import units as _ase
+
+from mlff.errors import ConfigError
+
+#: eV per unit
+ENERGY = {
+    "eV": 1.0,
+    "meV": 1e-3,
+    "Hartree": _ase.Hartree,
+    "Rydberg": _ase.Rydberg,
+    "kcal/mol": _ase.kcal / _ase.mol,
+    "kJ/mol": _ase.kJ / _ase.mol,
+}
+
+#: Å per unit
+LENGTH = {"Angstrom": 1.0, "Bohr": _ase.Bohr, "nm": 10.0}
+
+#: eV/Å³ per unit
+STRESS = {
+    "eV/Angstrom^3": 1.0,
+    "GPa": _ase.GPa,
+    "kbar": 0.1 * _ase.GPa,
+    "bar": 1e-4 * _ase.GPa,
+    "Hartree/Bohr^3": _ase.Hartree / _ase.Bohr**3,
+}
+
+KB = _ase.kB  #: Boltzmann constant, eV/K
+FEMTOSECOND = _ase.fs  #: one femtosecond in ASE's time unit, Å sqrt(amu/eV)
+
+
+def factor(table: dict[str, float], unit: str, what: str) -> float:
+    """The factor that takes `unit` into mlff's own; an unknown unit names the ones there are."""
+    try:
+        return table[unit]
+    except KeyError:
+        raise ConfigError(f"unknown {what} unit {unit!r}; known: {', '.join(table)}") from None

@@ -1,0 +1,80 @@
+"""Shared fixtures: tiny potentials of every architecture, and structures that are hard in their own ways."""
+
+from __future__ import annotations
+
+import os
+
+# Tests compile many programs and run each a few times: XLA's optimiser would take most of the time.
+os.environ["XLA_FLAGS"] = (
+    "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true " + os.environ.get("XLA_FLAGS", "")
+)
+
+from pathlib import Path
+
+import ase
+import numpy as np
+import pytest
+from ase.build import bulk, molecule
+
+from mlff import config as configs
+from mlff.models import registry
+from mlff.models.atoms import Statistics
+from mlff.potential import Potential, initial_params
+
+ELEMENTS = (1, 6, 8, 14)
+MODELS = {
+    "lennard_jones": configs.LennardJones(cutoff=4.0, sigma=1.5, epsilon=0.05),
+    "morse": configs.Morse(cutoff=4.0),
+    "schnet": configs.SchNet(cutoff=4.0, channels=8, layers=2, radial_basis=8),
+    "ace": configs.ACE(cutoff=4.0, channels=8, radial_hidden=8, radial_basis=4),
+    "ace_l3": configs.ACE(cutoff=4.0, channels=4, radial_hidden=8, radial_basis=4, l_max=3, l_message=2, correlation=2),
+}
+BASELINE = {1: -0.5, 6: -1.0, 8: -2.0, 14: -3.0}
+SHARED = Path(__file__).parents[2] / "shared"
+
+
+def make_potential(name: str, precision: str = "float32") -> Potential:
+    """A potential with random weights whose forces are a few eV/Å."""
+    config = MODELS[name]
+    statistics = Statistics(0.3, 12.0, (-1.0, -5.0, -2.0, -4.0))
+    params = initial_params(registry.build(config, ELEMENTS, statistics), seed=1)
+    return Potential(config, params, ELEMENTS, BASELINE, statistics, precision)
+
+
+@pytest.fixture(scope="session")
+def potentials():
+    """name -> potential, each made once: `potentials("ace", "float64")`."""
+    made: dict[tuple[str, str], Potential] = {}
+
+    def get(name: str, precision: str = "float64") -> Potential:
+        key = (name, precision)
+        if key not in made:
+            made[key] = make_potential(*key)
+        return made[key]
+
+    return get
+
+
+@pytest.fixture
+def ethanol() -> ase.Atoms:
+    atoms = molecule("CH3CH2OH")
+    atoms.rattle(0.05, seed=3)
+    return atoms
+
+
+@pytest.fixture
+def silicon() -> ase.Atoms:
+    """Two atoms in a sheared, left-handed cell much smaller than the cutoff."""
+    atoms = bulk("Si")
+    atoms.set_cell(atoms.cell.array[[1, 0, 2]] @ (np.eye(3) + [[0.02, 0.05, 0], [0, -0.03, 0.01], [0.02, 0, 0.04]]), scale_atoms=True)
+    assert np.linalg.det(atoms.cell.array) < 0
+    atoms.rattle(0.05, seed=1)
+    return atoms
+
+
+@pytest.fixture
+def shared() -> Path:
+    """Folder with reference data that only developers have."""
+    if not (SHARED / "datasets").is_dir():
+        pytest.skip("the developers' reference data are not here")
+    return SHARED / "datasets"

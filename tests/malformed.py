@@ -1,0 +1,347 @@
+"""Malformed inputs of every kind, and what `mlff` must say about each. `python -m tests.malformed` prints the table.
+
+A case is a command line and the fragments that its one error line must contain: where the fault is, and what it is.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import pickle
+import shutil
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from ase import Atoms
+from ase.build import bulk, molecule
+from ase.io import write
+from safetensors.numpy import load_file, save_file
+
+from mlff.config import SchNet
+from mlff.models import registry
+from mlff.models.atoms import Statistics
+from mlff.potential import Potential, initial_params
+
+MODEL = {"architecture": "schnet", "cutoff": 4.0, "channels": 4, "layers": 1, "radial_basis": 4}
+ISOLATED = {"H": -13.6, "O": -2041.5}
+CONFIG: dict = {
+    "data": {"train": "train.xyz"},
+    "model": MODEL,
+    "training": {"epochs": 1, "batch_size": 4, "tensorboard": False},
+}
+
+
+@dataclass(frozen=True)
+class Case:
+    """`arguments(folder)` makes the malformed input in a folder that has good ones, and returns the command line."""
+
+    what: str
+    arguments: Callable[[Path], list]
+    says: tuple[str, ...]
+    code: int = 1
+
+
+def prepare(folder: Path) -> None:
+    """Good data (train.xyz, test.xyz, water.xyz), a good model (good.safetensors) and a finished run (run/)."""
+    from mlff.config import make_config
+    from mlff.training.loop import train
+
+    write(folder / "train.xyz", [*waters(12), *isolated_atoms()])
+    write(folder / "test.xyz", waters(4, seed=1))
+    write(folder / "water.xyz", molecule("H2O"))
+    config = SchNet(**MODEL)
+    params = initial_params(registry.build(config, (1, 8), Statistics()), seed=0)
+    Potential(config, params, (1, 8), {1: -13.6, 8: -2041.5}).save(folder / "good.safetensors")
+    train(make_config(CONFIG, base=folder), folder / "run", progress=False)
+
+
+def waters(count: int, seed: int = 0) -> list[Atoms]:
+    """Distorted molecules of water with made-up labels, eV and eV/Å."""
+    rng = np.random.default_rng(seed)
+    frames = []
+    for _ in range(count):
+        atoms = molecule("H2O")
+        atoms.positions += rng.normal(0, 0.05, (3, 3))
+        atoms.info["REF_energy"] = -2080.0 + rng.normal(0, 0.1)
+        atoms.arrays["REF_forces"] = rng.normal(0, 1, (3, 3))
+        frames.append(atoms)
+    return frames
+
+
+def isolated_atoms(unit: float = 1.0) -> list[Atoms]:
+    return [Atoms(s, info={"REF_energy": unit * e, "config_type": "IsolatedAtom"}) for s, e in ISOLATED.items()]
+
+
+# --- making inputs ----------------------------------------------------------------------------------------------------
+
+
+def evaluate(make, name: str = "bad.xyz"):
+    """`mlff evaluate` of the good model on frames that `make` returns, or on a file that it writes."""
+
+    def arguments(folder: Path) -> list:
+        made = make(folder / name)
+        if made is not None:
+            write(folder / name, made)
+        return ["evaluate", folder / "good.safetensors", folder / name]
+
+    return arguments
+
+
+def train(change=None, frames=None, **sections):
+    """`mlff train bad.yaml`: the good config with sections replaced, or with `frames` as training data, or as text."""
+
+    def arguments(folder: Path) -> list:
+        config = CONFIG | sections
+        if frames is not None:
+            write(folder / "bad.xyz", frames())
+            config = config | {"data": {"train": "bad.xyz"}}
+        (folder / "bad.yaml").write_text(change if change is not None else json.dumps(config))
+        return ["train", folder / "bad.yaml", "--out", folder / "new", "--quiet"]
+
+    return arguments
+
+
+def info(make, name: str = "bad.safetensors"):
+    """`mlff info` on a file that `make(path, good model)` writes."""
+
+    def arguments(folder: Path) -> list:
+        make(folder / name, folder / "good.safetensors")
+        return ["info", folder / name]
+
+    return arguments
+
+
+def model(tensors=lambda tensors: None, header=lambda header: None):
+    """The good model with tensors or header changed in place."""
+
+    def make(path: Path, good: Path) -> None:
+        from safetensors import safe_open
+
+        arrays = load_file(good)
+        with safe_open(good, framework="numpy") as file:
+            entry = json.loads(file.metadata()["mlff"])
+        tensors(arrays)
+        header(entry)
+        save_file(arrays, path, metadata={"mlff": json.dumps(entry)})
+
+    return make
+
+
+def changed(**labels):
+    """Two waters, the second with changed `info` or `arrays`; None removes."""
+    frames = waters(2)
+    for name, value in labels.items():
+        place = frames[1].info if name in frames[1].info or np.ndim(value) == 0 else frames[1].arrays
+        place[name] = value
+    return frames
+
+
+def moved(atom: int, position) -> list[Atoms]:
+    frames = waters(2)
+    frames[1].positions[atom] = position
+    return frames
+
+
+def without(*keys: str) -> list[Atoms]:
+    frames = waters(12)
+    for atoms in frames:
+        for key in keys:
+            (atoms.info if key in atoms.info else atoms.arrays).pop(key)
+    return frames
+
+
+def text(content: str | bytes):
+    def make(path: Path, good: Path | None = None) -> None:
+        path.write_bytes(content.encode() if isinstance(content, str) else content)
+
+    return make
+
+
+def cut_xyz(path: Path) -> None:
+    write(path, waters(2))
+    path.write_text("\n".join(path.read_text().splitlines()[:-1]) + "\n")
+
+
+def cut_gzip(path: Path) -> None:
+    write(path.with_suffix(""), waters(20))
+    path.write_bytes(gzip.compress(path.with_suffix("").read_bytes())[:-100])
+
+
+def poisoned_pickle(path: Path, good: Path) -> None:
+    path.write_bytes(pickle.dumps({"weights": _Touch(str(path.parent / "executed"))}))
+
+
+class _Touch:
+    def __init__(self, path: str):
+        self.path = path
+
+    def __reduce__(self):
+        return os.system, (f"touch {self.path}",)
+
+
+def damaged_checkpoints(folder: Path) -> list:
+    """The run was stopped, and the arrays of all its checkpoints are cut short."""
+    shutil.copytree(folder / "run", folder / "bad_run")
+    (folder / "bad_run" / "model.safetensors").unlink()
+    for file in (folder / "bad_run" / "checkpoints").rglob("*"):
+        if file.is_file() and "arrays" in file.parts and file.stat().st_size:
+            os.truncate(file, file.stat().st_size // 2)
+    (folder / "good.yaml").write_text(json.dumps(CONFIG))
+    return ["train", folder / "good.yaml", "--out", folder / "bad_run", "--quiet"]
+
+
+def other_run(folder: Path) -> list:
+    (folder / "bad.yaml").write_text(json.dumps(CONFIG | {"seed": 7}))
+    return ["train", folder / "bad.yaml", "--out", folder / "run", "--quiet"]
+
+
+def structure(command: str, atoms: Callable[[], Atoms], *options):
+    def arguments(folder: Path) -> list:
+        write(folder / "bad.xyz", atoms())
+        return [command, folder / "good.safetensors", folder / "bad.xyz", *options, "--out", folder / "out.xyz", "--quiet"]
+
+    return arguments
+
+
+def no_cell() -> Atoms:
+    return Atoms("OH", positions=[[0, 0, 0], [1, 0, 0]], pbc=True)
+
+
+def hot_pickle_tag(folder: Path) -> list:
+    path = folder / "executed"
+    return train(f'data: {{train: !!python/object/apply:os.system ["touch {path}"]}}\n')(folder)
+
+
+def drop(name: str):
+    return lambda arrays: arrays.pop(next(key for key in arrays if name in key))
+
+
+def poison(arrays: dict) -> None:
+    next(iter(arrays.values())).flat[0] = np.nan
+
+
+def reshape(arrays: dict) -> None:
+    name = next(key for key in arrays if "embedding" in key)
+    arrays[name] = np.ascontiguousarray(arrays[name].T)
+
+
+# --- the table --------------------------------------------------------------------------------------------------------
+
+CASES = [
+    # files
+    Case("data file that is not there", lambda d: ["info", d / "gone.xyz"], ("gone.xyz", "no such file")),
+    Case("data file without content", evaluate(text("")), ("bad.xyz", "empty")),
+    Case("data file cut short", evaluate(cut_xyz), ("bad.xyz, structure 1", "cut short")),
+    Case("compressed data file cut short", evaluate(cut_gzip, "bad.xyz.gz"), ("bad.xyz.gz", "cut short")),
+    Case("data file that is noise", evaluate(text(bytes(range(256)))), ("bad.xyz", "number of atoms is expected")),
+    Case("format nobody knows", evaluate(text("hello\nworld\n"), "bad.txt"), ("bad.txt", "not recognised")),
+    Case("glob without a match", train(data={"train": "no*.xyz"}), ("no*.xyz", "no file matches")),
+    Case("directory in place of a file", lambda d: ["evaluate", d / "good.safetensors", d], ("is a directory",)),
+    # structures and labels
+    Case("energy that is NaN", evaluate(lambda _: changed(REF_energy=np.nan)), ("bad.xyz, structure 1", "REF_energy", "not finite")),
+    Case(
+        "force that is infinite",
+        evaluate(lambda _: changed(REF_forces=np.full((3, 3), np.inf))),
+        ("bad.xyz, structure 1", "REF_forces", "not finite"),
+    ),
+    Case("forces of two components", evaluate(lambda _: changed(REF_forces=np.ones((3, 2)))), ("bad.xyz, structure 1", "REF_forces", "shape")),
+    Case("energy that is a word", evaluate(lambda _: changed(REF_energy="low")), ("bad.xyz, structure 1", "REF_energy", "not a number")),
+    Case("two energies that differ", evaluate(lambda _: changed(energy=-1.0)), ("bad.xyz", "'energy'", "'REF_energy'")),
+    Case("position that is NaN", evaluate(lambda _: moved(2, [0, np.nan, 0])), ("bad.xyz, structure 1", "atom 2", "not finite")),
+    Case("two atoms in one place", train(frames=lambda: moved(1, waters(2)[1].positions[0])), ("bad.xyz, structure 1", "atoms 0 and 1")),
+    Case("symbol that is no element", evaluate(text("1\nProperties=species:S:1:pos:R:3\nXq 0 0 0\n")), ("bad.xyz, structure 0", "Xq")),
+    Case("periodic structure without a cell", structure("relax", no_cell), ("bad.xyz", "periodic along a", "zero")),
+    Case(
+        "element the model does not know, in evaluate",
+        evaluate(lambda _: [Atoms("Au", info={"REF_energy": -1.0}, cell=[5, 5, 5], pbc=True)]),
+        ("bad.xyz, structure 0", "atom 0 is Au", "knows H O"),
+    ),
+    Case("element the model does not know, in md", structure("md", lambda: bulk("Cu", cubic=True)), ("bad.xyz", "atom 0 is Cu", "knows H O")),
+    Case("label with weight that is absent", train(frames=lambda: without("REF_forces")), ("bad.xyz", "no training structure has forces", "loss.forces")),
+    Case(
+        "key that stands nowhere",
+        train(data={"train": "train.xyz", "keys": {"energy": "REF_enrgy"}}),
+        ("train.xyz", "REF_enrgy", "did you mean 'REF_energy'"),
+    ),
+    Case(
+        "isolated atoms in Hartree, structures in eV",
+        train(frames=lambda: waters(12) + isolated_atoms(1 / 27.2114)),
+        ("bad.xyz", "reference energies do not belong", "units"),
+    ),
+    Case(
+        "element in the test set that training lacks",
+        lambda d: train(data={"train": "train.xyz", "test": "bad.xyz"})(write(d / "bad.xyz", molecule("CH4")) or d),
+        ("bad.xyz, structure 0", "C occurs in the test set"),
+    ),
+    # configs
+    Case("config that is not there", lambda d: ["train", d / "gone.yaml"], ("gone.yaml", "cannot be read")),
+    Case("config that is not YAML", train("data: {train: [x\n"), ("bad.yaml", "not valid YAML", "line")),
+    Case("config that is binary", lambda d: ["train", d / "good.safetensors"], ("good.safetensors", "not")),
+    Case("config with a Python tag", hot_pickle_tag, ("bad.yaml", "not valid YAML", "python/object/apply")),
+    Case("config without data", train("model: {architecture: ace}\n"), ("bad.yaml", "'data' is missing")),
+    Case("config that is a list", train("[data, model]\n"), ("bad.yaml", "expected keys and values")),
+    Case("key nobody knows", train(training={"epoch": 3}), ("bad.yaml", "training.epoch", "did you mean 'epochs'")),
+    Case("architecture nobody knows", train(model={"architecture": "schnett"}), ("bad.yaml", "model", "schnett", "known: ace, schnet")),
+    Case("negative cutoff", train(model=MODEL | {"cutoff": -4.0}), ("bad.yaml", "model.cutoff", "-4.0")),
+    Case("word where a number belongs", train(optimizer={"learning_rate": "fast"}), ("bad.yaml", "optimizer.learning_rate", "fast")),
+    Case("learning rate that is infinite", train("data: {train: train.xyz}\noptimizer: {learning_rate: .inf}\n"), ("bad.yaml", "learning_rate", "finite")),
+    Case("unit nobody knows", train(data={"train": "train.xyz", "units": {"energy": "kcal"}}), ("bad.yaml", "data.units.energy", "kcal/mol")),
+    Case("more training structures than there are", train(data={"train": "train.xyz", "n_train": 500}), ("train.xyz", "n_train is 500")),
+    Case("option that is mistyped", lambda d: ["train", d / "bad.yaml", "--ouy", "x"], ("--ouy",), code=2),
+    # models and runs
+    Case("model that is not there", info(lambda path, good: None), ("bad.safetensors", "no such model file")),
+    Case("model that is text", info(text("hello")), ("bad.safetensors", "not a safetensors file")),
+    Case("model cut short", info(lambda path, good: path.write_bytes(good.read_bytes()[:-50])), ("bad.safetensors", "truncated")),
+    Case("model that is a pickle", info(poisoned_pickle), ("bad.safetensors", "not a safetensors file")),
+    Case("safetensors file of something else", info(lambda path, good: save_file({"x": np.zeros(2)}, path)), ("bad.safetensors", "not an mlff model")),
+    Case("model that lacks a parameter", info(model(drop("readout_0"))), ("bad.safetensors", "readout_0", "missing")),
+    Case("model with a parameter that is NaN", info(model(poison)), ("bad.safetensors", "parameter", "not finite")),
+    Case("model with a parameter of another shape", info(model(reshape)), ("bad.safetensors", "embedding", "shape")),
+    Case("model of a newer version", info(model(header=lambda h: h.update(format_version=99))), ("bad.safetensors", "format 99", "newer")),
+    Case("model with an unknown architecture", info(model(header=lambda h: h["model"].update(architecture="os.system"))), ("bad.safetensors", "os.system")),
+    Case("model whose header lacks the elements", info(model(header=lambda h: h.pop("elements"))), ("bad.safetensors", "elements")),
+    Case("run directory without a model", lambda d: ["info", (d / "empty").mkdir() or d / "empty"], ("empty", "no such model file")),
+    Case("run directory of another config", other_run, ("run", "seed (0 there, 7 here)", "choose another --out")),
+    Case("run whose checkpoints are all damaged", damaged_checkpoints, ("bad_run", "no checkpoint is whole")),
+    Case(
+        "trajectory that cannot be continued",
+        lambda d: ["md", d / "good.safetensors", d / "water.xyz", "--restart", "--out", d / "gone.traj", "--quiet"],
+        ("gone", "no"),
+    ),
+]
+
+
+def copy(good: Path, folder: Path) -> Path:
+    """A folder of its own for a case, with the good inputs."""
+    return Path(shutil.copytree(good, folder))
+
+
+def main() -> None:
+    """Print case and answer, as a table."""
+    import tempfile
+
+    from rich.console import Console
+    from rich.table import Table
+    from typer.testing import CliRunner
+
+    from mlff.cli import app
+
+    table = Table("input", "what the user sees", title=f"{len(CASES)} malformed inputs", show_lines=True)
+    with tempfile.TemporaryDirectory() as root:
+        good = Path(root) / "good"
+        good.mkdir()
+        prepare(good)
+        for number, case in enumerate(CASES):
+            folder = copy(good, Path(root) / f"case{number}")
+            result = CliRunner().invoke(app, [str(argument) for argument in case.arguments(folder)])
+            answer = result.stderr.strip().replace(f"{folder}/", "").replace(str(folder), ".")
+            table.add_row(case.what, f"{answer} [exit {result.exit_code}]".replace("[", r"\["))
+    Console(width=None if sys.stdout.isatty() else 160).print(table)
+
+
+if __name__ == "__main__":
+    main()

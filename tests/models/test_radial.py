@@ -1,0 +1,76 @@
+"""Envelope and radial bases against their formulas, and smooth where they must be."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mlff.models.radial import bessel_basis, envelope, gaussian_basis
+
+CUTOFF = 4.3
+
+
+@pytest.fixture(autouse=True)
+def float64():
+    with jax.enable_x64(True):
+        yield
+
+
+def test_envelope_falls_from_one_to_zero():
+    r = jnp.linspace(0, CUTOFF, 200)
+    values = np.asarray(envelope(r, CUTOFF))
+    assert values[0] == 1 and abs(values[-1]) < 1e-13 and np.all(np.diff(values) <= 1e-15)
+    assert np.all(np.asarray(envelope(jnp.array([CUTOFF, CUTOFF + 1e-9, 100.0]), CUTOFF)) == 0)
+
+
+def test_envelope_has_two_continuous_derivatives_at_the_cutoff():
+    h = 1e-3
+    inside = np.asarray(envelope(CUTOFF - h * jnp.arange(0, 4), CUTOFF))
+    first, second = (inside[1] - inside[0]) / -h, (inside[2] - 2 * inside[1] + inside[0]) / h**2
+    scale = 6 * 7 * 8 / CUTOFF**3  # the third derivative jumps there: -p (p + 1) (p + 2) / rc^3
+    assert abs(first) < scale * h**2 and abs(second) < 2 * scale * h
+    third = (inside[3] - 3 * inside[2] + 3 * inside[1] - inside[0]) / -(h**3)
+    assert abs(third) == pytest.approx(scale, rel=0.05)
+    for order in (1, 2):
+        derivative = envelope
+        for _ in range(order):
+            derivative = jax.grad(derivative)
+        assert float(derivative(CUTOFF + 1e-12, CUTOFF)) == 0 and abs(float(derivative(CUTOFF * (1 - 1e-9), CUTOFF))) < 1e-6
+        assert float(derivative(0.0, CUTOFF)) == 0
+
+
+@pytest.mark.parametrize("size", [1, 2, 8, 32])
+def test_bessel_recurrence_against_sines(size):
+    r = np.linspace(1e-3, CUTOFF, 500)
+    n = np.arange(1, size + 1)
+    expected = np.sqrt(2 / CUTOFF) * np.sin(n * np.pi * r[:, None] / CUTOFF) / r[:, None]
+    basis = jax.jit(lambda x: bessel_basis(x, CUTOFF, size))
+    np.testing.assert_allclose(basis(jnp.asarray(r)), expected, atol=1e-11)
+    single = basis(jnp.asarray(r, jnp.float32))
+    assert single.dtype == jnp.float32
+    np.testing.assert_allclose(single, expected, atol=2e-6 * size**2)
+
+
+def test_bessel_functions_are_orthonormal_on_the_ball():
+    r = (np.arange(4000) + 0.5) * CUTOFF / 4000
+    basis = np.asarray(bessel_basis(jnp.asarray(r), CUTOFF, 6))
+    overlap = (basis.T * r**2) @ basis * (CUTOFF / 4000)
+    np.testing.assert_allclose(overlap, np.eye(6), atol=1e-6)
+
+
+def test_bases_are_finite_with_their_derivatives_in_empty_slots():
+    r = jnp.array([0.0, 1.0])
+    for basis in (bessel_basis, gaussian_basis):
+        total = lambda x: basis(x, CUTOFF, 2).sum()  # noqa: B023, E731
+        for function in (total, jax.grad(total), jax.jit(jax.hessian(total))):
+            assert np.isfinite(function(r)).all()
+
+
+def test_gaussians_stand_on_an_even_grid():
+    r = jnp.linspace(0, CUTOFF, 7)
+    basis = np.asarray(gaussian_basis(r, CUTOFF, 7))
+    np.testing.assert_allclose(np.diag(basis), 1)
+    np.testing.assert_allclose(np.diag(basis, 1), np.exp(-0.5))
+    assert gaussian_basis(r.astype(jnp.float32), CUTOFF, 7).dtype == jnp.float32

@@ -1,0 +1,95 @@
+"""Plots: whole PNG files of the right panels from what training and simulation write; one-line errors from anything else."""
+
+import json
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from matplotlib.image import imread
+
+from mlff.data.structure import Structure
+from mlff.errors import DataError
+from mlff.files import replacing
+from mlff.report import plots
+
+
+def labelled(count, rng, stress=False, forces=True):
+    structures, results = [], []
+    for _ in range(count):
+        f, s, e = rng.normal(size=(9, 3)), rng.normal(0, 0.01, (3, 3)), rng.normal(-7000, 0.3)
+        numbers, cell = np.full(9, 14), np.eye(3) * 6
+        positions = rng.uniform(0, 6, (9, 3))
+        labels = {"energy": e, "forces": f if forces else None, "stress": s if stress else None}
+        structures.append(Structure(numbers, positions, cell, np.ones(3, bool), **labels))
+        results.append(SimpleNamespace(energy=e + rng.normal(0, 0.01), forces=f + rng.normal(0, 0.05, f.shape), stress=s))
+    return structures, results
+
+
+def width(path):
+    """Pixels, after checking that something was drawn."""
+    image = imread(path)
+    assert image[..., :3].std() > 0.05
+    return image.shape[1]
+
+
+@pytest.mark.parametrize("count", [3, 250])
+def test_parity(tmp_path, count):
+    rng = np.random.default_rng(0)
+    plots.parity(*labelled(count, rng), tmp_path / "two.png")
+    plots.parity(*labelled(count, rng, stress=True), tmp_path / "three.png", title="silicon")
+    plots.parity(*labelled(count, rng, forces=False), tmp_path / "one.png")
+    assert width(tmp_path / "one.png") < width(tmp_path / "two.png") < width(tmp_path / "three.png")
+
+
+def test_parity_without_labels(tmp_path):
+    structures, results = labelled(2, np.random.default_rng(0), forces=False)
+    bare = [Structure(s.numbers, s.positions, s.cell, s.pbc) for s in structures]
+    with pytest.raises(DataError, match="no labels"):
+        plots.parity(bare, results, tmp_path / "none.png")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_learning_curve(tmp_path):
+    lines = [
+        {"epoch": k, "train_loss": 1 / k, "train_forces_rmse": 300 / k, "valid_forces_rmse": 320 / k if k % 2 else None}
+        for k in range(1, 40)
+    ]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    plots.learning_curve(tmp_path / "metrics.jsonl", tmp_path / "curve.png")
+    (tmp_path / "metrics.jsonl").write_text(json.dumps(lines[0]) + "\n")
+    plots.learning_curve(tmp_path / "metrics.jsonl", tmp_path / "first.png")
+    assert width(tmp_path / "curve.png") == width(tmp_path / "first.png")
+
+
+@pytest.mark.parametrize("moving", [True, False])
+def test_md(tmp_path, moving):
+    line = {"atoms": 4, "etot_ev": -1.0, "conserved_ev": None, "temperature_k": 300.0, "volume_a3": None}
+    lines = [
+        line | {"time_ps": 0.1 * k, "volume_a3": 100.0 + k if moving else None, "conserved_ev": -1.0} for k in range(20)
+    ]
+    (tmp_path / "log.jsonl").write_text("".join(json.dumps(item) + "\n" for item in lines))
+    plots.md(tmp_path / "log.jsonl", tmp_path / "md.png", title="NVE")
+    assert (imread(tmp_path / "md.png").shape[0] > 900) == moving
+
+
+@pytest.mark.parametrize(("content", "message"), [(None, "cannot be read"), ("", "no records"), ("{a\n", "not a log")])
+def test_logs_that_are_none(tmp_path, content, message):
+    if content is not None:
+        (tmp_path / "log.jsonl").write_text(content)
+    for plot in (plots.md, plots.learning_curve):
+        with pytest.raises(DataError, match=message):
+            plot(tmp_path / "log.jsonl", tmp_path / "plot.png")
+
+
+def test_a_file_is_whole_or_not_there(tmp_path):
+    target = tmp_path / "out.txt"
+    target.write_text("old")
+    with pytest.raises(RuntimeError), replacing(target) as temporary:
+        temporary.write_text("half")
+        raise RuntimeError
+    assert target.read_text() == "old" and list(tmp_path.iterdir()) == [target]
+    with replacing(target) as temporary:
+        temporary.write_text("new")
+    assert target.read_text() == "new"
+    with pytest.raises(DataError, match="no such directory"), replacing(tmp_path / "no" / "out.txt"):
+        pass

@@ -1,0 +1,302 @@
+"""The command line from end to end: what it prints, what it writes, how it fails."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from ase import Atoms
+from ase.build import bulk, molecule
+from ase.io import read, write
+from typer.testing import CliRunner
+
+from mlff.cli import app
+from tests.potentials import lennard_jones, morse
+
+CONFIG = """
+data:
+  train: train.xyz
+  test: {held_out: test.xyz}
+  keys: {energy: REF_energy, forces: REF_forces}
+model: {architecture: schnet, cutoff: 4.0, channels: 4, layers: 1, radial_basis: 4}
+training: {epochs: 2, batch_size: 4, tensorboard: false}
+"""
+
+
+def call(*arguments):
+    """Run `mlff ...` in this process: exit code, stdout, stderr."""
+    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    return result.exit_code, result.stdout, result.stderr
+
+
+def fails(*arguments, code=1):
+    """The one line that a failing command says."""
+    exit_code, _, stderr = call(*arguments)
+    assert exit_code == code, stderr
+    lines = stderr.splitlines()
+    assert len(lines) == 1 and lines[0].startswith("error: "), stderr
+    assert "Traceback" not in stderr
+    return lines[0]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Labelled data, a config, structures and the models of two oracles."""
+    folder = tmp_path_factory.mktemp("cli")
+    rng, oracle = np.random.default_rng(0), morse()
+    for name, count in (("train", 12), ("test", 4)):
+        frames = []
+        for _ in range(count):
+            atoms = molecule("H2O")
+            atoms.positions += rng.normal(0, 0.05, (3, 3))
+            frames.append(atoms)
+        for atoms, result in zip(frames, oracle.predict(frames), strict=True):
+            atoms.info["REF_energy"], atoms.arrays["REF_forces"] = result.energy, result.forces
+        write(folder / f"{name}.xyz", frames)
+    (folder / "config.yaml").write_text(CONFIG)
+    write(folder / "water.xyz", molecule("H2O"))
+    copper = bulk("Cu", cubic=True).repeat(2)
+    copper.rattle(0.05, seed=0)
+    write(folder / "copper.xyz", copper)
+    lennard_jones().save(folder / "copper.safetensors")
+    oracle.save(folder / "bonds.safetensors")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run(folder):
+    """The directory of a finished training run."""
+    code, out, err = call("train", folder / "config.yaml", "--out", folder / "run")
+    assert code == 0, err
+    assert out.splitlines()[-1] == str(folder / "run" / "model.safetensors")
+    return folder / "run"
+
+
+def test_help_is_quick_and_shows_units():
+    code, out, _ = call("md", "--help")
+    assert code == 0 and "Example" in out and "fs" in out and "GPa" in out
+    begin = time.process_time()
+    children = os.times().children_user + os.times().children_system
+    done = subprocess.run(
+        [sys.executable, "-c", "from mlff.cli import main; main()", "--help"], capture_output=True, text=True
+    )
+    used = os.times().children_user + os.times().children_system - children
+    assert done.returncode == 0 and "relax" in done.stdout
+    assert used < 1.0, f"{used:.2f} s of CPU for --help"
+    assert time.process_time() - begin < 1.0
+
+
+def test_train_writes_a_model_and_a_learning_curve(run):
+    assert (run / "model.safetensors").is_file()
+    assert (run / "learning_curve.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_dry_run_spends_nothing(folder):
+    before = sorted(folder.rglob("*"))
+    code, out, err = call(
+        "train", folder / "config.yaml", "--dry-run", "--set", "training.batch_size=3", "--out", folder / "nowhere"
+    )
+    assert code == 0, err
+    assert (
+        "batch_size: 3" in out
+        and "steps per epoch" in out
+        and "MiB for the largest step" in out
+        and "nothing was written" in out
+    )
+    assert sorted(folder.rglob("*")) == before
+
+
+def test_evaluate(run, folder):
+    keys = "--key", "energy=REF_energy", "--key", "forces=REF_forces"
+    code, out, err = call(
+        "evaluate", run, folder / "test.xyz", "--json", folder / "errors.json", "--plot", folder / "parity.png", *keys
+    )
+    assert code == 0, err
+    assert "meV/Å" in out
+    errors = json.loads((folder / "errors.json").read_text())
+    assert errors["structures"] == 4 and errors["forces_rmse"] > 0 and errors["fingerprint"]
+    assert (folder / "parity.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_predict_keeps_what_was_there(folder):
+    code, out, err = call("predict", folder / "bonds.safetensors", folder / "test.xyz", folder / "predicted.xyz")
+    assert code == 0 and "4 structures" in out, err
+    for before, after in zip(read(folder / "test.xyz", ":"), read(folder / "predicted.xyz", ":"), strict=True):
+        assert after.info["REF_energy"] == before.info["REF_energy"]
+        assert after.info["mlff_energy"] == pytest.approx(before.info["REF_energy"], abs=1e-5)
+        assert after.arrays["mlff_forces"] == pytest.approx(before.arrays["REF_forces"], abs=1e-5)
+        assert after.calc is None
+    code, _, err = call("predict", folder / "copper.safetensors", folder / "copper.xyz", folder / "stress.xyz", "--stress")
+    assert code == 0, err
+    assert read(folder / "stress.xyz").info["mlff_stress"].shape == (3, 3)
+
+
+def test_md_and_restart(folder):
+    out = folder / "run.traj"
+    arguments = [
+        "md",
+        folder / "copper.safetensors",
+        folder / "copper.xyz",
+        "--temperature",
+        300,
+        "--timestep",
+        2,
+        "--out",
+        out,
+    ]
+    code, printed, err = call(*arguments, "--ensemble", "nve", "--steps", 40, "--plot", folder / "md.png")
+    assert code == 0, err
+    assert "drift" in printed and "ns/day" in printed
+    assert len(read(out, ":")) == 5 and len((folder / "run.jsonl").read_text().splitlines()) == 5
+    assert (folder / "md.png").stat().st_size > 10_000
+    assert "exists; --restart continues it" in fails(*arguments, "--ensemble", "nve", "--steps", 60)
+    code, _, err = call(*arguments, "--ensemble", "nve", "--steps", 60, "--restart")
+    assert code == 0, err
+    assert len(read(out, ":")) == 7
+    code, _, err = call(*arguments, "--ensemble", "npt", "--steps", 20, "--force")
+    assert code == 0, err
+    assert read(out, -1).get_volume() != read(out, 0).get_volume()
+
+
+def test_md_that_blows_up_is_an_error(folder):
+    message = fails(
+        "md",
+        folder / "copper.safetensors",
+        folder / "copper.xyz",
+        "--timestep",
+        200,
+        "--steps",
+        100,
+        "--out",
+        folder / "bad.xyz",
+    )
+    assert "stopped at step" in message and "bad.xyz" in message
+
+
+def test_relax(folder):
+    code, out, err = call(
+        "relax", folder / "copper.safetensors", folder / "copper.xyz", "--cell", "--out", folder / "relaxed.xyz"
+    )
+    assert code == 0, err
+    assert "cell" in out and "eV/Å" in out
+    relaxed = read(folder / "relaxed.xyz")
+    assert np.abs(relaxed.arrays["mlff_forces"]).max() < 0.01 and relaxed.calc is None
+    assert "not converged" in fails(
+        "relax", folder / "bonds.safetensors", folder / "water.xyz", "--steps", 1, "--out", folder / "w.xyz"
+    )
+    assert (folder / "w.xyz").exists()
+    code, _, err = call(
+        "relax",
+        folder / "bonds.safetensors",
+        folder / "water.xyz",
+        "--fmax",
+        "1e-7",
+        "--steps",
+        30,
+        "--out",
+        folder / "w.xyz",
+    )
+    assert "float64" in err
+    arguments = "relax", folder / "bonds.safetensors", folder / "water.xyz", "--out", folder / "w.xyz"
+    code, _, err = call(*arguments, "--fmax", "1e-7", "--precision", "float64")
+    assert code == 0, err
+
+
+def test_info(run, folder):
+    code, out, err = call("info", run)
+    assert code == 0, err
+    assert "schnet" in out and "4 Å" in out and "held_out" in out
+    code, out, err = call("info", folder / "train.xyz", "--key", "energy=REF_energy", "--key", "forces=REF_forces")
+    assert code == 0, err
+    assert "12" in out and "H-O" in out and "eV/Å" in out
+
+
+def test_schema_is_json():
+    code, out, _ = call("schema")
+    assert code == 0 and "optimizer" in json.loads(out)["properties"]
+
+
+def test_wrong_usage_is_code_2(folder):
+    assert "No such option" in fails("md", "a", "b", "--out", "c.traj", "--setps", 3, code=2)
+    assert "Missing argument" in fails("evaluate", "model", code=2)
+    assert "'nvx' is not one of" in fails("md", "a", "b", "--out", "c.traj", "--ensemble", "nvx", code=2)
+    assert "No such command" in fails("trian", code=2)
+
+
+def test_malformed_input_is_one_line_that_names_it(folder, tmp_path):
+    model, water = folder / "bonds.safetensors", folder / "water.xyz"
+    new = tmp_path / "new.xyz"
+
+    def broken(name, content=b""):
+        (tmp_path / name).write_bytes(content)
+        return tmp_path / name
+
+    def structure(name, atoms):
+        write(tmp_path / name, atoms)
+        return tmp_path / name
+
+    assert "nothing.safetensors: no such model file" in fails("info", tmp_path / "nothing.safetensors")
+    assert "text.safetensors: not a safetensors file" in fails("predict", broken("text.safetensors", b"hello"), water, new)
+    truncated = broken("short.safetensors", model.read_bytes()[:100])
+    assert "short.safetensors: not a safetensors file, or truncated" in fails("evaluate", truncated, folder / "test.xyz")
+    assert "empty.xyz: the file is empty" in fails("predict", model, broken("empty.xyz"), new)
+    assert "gone.xyz: no such file" in fails("relax", model, tmp_path / "gone.xyz")
+    assert "noise.xyz" in fails("relax", model, broken("noise.xyz", bytes(range(256))))
+    assert "cut.xyz, structure 1" in fails("predict", model, broken("cut.xyz", (2 * water.read_bytes())[:-40]), new)
+    assert "uranium.xyz, structure 0: atom 0 is U" in fails("predict", model, structure("uranium.xyz", Atoms("U")), new)
+    fused = structure("fused.xyz", Atoms("HO", positions=[[0, 0, 0], [0, 0, 0]]))
+    assert "fused.xyz, structure 0: atoms 0 and 1 are on top of each other" in fails("predict", model, fused, new)
+    assert "atoms H 0 and O 1 fused" in fails("md", model, fused, "--out", tmp_path / "md.traj")
+    nan = structure("nan.xyz", Atoms("HO", positions=[[0, 0, 0], [0, 0, np.nan]]))
+    assert "nan.xyz, structure 0: position of atom 1 is not finite" in fails("predict", model, nan, new)
+    assert "nan.xyz" in fails("relax", model, nan, "--out", new)
+    assert "has no structure number 7" in fails("relax", model, water, "--frame", 7)
+    assert "periodic in three directions" in fails("predict", model, water, new, "--stress")
+    assert "npt needs a cell" in fails("md", model, water, "--ensemble", "npt", "--out", tmp_path / "md.traj")
+    assert "is an input" in fails("predict", model, water, water)
+    assert "no such directory" in fails("predict", model, water, tmp_path / "no" / "out.xyz")
+    assert "must end in" in fails("md", model, water, "--out", tmp_path / "md.pdb")
+    assert "did you mean 'epochs'" in fails("train", folder / "config.yaml", "--set", "training.epoch=3", "--dry-run")
+    assert "expected key=value" in fails("train", folder / "config.yaml", "--set", "epochs", "--dry-run")
+    assert "gone.yaml: cannot be read" in fails("train", tmp_path / "gone.yaml")
+    assert "expected name=value" in fails("info", folder / "train.xyz", "--key", "enrgy=E")
+    assert not new.exists() and not (tmp_path / "md.traj").exists() and not list(tmp_path.glob(".*"))
+
+
+def test_debug_shows_the_traceback(folder):
+    result = CliRunner().invoke(app, ["predict", "--debug", str(folder / "none"), str(folder / "water.xyz"), "out.xyz"])
+    assert result.exit_code != 0 and type(result.exception).__name__ == "ModelFileError"
+
+
+def test_as_a_process(folder):
+    """Exit codes, streams and Ctrl-C as a shell sees them."""
+    command = [sys.executable, "-c", "from mlff.cli import main; main()"]
+    done = subprocess.run(
+        [*command, "relax", folder / "none.safetensors", folder / "water.xyz"], capture_output=True, text=True
+    )
+    assert done.returncode == 1 and done.stdout == "" and done.stderr.count("\n") == 1 and done.stderr.startswith("error: ")
+    out = folder / "long.traj"
+    arguments = [
+        "md",
+        folder / "bonds.safetensors",
+        folder / "water.xyz",
+        "--steps",
+        "100000000",
+        "--out",
+        out,
+        "--interval",
+        "100",
+    ]
+    process = subprocess.Popen([*command, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    log = folder / "long.jsonl"
+    for _ in range(600):
+        if log.exists() and log.read_text().count("\n") > 2:
+            break
+        time.sleep(0.1)
+    process.send_signal(2)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 130 and stderr == "error: interrupted\n"
+    assert out.with_suffix(".state.npz").is_file() and len(read(out, ":")) > 2

@@ -1,0 +1,31 @@
+import pytest
+
+from mlff.training import trainer
+
+from .toy import make_structures
+
+
+@pytest.fixture(scope="session")
+def structures():
+    return make_structures(8, seed=0)
+
+
+@pytest.fixture(scope="session")
+def compiled():
+    return {}
+
+
+@pytest.fixture
+def shared_compilations(compiled, monkeypatch):
+    """Trainers with the same model and config share their compiled functions."""
+
+    def shared(make):
+        def cached(apply, config, *rest):
+            model = repr(getattr(apply, "__self__", id(apply)))
+            key = (make.__name__, model, config.training.ema, config.model_dump_json(exclude={"training"}), rest)
+            return compiled.setdefault(key, (apply, make(apply, config, *rest)))[1]
+
+        return cached
+
+    for name in ("make_step", "make_measure"):
+        monkeypatch.setattr(trainer, name, shared(getattr(trainer, name)))

@@ -1,0 +1,133 @@
+import json
+import signal
+
+import ase.io
+import jax
+import numpy as np
+import pytest
+from ase.calculators.singlepoint import SinglePointCalculator
+
+from mlff.config import make_config
+from mlff.data.dataset import load_data
+from mlff.errors import ConfigError
+from mlff.potential import Potential
+from mlff.training.evaluate import evaluate
+from mlff.training.journal import Journal
+from mlff.training.loop import train
+from mlff.training.trainer import Trainer
+
+from .toy import make_structures
+
+
+def write(path, structures):
+    frames = []
+    for structure in structures:
+        atoms = structure.to_atoms()
+        atoms.calc = SinglePointCalculator(atoms, energy=structure.energy, forces=structure.forces)
+        frames.append(atoms)
+    ase.io.write(path, frames, format="extxyz")
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data")
+    return write(folder / "train.xyz", make_structures(24, seed=0)), write(folder / "test.xyz", make_structures(6, seed=1))
+
+
+def settings(files, **changes):
+    raw = {
+        "data": {"train": files[0], "test": {"cold": files[1]}, "reference_energies": "none"},
+        "model": {"architecture": "schnet", "channels": 8, "layers": 1, "radial_basis": 8, "cutoff": 3.0, "zbl": False},
+        "training": {"epochs": 3, "batch_size": 4, "tensorboard": True},
+    }
+    for key, value in changes.items():
+        raw[key] = raw.get(key, {}) | value if isinstance(value, dict) else value
+    return make_config(raw)
+
+
+@pytest.fixture(scope="module")
+def finished(files, tmp_path_factory):
+    out = tmp_path_factory.mktemp("runs") / "one"
+    return out, train(settings(files), out, progress=False)
+
+
+def test_a_run_leaves_a_potential_its_config_metrics_and_events(finished, files):
+    out, potential = finished
+    loaded = Potential.load(out / "model.safetensors")
+    for a, b in zip(jax.tree.leaves(loaded.params), jax.tree.leaves(potential.params), strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert len((out / "metrics.jsonl").read_text().splitlines()) == 3
+    assert list((out / "tensorboard").iterdir())
+    assert "schnet" in (out / "config.yaml").read_text()
+    errors = loaded.metadata["errors"]
+    assert set(errors) == {"validation", "test cold"} and errors["test cold"]["structures"] == 6
+    splits = load_data(settings(files).data, 0, settings(files).loss)
+    assert loaded.metadata["data"]["train"] == splits.train.fingerprint
+    assert evaluate(loaded, splits.test["cold"]).forces_rmse == pytest.approx(errors["test cold"]["forces_rmse"], rel=1e-4)
+
+
+def test_the_errors_while_training_are_those_of_the_final_evaluation(finished):
+    out, potential = finished
+    history = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    best = history[potential.metadata["training"]["best_epoch"] - 1]
+    final = potential.metadata["errors"]["validation"]
+    assert best["valid_forces_rmse"] == pytest.approx(final["forces_rmse"], rel=1e-3)
+    assert best["valid_energy_rmse_per_atom"] == pytest.approx(final["energy_rmse_per_atom"], rel=1e-3)
+
+
+def test_a_finished_run_is_not_repeated(finished, files, monkeypatch, caplog):
+    out, potential = finished
+    monkeypatch.setattr(Trainer, "fit", lambda self: pytest.fail("trained again"))
+    before = (out / "model.safetensors").stat().st_mtime_ns
+    with caplog.at_level("INFO", "mlff"):
+        again = train(settings(files), out, progress=False)
+    assert "this run is finished" in caplog.text
+    assert (out / "model.safetensors").stat().st_mtime_ns == before
+    assert again.metadata == potential.metadata
+
+
+def test_another_config_or_other_data_is_refused_by_name(finished, files, tmp_path):
+    out, _ = finished
+    other = settings(files, optimizer={"learning_rate": 0.5}, model={"channels": 16})
+    names = r"model.channels \(8 there, 16 here\), optimizer.learning_rate .*choose another --out"
+    with pytest.raises(ConfigError, match=names):
+        train(other, out, progress=False)
+    new = write(tmp_path / "new.xyz", make_structures(24, seed=5)), files[1]
+    with pytest.raises(ConfigError, match="content of data.train"):
+        train(settings(new), out, progress=False)
+    occupied = tmp_path / "file"
+    occupied.write_text("")
+    with pytest.raises(ConfigError, match="is a file"):
+        train(settings(files), occupied, progress=False)
+    (tmp_path / "model.safetensors").write_text("")
+    with pytest.raises(ConfigError, match="no checkpoint to go on from"):
+        train(settings(files), tmp_path, progress=False)
+
+
+def test_float64_stopped_and_resumed_is_bitwise_as_if_never_stopped(files, tmp_path, monkeypatch, shared_compilations):
+    config = settings(files, precision="float64", training={"tensorboard": False})
+    straight = train(config, tmp_path / "straight", progress=False)
+    original = Journal.record
+
+    def stop(self, line):
+        original(self, line)
+        if line["epoch"] == 1:
+            signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(Journal, "record", stop)
+    with pytest.raises(KeyboardInterrupt):
+        train(config, tmp_path / "stopped", progress=False)
+    assert not (tmp_path / "stopped" / "model.safetensors").exists()
+    resumed = train(config, tmp_path / "stopped", progress=False)
+    for a, b in zip(jax.tree.leaves(straight.params), jax.tree.leaves(resumed.params), strict=True):
+        assert a.dtype == np.float64
+        np.testing.assert_array_equal(a, b)
+    assert straight.metadata["errors"] == resumed.metadata["errors"]
+
+
+def test_more_epochs_continue_a_finished_run(finished, files):
+    out, _ = finished
+    more = train(settings(files, training={"epochs": 4}), out, progress=False)
+    assert more.metadata["training"]["epochs"] == 4
+    assert [json.loads(line)["epoch"] for line in (out / "metrics.jsonl").read_text().splitlines()] == [1, 2, 3, 4]

@@ -1,0 +1,88 @@
+import json
+
+import pytest
+
+from mlff.config import Config, Data, Optimizer, Schedule, Training
+from mlff.training.losses import Sums
+from mlff.training.run import Run, errors
+from mlff.training.step import Report
+
+
+def config(schedule="constant", **training):
+    optimizer = Optimizer(schedule=Schedule(kind=schedule, factor=0.5, patience=2, final=0.2))
+    return Config(data=Data(train="unused.xyz"), training=Training(**training), optimizer=optimizer)
+
+
+def report(skipped=0.0, loss=1.0):
+    return Report(loss, 1.0, skipped, Sums(*[1.0] * len(Sums._fields)))
+
+
+def test_progress_by_epochs():
+    run = Run(epoch=3, position=5)
+    assert run.share(config(epochs=10), steps=10) == pytest.approx(0.35)
+    assert not run.over(config(epochs=4)) and Run(epoch=4).over(config(epochs=4))
+
+
+def test_progress_by_hours_counts_compilation_out_of_the_budget_and_not_as_progress():
+    settings = config(max_hours=1)
+    assert settings.training.epochs is None
+    run = Run(epoch=3, position=5, seconds=0.0, overhead=600.0)
+    assert run.share(settings, steps=10) == 0.0
+    run.seconds = 1500.0
+    assert run.share(settings, steps=10) == pytest.approx(0.5)
+    run.seconds = 3000.0
+    assert run.over(settings) and run.out_of_time(settings)
+
+
+def test_with_both_what_ends_first_counts():
+    settings = config(epochs=10, max_hours=1)
+    assert Run(epoch=2, seconds=1800.0).share(settings, steps=10) == pytest.approx(0.5)
+    assert Run(epoch=8, seconds=1800.0).share(settings, steps=10) == pytest.approx(0.8)
+
+
+def test_patience_ends_a_run():
+    run, settings = Run(), config(epochs=100, patience=2)
+    assert run.judge(1.0, settings) and run.judge(0.5, settings)
+    assert not run.judge(0.5, settings) and not run.over(settings)
+    assert not run.judge(0.6, settings) and run.over(settings)
+
+
+def test_a_plateau_cuts_the_learning_rate_down_to_the_floor():
+    run, settings = Run(), config("plateau", epochs=100)
+    factors = []
+    for score in (1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 0.5, 0.5):
+        run.judge(score, settings)
+        factors.append(run.factor)
+    assert factors == [1, 1, 0.5, 0.5, 0.25, 0.25, 0.2, 0.2, 0.2]
+
+
+def test_skipped_steps_in_a_row_or_often_call_for_a_back_off():
+    run = Run()
+    for skipped in (1, 1, 1, 1, 0, 1, 1, 1, 1):
+        run.take(report(skipped))
+    assert not run.unstable
+    run.take(report(1))
+    assert run.unstable and run.skipped == 9
+    often = Run()
+    for index in range(100):
+        often.take(report(index % 5 == 0))
+    assert often.unstable and len(often.recent) == 100
+
+
+def test_skipped_steps_do_not_enter_the_sums():
+    run = Run()
+    run.take(report(loss=2.0))
+    run.take(report(1.0, loss=float("nan")))
+    assert run.totals[:2] == [1.0, 2.0]
+
+
+def test_it_survives_json():
+    run = Run(epoch=3, best_score=0.1, recent=[0, 1])
+    assert Run(**json.loads(json.dumps(run.to_dict()))) == run
+
+
+def test_errors_in_meV():
+    sums = Sums(0, 0, 0, 4.0, 1.0, 0.27, 0.0, 4, 3, 0)
+    assert errors(sums, "valid") == pytest.approx(
+        {"valid_energy_rmse": 1000.0, "valid_energy_rmse_per_atom": 500.0, "valid_forces_rmse": 300.0}
+    )

@@ -1,0 +1,197 @@
+import dataclasses
+import json
+import signal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mlff.config import Schedule
+from mlff.errors import TrainingError
+from mlff.training.checkpoint import Checkpoints
+from mlff.training.journal import Journal
+from mlff.training.step import Report, initial_state, make_step
+from mlff.training.trainer import Trainer
+
+from .toy import make_config, make_structures, make_task, pair_energies
+
+
+@pytest.fixture(autouse=True)
+def share(shared_compilations):
+    """Most tests here run the same compiled step."""
+
+
+def make_trainer(out, task, quiet=True):
+    out.mkdir(exist_ok=True, parents=True)
+    return Trainer(task, Checkpoints(out / "checkpoints", 2), Journal(out, progress=not quiet), {})
+
+
+def fit(out, task):
+    trainer = make_trainer(out, task)
+    trainer.resume()
+    try:
+        trainer.fit()
+    finally:
+        trainer.checkpoints.close()
+    return trainer
+
+
+def lines(out):
+    timing = ("seconds", "structures_per_second")
+    read = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in line.items() if key not in timing} for line in read]
+
+
+def assert_same(a, b):
+    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+        np.testing.assert_array_equal(x, y)
+
+
+@pytest.fixture(scope="module")
+def task(structures):
+    return make_task(make_config(), structures)
+
+
+@pytest.fixture
+def straight(task, tmp_path):
+    return tmp_path / "straight", fit(tmp_path / "straight", task)
+
+
+def test_training_learns_and_records_every_epoch(straight):
+    out, trainer = straight
+    history = lines(out)
+    assert [line["epoch"] for line in history] == [1, 2, 3, 4]
+    assert history[-1]["valid_loss"] < 0.5 * history[0]["valid_loss"]
+    assert history[-1]["step"] == trainer.run.tried == 4 * trainer.task.train.steps_per_epoch
+    assert {"train_loss", "valid_energy_rmse", "valid_forces_rmse", "learning_rate", "skipped"} <= set(history[0])
+
+
+def test_same_seed_same_result(straight, task, tmp_path):
+    out, trainer = straight
+    again = fit(tmp_path / "again", task)
+    assert_same(trainer.state, again.state)
+    assert lines(tmp_path / "again") == lines(out)
+
+
+@pytest.mark.parametrize("when", [("epoch", 2), ("step", 6)], ids=["between epochs", "within an epoch"])
+def test_stopped_and_resumed_is_bitwise_as_if_never_stopped(straight, task, tmp_path, when, monkeypatch):
+    out, trainer = straight
+    original = Journal.record if when[0] == "epoch" else Trainer._tick
+    stopped = []
+
+    def stop(self, *arguments):
+        original(self, *arguments)
+        reached = arguments[0]["epoch"] == when[1] if when[0] == "epoch" else self.run.tried == when[1]
+        if reached and not stopped:
+            stopped.append(True)
+            signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(*((Journal, "record") if when[0] == "epoch" else (Trainer, "_tick")), stop)
+    with pytest.raises(KeyboardInterrupt):
+        fit(tmp_path, task)
+    assert stopped and len(lines(tmp_path)) == (2 if when[0] == "epoch" else 1)
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"epoch": 3, "train_loss": 1}\n{"epoch": 4, "tr')  # what a killed process may leave behind
+    resumed = fit(tmp_path, task)
+    assert_same((trainer.state, trainer.best), (resumed.state, resumed.best))
+    assert lines(tmp_path) == lines(out)
+
+
+def test_one_compilation_per_padded_size(tmp_path):
+    mixed = make_structures(30, seed=1, sizes=(2, 3)) + make_structures(6, seed=2, sizes=(7, 8))
+    task = make_task(make_config(training={"epochs": 2, "batch_size": 3, "ema": 0.8}), mixed)
+    trainer = fit(tmp_path, task)
+    assert trainer.run.tried > 6 and len(task.train.sizes) > 1
+    assert trainer.step._cache_size() == len(task.train.sizes)
+    assert trainer.measure._cache_size() == len(task.valid.sizes)
+
+
+def poison(task, which):
+    """The task with non-finite energies in some training structures."""
+    samples = [s._replace(energy=np.inf) if which(i) else s for i, s in enumerate(task.train.samples)]
+    config = task.config
+    train = type(task.train)(samples, config.training.batch_size, config.training.max_atoms)
+    return dataclasses.replace(task, train=train)
+
+
+def test_a_step_that_is_not_finite_is_skipped_counted_and_reported(task, tmp_path, caplog):
+    trainer = fit(tmp_path, poison(task, lambda i: i == 3))
+    assert trainer.run.skipped == 4 and trainer.run.backoffs == 0
+    assert [line["skipped"] for line in lines(tmp_path)] == [1, 2, 3, 4]
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(trainer.state))
+    assert lines(tmp_path)[-1]["valid_loss"] < lines(tmp_path)[0]["valid_loss"]
+    assert "epoch 1: 1 steps with a non-finite loss or gradient were skipped" in caplog.text
+
+
+def test_a_skipped_step_changes_nothing(structures):
+    config = make_config()
+    step = make_step(pair_energies, config, 1.0)
+    task = make_task(config, structures)
+    graph, labels = task.train.build(*task.train.plan(None)[0])
+    controls = np.array([0.5, 1.0], np.float32)
+    state = initial_state(config, {"w": jnp.ones(4)})
+    state, _ = step(state, controls, graph, labels)
+    before = jax.device_get(state)
+    state, report = step(state, controls, graph, labels._replace(energy=labels.energy * np.nan))
+    assert Report.unpack(report).skipped == 1
+    assert_same(before, state)
+    state, report = step(state, controls, graph, labels)
+    assert Report.unpack(report).skipped == 0 and int(state.updates) == 2
+
+
+def test_training_that_keeps_diverging_backs_off_and_then_gives_up(task, tmp_path, caplog):
+    task = poison(task, lambda i: True)
+    config = task.config.model_copy(update={"training": task.config.training.model_copy(update={"epochs": 100})})
+    with pytest.raises(TrainingError, match="lower optimizer.learning_rate"):
+        fit(tmp_path, dataclasses.replace(task, config=config))
+    assert caplog.text.count("with the learning rate x") == 5
+
+
+def test_energies_only_never_differentiates_by_positions(structures, tmp_path):
+    @jax.custom_vjp
+    def guarded(positions):
+        return positions
+
+    def refuse(_, cotangent):
+        raise AssertionError("a force was computed")
+
+    guarded.defvjp(lambda positions: (positions, None), refuse)
+
+    def apply(params, graph):
+        return pair_energies(params, graph._replace(positions=guarded(graph.positions)))
+
+    config = make_config(loss=make_config().loss.model_copy(update={"forces": 0.0}))
+    task = make_task(config, structures, apply=apply)
+    step = make_step(apply, config, 1.0)
+    graph, labels = task.train.build(*task.train.plan(None)[0])
+    before = initial_state(config, task.params)
+    with pytest.raises(AssertionError, match="a force was computed"):
+        make_step(apply, make_config(), 1.0).lower(before, np.zeros(2, np.float32), graph, labels)
+    _, report = step(before, np.zeros(2, np.float32), graph, labels)
+    assert Report.unpack(report).sums.n_forces == 0 and Report.unpack(report).loss > 0
+
+
+def test_the_average_of_the_weights_follows_them_with_a_short_memory_at_first(structures):
+    config = make_config(training={"ema": 0.99})
+    step = make_step(pair_energies, config, 1.0)
+    task = make_task(config, structures)
+    graph, labels = task.train.build(*task.train.plan(None)[0])
+    state = initial_state(config, task.params)
+    expected = np.zeros(4)
+    for t in range(3):
+        state, _ = step(state, np.array([0.5, 1.0], np.float32), graph, labels)
+        decay = min(0.99, (1 + t) / (10 + t))
+        expected = decay * expected + (1 - decay) * np.asarray(state.params["w"])
+    np.testing.assert_allclose(state.average["w"], expected, rtol=1e-5)
+
+
+def test_hours_end_a_run_and_carry_the_schedule_to_its_end(structures, tmp_path):
+    training = {"epochs": None, "max_hours": 10.0 / 3600}
+    optimizer = {"schedule": Schedule(kind="exponential", warmup=0, final=0.1)}
+    trainer = make_trainer(tmp_path, make_task(make_config(training, optimizer), structures))
+    trainer.run.overhead = 9.9  # what preparing took; compiling comes on top
+    trainer.fit()
+    trainer.checkpoints.close()
+    assert trainer.run.out_of_time(trainer.config) and trainer.run.epoch >= 1
+    assert lines(tmp_path)[-1]["learning_rate"] <= lines(tmp_path)[0]["learning_rate"] <= 0.05
