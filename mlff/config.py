@@ -172,9 +172,11 @@ class Optimizer(_Section):
     """Gradient descent."""
 
     name: Literal["sgd", "momentum", "adagrad", "rmsprop", "adam", "adamw", "amsgrad", "nadam", "lion", "muon", "schedule_free"] = Field(
-        "adam", description="schedule_free averages by itself: take schedule.kind constant with it"
+        "muon",
+        description="muon: momentum made orthogonal for matrices, Adam for the rest; schedule_free averages by itself: take "
+        "schedule.kind constant with it",
     )
-    learning_rate: float = Field(0.01, gt=0)
+    learning_rate: float = Field(0.003, gt=0, description="good for muon; adam wants about 0.01 here")
     momentum: float = Field(0.9, ge=0, lt=1, description="momentum (name: momentum)")
     beta1: float = Field(0.9, ge=0, lt=1)
     beta2: float = Field(0.999, ge=0, lt=1)

@@ -103,7 +103,3 @@ def test_what_the_readme_names_exists():
     named = set(re.findall(r"(?<![\w/.])(?:configs|data|scripts|docs|tests|mlff)/[\w/.]+\w", README))
     missing = sorted(name for name in named if not (ROOT / name).exists())
     assert len(named) > 10 and not missing, missing
-
-
-def test_measured_figures_have_a_place():
-    assert "<!-- figures: scripts/benchmarks/results -->" in README

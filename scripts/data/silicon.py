@@ -263,6 +263,11 @@ def structures(a: float, work: Path) -> list[tuple[str, str, Atoms]]:
         add("vacancy_63", at)
     for at in melts["liquid_64"]:
         add("liquid_64", at)
+    for i in range(6):  # towards melting
+        add("displaced_8", displaced(c8, 0.12 + 0.02 * i, rng))
+    for _ in range(6):
+        e = rng.uniform(-0.06, 0.06, (3, 3))
+        add("strained_8", displaced(strained(c8, 0.5 * (e + e.T)), rng.uniform(0.1, 0.18), rng))
     return out
 
 
