@@ -1,4 +1,4 @@
-"""Files that are either whole or not there."""
+"""Files that are either whole or not there, and files that one process works on at a time."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from mlff.errors import DataError
+from filelock import FileLock, Timeout
+
+from mlff.errors import ConfigError, DataError
 
 
 @contextmanager
@@ -24,3 +26,20 @@ def replacing(path: str | Path) -> Iterator[Path]:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def alone(lock: str | Path, busy: str) -> Iterator[None]:
+    """Hold the lock file `lock` in the block; the system releases it when the process ends, however it ends.
+
+    Raises ConfigError with the message `busy` when another process (or another block of this one) holds it.
+    """
+    held = FileLock(lock, timeout=0)
+    try:
+        held.acquire()
+    except Timeout:
+        raise ConfigError(busy) from None
+    try:
+        yield
+    finally:
+        held.release()

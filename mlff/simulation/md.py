@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import threading
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -13,6 +13,7 @@ import ase
 import numpy as np
 
 from mlff.errors import ConfigError, DataError, MLFFError
+from mlff.files import alone
 from mlff.simulation.guard import Guard, Limits, SimulationError
 from mlff.simulation.integrators import Ensemble, Integrator, Settings, Thermostat, make_integrator
 from mlff.simulation.progress import MDProgress
@@ -21,6 +22,7 @@ from mlff.simulation.record import (
     Trajectory,
     check_trajectory_name,
     load_state,
+    lock_path,
     save_state,
     state_path,
     truncate_trajectory,
@@ -87,26 +89,27 @@ def run_md(
         check_trajectory_name(trajectory)
     rng = np.random.default_rng(seed)
     constraints = list(atoms.constraints)
-    state = load_state(state_path(trajectory)) if restart else None
-    if state is not None:
-        _place(atoms, state, settings, state_path(trajectory))
-        _warm_up(calculator, state)
-    elif not keep_velocities:
-        maxwell_boltzmann(atoms, temperature, rng)
-    _set_stress_mode(calculator, ensemble == "npt")
-    atoms.calc = calculator
-    try:
-        guard = Guard(atoms, limits, temperature)
-        _try_out(atoms, guard, ensemble)
-        integrator = make_integrator(atoms, settings, rng)
+    with _sole_writer(trajectory):
+        state = load_state(state_path(trajectory)) if restart else None
         if state is not None:
-            integrator.restore(state)
-        run = _Run(atoms, integrator, settings, guard, interval, trajectory, log, state)
-        with run, _interrupts() as interrupted, MDProgress(progress, run.step, steps, timestep) as shown:
-            return run.until(steps, shown, interrupted)
-    finally:
-        atoms.set_constraint(constraints)
-        _set_stress_mode(calculator, None)
+            _place(atoms, state, settings, state_path(trajectory))
+            _warm_up(calculator, state)
+        elif not keep_velocities:
+            maxwell_boltzmann(atoms, temperature, rng)
+        _set_stress_mode(calculator, ensemble == "npt")
+        atoms.calc = calculator
+        try:
+            guard = Guard(atoms, limits, temperature)
+            _try_out(atoms, guard, ensemble)
+            integrator = make_integrator(atoms, settings, rng)
+            if state is not None:
+                integrator.restore(state)
+            run = _Run(atoms, integrator, settings, guard, interval, trajectory, log, state)
+            with run, _interrupts() as interrupted, MDProgress(progress, run.step, steps, timestep) as shown:
+                return run.until(steps, shown, interrupted)
+        finally:
+            atoms.set_constraint(constraints)
+            _set_stress_mode(calculator, None)
 
 
 class _Run:
@@ -263,6 +266,13 @@ class _Run:
             return "there is no good frame"
         where = "not saved: no trajectory was asked for" if self.trajectory is None else f"in {self.trajectory.path}"
         return f"last good frame: step {int(self.good['step'])}, {where}"
+
+
+def _sole_writer(trajectory: str | Path | None):
+    """Nobody else writes this trajectory in the block. Raises ConfigError if somebody does."""
+    if trajectory is None:
+        return nullcontext()
+    return alone(lock_path(trajectory), f"{trajectory}: another process writes it; wait for it or choose another name")
 
 
 def _place(atoms: ase.Atoms, state: dict[str, np.ndarray], settings: Settings, path: Path) -> None:

@@ -154,6 +154,12 @@ def state_path(trajectory: str | Path) -> Path:
     return Path(trajectory).with_suffix(".state.npz")
 
 
+def lock_path(trajectory: str | Path) -> Path:
+    """The file that the process that writes the trajectory holds."""
+    path = Path(trajectory)
+    return path.with_name(f".{path.name}.lock")
+
+
 def save_state(path: Path, state: dict[str, np.ndarray]) -> None:
     """Arrays, atomically (a file at `path` is always whole)."""
     temporary = path.with_name(f".{path.name}.tmp")

@@ -21,6 +21,7 @@ from mlff.data import baseline as baselines
 from mlff.data.batching import Batches, make_sample
 from mlff.data.dataset import Dataset, Splits, load_data
 from mlff.errors import ConfigError, DataError
+from mlff.files import alone
 from mlff.models import registry
 from mlff.potential import Potential, initial_params
 from mlff.training import losses, statistics
@@ -44,8 +45,9 @@ def train(config: Config, out_dir: str | Path, *, progress: bool = True, data: S
     `data` replaces what `config.data` names. A finished run is not repeated: its potential is loaded. An epoch-driven
     run that was stopped and resumed on the same CPU ends bitwise as if it had never stopped.
 
-    Raises ConfigError when the directory holds a run with another configuration or other data, DataError for unusable
-    data, TrainingError when training keeps diverging, KeyboardInterrupt after Ctrl-C, once a checkpoint is written.
+    Raises ConfigError when the directory holds a run with another configuration or other data, or one at work; DataError
+    for unusable data, TrainingError when training keeps diverging, KeyboardInterrupt after Ctrl-C, once a checkpoint is
+    written.
     """
     started = time.monotonic()
     out = Path(out_dir)
@@ -53,6 +55,12 @@ def train(config: Config, out_dir: str | Path, *, progress: bool = True, data: S
         raise ConfigError(f"{out}: is a file, not a run directory; choose another --out")
     journal = Journal(out, progress, config.training.tensorboard)
     splits = load_data(config.data, config.seed, config.loss, progress) if data is None else data
+    out.mkdir(parents=True, exist_ok=True)
+    with alone(out / ".lock", f"{out}: another process trains there; wait for it or choose another --out"):
+        return _train(config, out, splits, journal, progress, started)
+
+
+def _train(config: Config, out: Path, splits: Splits, journal: Journal, progress: bool, started: float) -> Potential:
     identity = _identity(config, splits)
     keep = config.training.keep_checkpoints
     with jax.enable_x64(config.precision == "float64"), Checkpoints(out / "checkpoints", keep) as saved:

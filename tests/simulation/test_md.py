@@ -11,9 +11,10 @@ from ase.build import bulk, molecule
 from ase.io import read
 
 from mlff.errors import ConfigError, DataError
+from mlff.files import alone
 from mlff.simulation.guard import Limits, SimulationError
 from mlff.simulation.md import run_md
-from mlff.simulation.record import load_state, state_path
+from mlff.simulation.record import load_state, lock_path, state_path
 from mlff.simulation.velocities import degrees_of_freedom, maxwell_boltzmann
 from tests.simulation.springs import Springs
 
@@ -247,3 +248,11 @@ def test_wrong_requests_are_one_line(tmp_path):
         simulate(atoms, trajectory=tmp_path / "run.traj", restart=True)
     with pytest.raises(DataError, match="had timestep 2.0"):
         simulate(crystal(1), trajectory=tmp_path / "run.traj", restart=True, timestep=1.0)
+
+
+def test_two_runs_that_write_one_trajectory_are_refused(tmp_path):
+    out = tmp_path / "md.xyz"
+    with alone(lock_path(out), "busy"), pytest.raises(ConfigError, match="another process writes it"):
+        simulate(crystal(), trajectory=out, steps=5)
+    assert not out.exists()
+    simulate(crystal(), trajectory=out, steps=5)

@@ -10,6 +10,7 @@ from ase.calculators.singlepoint import SinglePointCalculator
 from mlff.config import make_config
 from mlff.data.dataset import load_data
 from mlff.errors import ConfigError
+from mlff.files import alone
 from mlff.potential import Potential
 from mlff.training.evaluate import evaluate
 from mlff.training.journal import Journal
@@ -131,3 +132,9 @@ def test_more_epochs_continue_a_finished_run(finished, files):
     more = train(settings(files, training={"epochs": 4}), out, progress=False)
     assert more.metadata["training"]["epochs"] == 4
     assert [json.loads(line)["epoch"] for line in (out / "metrics.jsonl").read_text().splitlines()] == [1, 2, 3, 4]
+
+
+def test_two_runs_in_one_directory_are_refused(files, tmp_path):
+    with alone(tmp_path / ".lock", "busy"), pytest.raises(ConfigError, match="another process trains there"):
+        train(settings(files), tmp_path, progress=False)
+    assert not (tmp_path / "config.yaml").exists()
