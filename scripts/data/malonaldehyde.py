@@ -31,8 +31,7 @@ from pathlib import Path
 import numpy as np
 from ase import Atoms, units
 from ase.io import read, write
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from records import append, atomic_write, console, load, progress
 
 XC = "pbe0"
 BASIS = "def2-svp"
@@ -60,14 +59,6 @@ TRAJECTORIES = [
 ROUND = {"train": 100, "test_300K": 25, "test_600K": 25}
 PATH_HALF = 7  # images from the minimum to the transition state, both included
 ATOM_SPIN = {"H": 1, "C": 2, "O": 2}  # unpaired electrons
-
-console = Console()
-
-
-def progress() -> Progress:
-    """A rich progress bar with counts and times."""
-    return Progress(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
-                    TimeRemainingColumn(), console=console)
 
 
 # --------------------------------------------------------------------------- reference labels
@@ -522,27 +513,6 @@ def sample(work: Path, stride_fs: float, equilibrate_ps: float) -> None:
 # --------------------------------------------------------------------------- labels on disk
 
 
-def load(path: Path) -> list[dict]:
-    """Complete records of a JSON-lines file (a torn last line is ignored)."""
-    records = []
-    if path.exists():
-        for line in path.read_text().splitlines():
-            try:
-                records.append(json.loads(line))
-            except json.JSONDecodeError:
-                continue
-    return records
-
-
-def append(path: Path, record: dict) -> None:
-    """Append one record and force it to disk."""
-    torn = path.exists() and path.stat().st_size > 0 and path.read_bytes()[-1:] != b"\n"
-    with open(path, "a") as f:
-        f.write(("\n" if torn else "") + json.dumps(record) + "\n")
-        f.flush()
-        os.fsync(f.fileno())
-
-
 def jobs(work: Path) -> list[tuple[str, str, Atoms]]:
     """(key, set, structure) in labelling order: batches of train and test sets in turn."""
     queue: dict[str, list] = {k: [] for k in ROUND}
@@ -739,14 +709,6 @@ def extxyz(symbols, pos, energy: float, forces, info: dict) -> str:
     for s, r, f in zip(symbols, pos, forces):
         lines.append(f"{s:<2}" + "".join(f"{v:15.8f}" for v in r) + "".join(f"{v + 0.0:15.8f}" for v in f))
     return "\n".join(lines) + "\n"
-
-
-def atomic_write(path: Path, text: str) -> None:
-    """Write a file in one step."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    tmp = path.with_name(f".{path.name}.tmp")
-    tmp.write_text(text)
-    os.replace(tmp, path)
 
 
 def assemble(work: Path, out: Path) -> None:

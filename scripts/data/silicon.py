@@ -32,8 +32,8 @@ from pathlib import Path
 import numpy as np
 from ase import Atoms, units
 from ase.build import bulk
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from ase.io import read
+from records import append, atomic_write, console, load, progress
 
 PSEUDO = "Si.pbe-rrkj.UPF"
 PSEUDO_DIR = "/usr/share/espresso/pseudo"  # where Debian's quantum-espresso-data puts it
@@ -44,7 +44,6 @@ NK = 4  # shifted Monkhorst-Pack divisions along one conventional lattice vector
 SYMMETRIC = ("lattice", "hydrostatic_8", "uniaxial_8", "shear_8")  # undisplaced: pw.x may use symmetry
 RY, BOHR = units.Ry, units.Bohr
 SEED = 20260
-console = Console()
 
 
 # --------------------------------------------------------------------------- Quantum ESPRESSO
@@ -285,10 +284,23 @@ def split(todo: list[tuple[str, str, Atoms]]) -> dict[str, str]:
     return where
 
 
+def published(out: Path) -> list[dict]:
+    """Records of the files made before: what they hold is not computed again."""
+    records = []
+    for file in sorted(out.glob("*.xyz")):
+        for at in read(file, ":"):
+            labels = {name: np.asarray(at.calc.results[name]).tolist() for name in ("energy", "forces")}
+            stress = at.get_stress(voigt=False).tolist()
+            key = f"{at.info['config_type']}/{at.info['name'].rsplit('-', 1)[1]}"
+            geometry = {"cell": at.cell.tolist(), "positions": at.positions.tolist()}
+            records.append({"key": key, "kind": at.info["config_type"], **geometry, **labels, "stress": stress})
+    return records
+
+
 def current(recs: list[dict], todo) -> dict[str, dict]:
     """key -> record, only for records whose geometry is that of the structure of that name."""
     geometry = {key: at for key, _, at in todo}
-    same = lambda r, at: len(at) == len(r["positions"]) and np.allclose(at.positions, r["positions"], atol=1e-9) and np.allclose(  # noqa: E731
+    same = lambda r, at: len(at) == len(r["positions"]) and np.allclose(at.positions, r["positions"], atol=1e-7) and np.allclose(  # noqa: E731
         at.cell.array, r["cell"], atol=1e-9)
     return {r["key"]: r for r in recs if r["key"] in geometry and same(r, geometry[r["key"]])}
 
@@ -305,27 +317,6 @@ def order(todo, sizes: bool) -> list:
 
 
 # --------------------------------------------------------------------------- files
-
-
-def load(path: Path) -> list[dict]:
-    """Complete records of a JSON-lines file (torn lines are ignored)."""
-    records = []
-    if path.exists():
-        for line in path.read_text().splitlines():
-            try:
-                records.append(json.loads(line))
-            except json.JSONDecodeError:
-                continue
-    return records
-
-
-def append(path: Path, record: dict) -> None:
-    """Append one record and force it to disk."""
-    torn = path.exists() and path.stat().st_size > 0 and path.read_bytes()[-1:] != b"\n"
-    with open(path, "a") as f:
-        f.write(("\n" if torn else "") + json.dumps(record) + "\n")
-        f.flush()
-        os.fsync(f.fileno())
 
 
 def lattice_constant(work: Path) -> float:
@@ -354,7 +345,7 @@ def bulk_modulus(work: Path) -> float:
     return float(d2 / (9 * a) / units.GPa)
 
 
-def label(work: Path, limit: int | None, reverse: bool, large: str, only: str) -> None:
+def label(work: Path, out: Path, limit: int | None, reverse: bool, large: str, only: str) -> None:
     """Label what is missing.  Several processes may share WORK with different --large/--reverse."""
     a = lattice_constant(work)
     console.print(f"lattice constant {a} A, bulk modulus {bulk_modulus(work):.1f} GPa")
@@ -367,16 +358,16 @@ def label(work: Path, limit: int | None, reverse: bool, large: str, only: str) -
         todo = [t for t in todo if len(t[2]) >= 30]
     todo = [t for t in todo if re.search(only, t[0])]
     todo = todo[::-1] if reverse else todo
+    known = published(out)
     claims = work / "claims"
     claims.mkdir(exist_ok=True)
-    with Progress(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
-                  TimeRemainingColumn(), console=console) as bar:
+    with progress() as bar:
         task = bar.add_task("silicon", total=len(todo))
         for key, kind, at in todo:
             if limit is not None and made >= limit:
                 return
             claim = claims / key.replace("/", "-")
-            if key not in current(load(file), every) and free(claim):
+            if key not in current(known + load(file), every) and free(claim):
                 claim.write_text(str(os.getpid()))
                 rec = {"key": key, "kind": kind, "cell": at.cell.tolist(), "positions": at.positions.tolist()}
                 try:
@@ -398,14 +389,6 @@ def free(claim: Path) -> bool:
     return False
 
 
-def atomic_write(path: Path, text: str) -> None:
-    """Write a file in one step."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    tmp = path.with_name(f".{path.name}.tmp")
-    tmp.write_text(text)
-    os.replace(tmp, path)
-
-
 def extxyz(rec: dict) -> str:
     """One frame of extended XYZ (energy 1e-8 eV, forces 1e-8 eV/A, stress 1e-10 eV/A^3)."""
     flat = lambda m, d: " ".join(f"{x + 0.0:.{d}f}" for x in np.asarray(m).ravel())  # noqa: E731
@@ -421,7 +404,7 @@ def extxyz(rec: dict) -> str:
 def assemble(work: Path, out: Path) -> None:
     """Write the .xyz files from the labels there are and print counts, ranges and sha256."""
     todo = structures(lattice_constant(work), work)
-    recs = current(load(work / "labels.jsonl"), todo)
+    recs = current(published(out) + load(work / "labels.jsonl"), todo)
     where = split(todo)
     for name in ("train", "test"):
         mine = [recs[k] for k, _, _ in todo if k in recs and "energy" in recs[k] and where[k] == name]
@@ -489,7 +472,7 @@ def main(argv=None) -> int:
     a.work.mkdir(parents=True, exist_ok=True)
     every = not (a.label or a.assemble or a.check)
     if a.label or every:
-        label(a.work, a.limit, a.reverse, a.large, a.only)
+        label(a.work, a.out, a.limit, a.reverse, a.large, a.only)
     if a.assemble or every:
         assemble(a.work, a.out)
     if a.check:
