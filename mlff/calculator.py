@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from pathlib import Path
 
 import ase
@@ -31,8 +32,8 @@ class MLFFCalculator(Calculator):
         """`potential`: a model file or a Potential. `skin` (Å): neighbours are searched again when an atom moved half of it.
 
         `precision`: float32 or float64; default: that of the potential. With `check`, every result is tested for being
-        finite. Raises ConfigError, ModelFileError; in use StructureError: unknown element, positions that are not
-        finite, atoms on top of each other.
+        finite. Warns of checks that the potential's certificate says it failed. Raises ConfigError, ModelFileError; in use
+        StructureError: unknown element, positions that are not finite, atoms on top of each other.
         """
         super().__init__()
         if not (np.isfinite(skin) and skin >= 0):
@@ -41,6 +42,8 @@ class MLFFCalculator(Calculator):
             potential = Potential.load(potential)
         if precision is not None and precision != potential.precision:
             potential = potential.with_precision(precision)
+        if failed := potential.failed_checks:
+            warnings.warn(f"this potential failed checks of its certificate: {'; '.join(failed)}", stacklevel=2)
         self.potential = potential
         self.always_stress: bool | None = None  #: compute the stress in every call? None: learn it from use
         self._check = check

@@ -23,7 +23,7 @@ from rich.progress import track
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save as serialise
 
-from mlff import derivatives
+from mlff import derivatives, references
 from mlff.data import baseline as baselines
 from mlff.data.batching import Batches, Sample, Sizes, make_graph, make_sample, round_up
 from mlff.data.structure import Structure
@@ -76,6 +76,17 @@ class Potential:
     @property
     def dtype(self) -> type:
         return np.float64 if self.precision == "float64" else np.float32
+
+    @property
+    def reference_structures(self) -> list[ase.Atoms]:
+        """The structures that travel with it."""
+        return references.atoms(self.metadata.get(references.KEY, ()))
+
+    @property
+    def failed_checks(self) -> list[str]:
+        """Names of the lines of its certificate that it failed; none without a certificate."""
+        lines = (self.metadata.get("certificate") or {}).get("lines", [])
+        return [line["name"] for line in lines if not line["passed"]]
 
     @functools.cached_property
     def model(self):
@@ -231,11 +242,12 @@ class Potential:
             temporary.write_bytes(content)
 
     @classmethod
-    def load(cls, path: str | Path) -> Potential:
+    def load(cls, path: str | Path, verify: bool = True) -> Potential:
         """Read a file written by `save`. Runs no code from it.
 
+        With `verify`, the reference structures in the file are computed again the first time it is loaded on a platform.
         Raises ModelFileError: no such file, not a model, truncated, from a newer version, tensors missing, of the
-        wrong shape or not finite.
+        wrong shape or not finite; references that come out otherwise here.
         """
         path = Path(path)
         header, tensors = _read(path)
@@ -270,6 +282,8 @@ class Potential:
         if potential.precision not in ("float32", "float64"):
             raise ModelFileError(f"{path}: unknown precision {potential.precision!r}")
         _check_tensors(path, potential, tensors)
+        if verify:
+            references.verify(potential, path)
         return potential
 
 

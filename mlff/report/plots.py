@@ -194,6 +194,31 @@ def _plain_log(axes) -> None:
         axes.yaxis.set_minor_formatter(NullFormatter())
 
 
+def scans(curves: Sequence, path: str | Path, title: str | None = None) -> None:
+    """Energies of dimers and stretched bonds over the distance (`mlff.certificate.scans.Scan`); kinks and minima are marked."""
+    if not curves:
+        raise DataError("no curves to plot")
+    columns = min(4, len(curves))
+    rows = -(-len(curves) // columns)
+    figure = Figure(figsize=(3.2 * columns, 2.5 * rows), layout="constrained")
+    for axes, curve in zip(np.atleast_1d(figure.subplots(rows, columns)).ravel(), curves, strict=False):
+        axes.plot(curve.distances, curve.energies, color=BLUE, lw=1.2)
+        for r in curve.minima:
+            axes.axvline(r, color=GREY, lw=0.8, ls=":")
+        for r in curve.kinks:
+            axes.axvline(r, color=ORANGE, lw=1.2)
+        depth = max(1.0, -float(curve.energies.min()))
+        axes.set_ylim(-1.2 * depth, 3 * depth)
+        axes.set_title(curve.name)
+        axes.set_xlabel("distance (Å)")
+        axes.set_ylabel("energy (eV)")
+        _clean(axes)
+        axes.title.set_fontsize(8)
+    for axes in figure.axes[len(curves) :]:
+        axes.set_visible(False)
+    _save(figure, path, title)
+
+
 def _clean(axes) -> None:
     axes.grid(color="0.9", lw=0.6)
     axes.set_axisbelow(True)

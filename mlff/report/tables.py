@@ -33,7 +33,7 @@ def model(potential: Potential, path: Path) -> Group:
             ", ".join(f"{chemical_symbols[z]} {potential.baseline[z]:.4f} eV" for z in potential.elements),
         ),
     ]
-    rows += [(name, _flat(value)) for name, value in metadata.items() if name not in ("config", "errors")]
+    rows += [(name, _flat(value)) for name, value in metadata.items() if name not in ("config", "errors", "references", "certificate")]
     tables = [_rows(str(path), rows)]
     for name, errors in (metadata.get("errors") or {}).items():
         tables.append(Metrics(**errors).table(f"errors: {name}"))

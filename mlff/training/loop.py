@@ -6,6 +6,8 @@ Load the data, take off the baseline, batch, initialise, optimise with checkpoin
 from __future__ import annotations
 
 import dataclasses
+import os
+import platform
 import time
 from collections.abc import Iterator
 from importlib.metadata import version
@@ -16,12 +18,13 @@ import jax.numpy as jnp
 import numpy as np
 from rich.progress import track
 
+from mlff import references
 from mlff.config import Config, dump_config
 from mlff.data import baseline as baselines
 from mlff.data.batching import Batches, make_sample
 from mlff.data.dataset import Dataset, Splits, load_data
 from mlff.errors import ConfigError, DataError
-from mlff.files import alone
+from mlff.files import alone, replacing
 from mlff.models import registry
 from mlff.potential import Potential, initial_params
 from mlff.training import losses, statistics
@@ -69,7 +72,8 @@ def _train(config: Config, out: Path, splits: Splits, journal: Journal, progress
         if record is not None and Run(**record["run"]).over(config) and (out / MODEL).exists():
             journal.say(f"this run is finished: its potential is {out / MODEL}")
             return Potential.load(out / MODEL)
-        (out / "config.yaml").write_text(dump_config(config), encoding="utf-8")
+        with replacing(out / "config.yaml") as draft:
+            draft.write_text(dump_config(config), encoding="utf-8")
 
         journal.say(str(splits.train.census))
         task = prepare(config, splits, progress)
@@ -117,7 +121,8 @@ def finish(task: Task, splits: Splits, params: Params, run: Run, journal: Journa
         "config": task.config.model_dump(mode="json"),
         "data": {"train": splits.train.fingerprint, "valid": splits.valid.fingerprint},
         "training": {"epochs": run.epoch, "best_epoch": run.best_epoch, "seconds": round(run.seconds + run.overhead, 1)},
-        "versions": {name: version(name) for name in ("mlff", "jax")},
+        "versions": {name: version(name) for name in ("mlff", "jax", "jaxlib")},
+        "machine": f"{platform.platform()}, Python {platform.python_version()}, {os.cpu_count()} cores",
     }
     potential = Potential(
         config=task.config.model,
@@ -128,6 +133,7 @@ def finish(task: Task, splits: Splits, params: Params, run: Run, journal: Journa
         precision=task.config.precision,
         metadata=metadata,
     )
+    metadata[references.KEY] = references.record(potential, references.choose(splits.valid))
     errors = {}
     for name, dataset in _held_out(splits):
         metrics = evaluate(potential, dataset, progress)

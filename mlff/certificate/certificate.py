@@ -1,0 +1,78 @@
+"""The certificate of a potential: every check, one line each, kept in the model file."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+
+import ase
+import numpy as np
+from rich.table import Table
+
+from mlff.certificate import checks, scans
+from mlff.certificate.line import Line
+from mlff.certificate.scans import Scan
+from mlff.data.structure import Structure
+from mlff.errors import DataError
+from mlff.potential import Potential
+
+KEY = "certificate"  #: where it stands in the potential's metadata
+_LARGEST = 300  #: atoms: larger structures are left to the user's own tests
+
+
+@dataclass(frozen=True)
+class Certificate:
+    """What was measured; `scans` are the curves behind the lines."""
+
+    lines: tuple[Line, ...]
+    scans: tuple[Scan, ...] = ()
+
+    @property
+    def failed(self) -> list[Line]:
+        return [line for line in self.lines if not line.passed]
+
+    def to_dict(self) -> dict:
+        """The lines as plain values, for JSON and the model file."""
+        return {"lines": [asdict(line) | {"passed": line.passed} for line in self.lines]}
+
+    def table(self, title: str | None = None) -> Table:
+        """A rich table of the lines."""
+        table = Table(title=title, title_justify="left")
+        for heading in ("", "figure", "limit"):
+            table.add_column(heading, justify="left" if not heading else "right")
+        for heading in ("unit", "passed", "measured on"):
+            table.add_column(heading)
+        for line in self.lines:
+            value = "-" if line.value is None else f"{line.value:.3g}"
+            verdict = "" if line.limit is None else "yes" if line.passed else "[bold red]NO[/bold red]"
+            table.add_row(line.name, value, "" if line.limit is None else f"{line.limit:.3g}", line.unit, verdict, line.note)
+        return table
+
+
+def certify(
+    potential: Potential, structures: Sequence[Structure | ase.Atoms] = (), on_check: Callable[[str], None] = lambda name: None
+) -> Certificate:
+    """Measure `potential` on `structures` (by default those that travel in its file); about half a minute.
+
+    `on_check` is told the name of each check before it starts. Raises DataError: no structure to measure on.
+    """
+    frames = [s if isinstance(s, ase.Atoms) else s.to_atoms() for s in structures or potential.reference_structures]
+    frames = [atoms for atoms in frames if 1 < len(atoms) <= _LARGEST]
+    if not frames:
+        raise DataError(f"nothing to certify the potential on: give structures of 2 to {_LARGEST} atoms")
+    double, rng = potential.with_precision("float64"), np.random.default_rng(0)
+    lines = checks.errors(potential)
+    on_check("symmetries")
+    lines += checks.symmetries(potential, frames, rng)
+    on_check("derivatives")
+    lines += checks.derivatives(double, frames, rng)
+    on_check("cutoff")
+    lines += checks.cutoff(double, frames)
+    on_check("dimers and bonds")
+    pairs, bonds = scans.dimers(double), scans.bonds(double, frames)
+    lines += checks.smoothness(pairs, bonds)
+    on_check("size and rounding")
+    lines += checks.extensivity(potential, frames) + checks.precision(potential, frames)
+    on_check("dynamics")
+    lines += checks.drift(potential, frames)
+    return Certificate(tuple(lines), (*pairs, *bonds))

@@ -1,0 +1,24 @@
+"""One line of a certificate: a figure, and the limit it has to keep."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Line:
+    """`value` None: it could not be measured, which fails where there is a limit. `limit` None: for information only."""
+
+    name: str
+    value: float | None
+    unit: str
+    limit: float | None  #: largest absolute value that passes
+    note: str  #: on what it was measured, and what a failure means
+
+    @property
+    def passed(self) -> bool:
+        return self.limit is None or (self.value is not None and abs(self.value) <= self.limit)
+
+    def __str__(self) -> str:
+        value = "not measured" if self.value is None else f"{self.value:.3g} {self.unit}".rstrip()
+        return f"{self.name}: {value}" + ("" if self.limit is None else f" (limit {self.limit:g})") + f"; {self.note}"

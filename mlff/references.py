@@ -1,0 +1,110 @@
+"""Structures that travel in a model file with what the potential said of them where it was trained.
+
+The first time a file is loaded on a platform they are computed again: a compiler, processor or version of a library that
+gives other forces is found before a simulation, not after it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import ase
+import jax
+import numpy as np
+
+from mlff.data.structure import Structure
+from mlff.errors import MLFFError, ModelFileError
+from mlff.runtime import cache_folder
+
+if TYPE_CHECKING:
+    from mlff.potential import Potential
+
+KEY = "references"  #: where they stand in the potential's metadata
+_LARGEST = 200  #: atoms of one structure
+#: what rounding may change: eV per atom, and the share of the RMS force
+_TOLERANCE = {"float32": (2e-3, 1e-2), "float64": (1e-6, 1e-5)}
+
+
+def choose(structures: Sequence[Structure], count: int = 3) -> list[Structure]:
+    """Up to `count` structures of different compositions where there are some, spread over the set, none large."""
+    small = [s for s in structures if 1 < len(s) <= _LARGEST] or [s for s in structures if len(s) <= _LARGEST]
+    kinds: dict[str, list[Structure]] = {}
+    for structure in small:
+        kinds.setdefault(structure.formula, []).append(structure)
+    names = [list(kinds)[k] for k in np.linspace(0, len(kinds) - 1, min(count, len(kinds))).astype(int)]
+    if len(names) == 1:
+        members = kinds[names[0]]
+        return [members[k] for k in sorted(set(np.linspace(0, len(members) - 1, count).astype(int)))]
+    return [kinds[name][0] for name in names]
+
+
+def record(potential: Potential, structures: Sequence[Structure]) -> list[dict]:
+    """Geometry (Å) and the potential's energy (eV), forces (eV/Å) and stress (eV/Å³) as plain values."""
+    entries = []
+    for structure, result in zip(structures, potential.predict(structures), strict=True):
+        geometry = {name: getattr(structure, name).tolist() for name in ("numbers", "positions", "cell", "pbc")}
+        stress = None if result.stress is None else result.stress.tolist()
+        entries.append(geometry | {"energy": result.energy, "forces": result.forces.tolist(), "stress": stress})
+    return entries
+
+
+def atoms(entries: Sequence[dict]) -> list[ase.Atoms]:
+    """The structures of `record`. Raises ValueError, KeyError or TypeError for entries that are none."""
+    frames = []
+    for entry in entries:
+        positions = np.asarray(entry["positions"], np.float64).reshape(-1, 3)
+        if len(positions) != len(entry["numbers"]) or not 0 < len(positions) <= _LARGEST:
+            raise ValueError("numbers and positions do not match")
+        cell = np.asarray(entry["cell"], np.float64).reshape(3, 3)
+        frames.append(ase.Atoms(np.asarray(entry["numbers"], int), positions, cell=cell, pbc=entry["pbc"]))
+    return frames
+
+
+def verify(potential: Potential, path: Path) -> None:
+    """Compute the references again unless this platform has done so for this very file.
+
+    Raises ModelFileError: other energies, forces or stresses, or entries that are none.
+    """
+    entries = potential.metadata.get(KEY)
+    if not entries:
+        return
+    mark = cache_folder() / "verified" / hashlib.sha256(path.read_bytes() + _platform().encode()).hexdigest()
+    if mark.exists():
+        return
+    try:
+        frames = atoms(entries)
+        expected = [(float(e["energy"]), np.asarray(e["forces"], np.float64).reshape(-1, 3)) for e in entries]
+        stresses = [None if e["stress"] is None else np.asarray(e["stress"], np.float64).reshape(3, 3) for e in entries]
+        results = potential.predict(frames)
+    except (KeyError, TypeError, ValueError, MLFFError) as error:
+        raise ModelFileError(f"{path}: its reference structures cannot be evaluated ({error})") from None
+    per_atom, share = _TOLERANCE[potential.precision]
+    for number, (result, (energy, forces), stress) in enumerate(zip(results, expected, stresses, strict=True)):
+        off = [("energy", abs(result.energy - energy) / len(forces), per_atom, "eV/atom")]
+        size = float(np.sqrt(np.mean(forces**2)))
+        off.append(("forces", float(np.abs(result.forces - forces).max()), share * max(size, 0.1), "eV/Å"))
+        if stress is not None and result.stress is not None:
+            scale = max(float(np.sqrt(np.mean(stress**2))), 1e-3)
+            off.append(("stress", float(np.abs(result.stress - stress).max()), share * scale, "eV/Å³"))
+        for what, difference, limit, unit in off:
+            if not difference <= limit:
+                raise ModelFileError(
+                    f"{path}: on this machine reference structure {number} has another {what} than where the model was "
+                    f"written (off by {difference:.2g} {unit}, limit {limit:.2g}); do not use it here: {_platform()}"
+                )
+    try:
+        mark.parent.mkdir(parents=True, exist_ok=True)
+        mark.touch()
+    except OSError:
+        pass  # a home that cannot be written: it is checked again the next time
+
+
+def _platform() -> str:
+    device = jax.devices()[0]
+    versions = ", ".join(f"{name} {version(name)}" for name in ("mlff", "jax", "jaxlib"))
+    return f"{platform.platform()}, {device.platform} {device.device_kind}, {versions}"
