@@ -35,6 +35,7 @@ from mlff.models.atoms import Statistics
 from mlff.runtime import quick_compile
 
 FORMAT_VERSION = 1
+CERTIFICATE = "certificate"  #: where the certificate stands in the metadata
 _ATOMS = 512  #: atoms evaluated at once: enough to keep two cores busy, little enough for their caches
 _PAIRS_PER_COMPILATION = 1e6  #: padded pairs evaluated in the time of one compilation (many-body model, two cores)
 _PROGRAMS = {
@@ -85,7 +86,7 @@ class Potential:
     @property
     def failed_checks(self) -> list[str]:
         """Names of the lines of its certificate that it failed; none without a certificate."""
-        lines = (self.metadata.get("certificate") or {}).get("lines", [])
+        lines = (self.metadata.get(CERTIFICATE) or {}).get("lines", [])
         return [line["name"] for line in lines if not line["passed"]]
 
     @functools.cached_property

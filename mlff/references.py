@@ -94,7 +94,7 @@ def verify(potential: Potential, path: Path) -> None:
         for what, difference, limit, unit in off:
             if not difference <= limit:
                 raise ModelFileError(
-                    f"{path}: on this machine reference structure {number} has another {what} than where the model was "
+                    f"{path}: on this machine {what} of reference structure {number} differ from those where the model was "
                     f"written (off by {difference:.2g} {unit}, limit {limit:.2g}); do not use it here: {_platform()}"
                 )
     try:

@@ -9,7 +9,11 @@ os.environ["XLA_FLAGS"] = (
     "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true " + os.environ.get("XLA_FLAGS", "")
 )
 
+import tempfile
 from pathlib import Path
+
+_cache = tempfile.TemporaryDirectory(prefix="mlff-tests-")  # nothing is left in the user's cache
+os.environ["XDG_CACHE_HOME"] = _cache.name
 
 import ase
 import numpy as np

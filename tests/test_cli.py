@@ -13,6 +13,7 @@ from ase.build import bulk, molecule
 from ase.io import read, write
 from typer.testing import CliRunner
 
+from mlff import MLFFCalculator, Potential
 from mlff.cli import app
 from tests.potentials import lennard_jones, morse
 
@@ -69,7 +70,7 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def run(folder):
     """The directory of a finished training run."""
-    code, out, err = call("train", folder / "config.yaml", "--out", folder / "run")
+    code, out, err = call("train", folder / "config.yaml", "--no-certify", "--out", folder / "run")
     assert code == 0, err
     assert out.splitlines()[-1] == str(folder / "run" / "model.safetensors")
     return folder / "run"
@@ -300,3 +301,19 @@ def test_as_a_process(folder):
     _, stderr = process.communicate(timeout=60)
     assert process.returncode == 130 and stderr == "error: interrupted\n"
     assert out.with_suffix(".state.npz").is_file() and len(read(out, ":")) > 2
+
+
+def test_certify_writes_into_the_model_and_fails_on_a_failed_line(folder, tmp_path):
+    model, plot = tmp_path / "bonds.safetensors", tmp_path / "scans.png"
+    morse().save(model)
+    write(tmp_path / "water.xyz", molecule("H2O"))
+    code, out, err = call("certify", model, tmp_path / "water.xyz", "--plot", plot, "--json", tmp_path / "lines.json", "--quiet")
+    lines = {line["name"]: line for line in json.loads((tmp_path / "lines.json").read_text())["lines"]}
+    assert lines["forces against energies"]["passed"] and lines["symmetry, energy"]["passed"]
+    assert plot.read_bytes().startswith(b"\x89PNG")
+    failed = [name for name, line in lines.items() if not line["passed"]]
+    assert failed and code == 1 and f"bonds.safetensors: fails {', '.join(failed)}" in err  # copper is no Morse of 1.2 Å
+    with pytest.warns(UserWarning, match="failed checks"):
+        assert Potential.load(model).failed_checks == failed
+        MLFFCalculator(model)
+    assert "nothing to certify" in fails("certify", folder / "bonds.safetensors")

@@ -16,7 +16,6 @@ from mlff.data.structure import Structure
 from mlff.errors import DataError
 from mlff.potential import Potential
 
-KEY = "certificate"  #: where it stands in the potential's metadata
 _LARGEST = 300  #: atoms: larger structures are left to the user's own tests
 
 
@@ -50,7 +49,9 @@ class Certificate:
 
 
 def certify(
-    potential: Potential, structures: Sequence[Structure | ase.Atoms] = (), on_check: Callable[[str], None] = lambda name: None
+    potential: Potential,
+    structures: Sequence[Structure | ase.Atoms] = (),
+    on_check: Callable[[str], None] = lambda name: None,
 ) -> Certificate:
     """Measure `potential` on `structures` (by default those that travel in its file); about half a minute.
 

@@ -9,7 +9,7 @@ from scipy.spatial.transform import Rotation
 
 from mlff.calculator import MLFFCalculator
 from mlff.certificate.line import Line
-from mlff.certificate.scans import SHORTEST, Scan
+from mlff.certificate.scans import SHORTEST, Scan, ask
 from mlff.errors import MLFFError
 from mlff.potential import Potential
 from mlff.simulation.md import run_md
@@ -31,7 +31,7 @@ def symmetries(potential: Potential, structures: list[ase.Atoms], rng: np.random
         orders.append(order)
         turns.append(turn)
         moved.append(other[order])
-    here, there = potential.predict(structures), potential.predict(moved)
+    here, there = ask(potential, structures), ask(potential, moved)
     energy = forces = 0.0
     for order, turn, a, b in zip(orders, turns, here, there, strict=True):
         energy = max(energy, abs(a.energy - b.energy) / len(order))
@@ -46,7 +46,7 @@ def symmetries(potential: Potential, structures: list[ase.Atoms], rng: np.random
 
 def derivatives(potential: Potential, structures: list[ase.Atoms], rng: np.random.Generator) -> list[Line]:
     """Forces and stresses against differences of the energy; `potential` in float64."""
-    here = potential.predict(structures)
+    here = ask(potential, structures)
     directions = [_unit(rng.normal(size=(len(atoms), 3))) for atoms in structures]
     slopes = _slopes(potential, structures, lambda atoms, k, step: _move(atoms, step * directions[k]))
     errors = [abs(slope + np.sum(r.forces * d)) for slope, r, d in zip(slopes, here, directions, strict=True)]
@@ -56,7 +56,7 @@ def derivatives(potential: Potential, structures: list[ase.Atoms], rng: np.rando
     if solids:
         strains = [_unit(m + m.T) for m in rng.normal(size=(len(solids), 3, 3))]
         slopes = _slopes(potential, solids, lambda atoms, k, step: _strain(atoms, step * strains[k]))
-        results = potential.predict(solids, stress=True)
+        results = ask(potential, solids, stress=True)
         pairs = zip(slopes, results, strains, solids, strict=True)
         errors = [abs(slope / atoms.get_volume() - np.sum(r.stress * s)) for slope, r, s, atoms in pairs]
         size = float(np.sqrt(np.mean([r.stress**2 for r in results])))
@@ -75,7 +75,7 @@ def cutoff(potential: Potential, structures: list[ase.Atoms]) -> list[Line]:
         for z in potential.elements:
             for frames, r in ((near, rc - 1e-6), (nearer, rc - 1e-3), (beyond, rc + 1e-6)):
                 frames.append(atoms + ase.Atoms([z], positions=[start + r * unit]))
-    inside, within, outside = (potential.predict(frames) for frames in (near, nearer, beyond))
+    inside, within, outside = (ask(potential, frames) for frames in (near, nearer, beyond))
     energy = max(abs(a.energy - b.energy) for a, b in zip(inside, outside, strict=True))
     force = max(float(np.abs(a.forces - b.forces).max()) for a, b in zip(inside, outside, strict=True))
     slope = max(float(np.abs(a.forces - b.forces).max()) / 1e-3 for a, b in zip(within, outside, strict=True))
@@ -112,14 +112,14 @@ def extensivity(potential: Potential, structures: list[ase.Atoms]) -> list[Line]
             copy = atoms.copy()
             copy.positions += [np.ptp(atoms.positions[:, 0]) + _APART, 0, 0]
             doubled.append(atoms + copy)
-    one, two = potential.predict(structures), potential.predict(doubled)
+    one, two = ask(potential, structures), ask(potential, doubled)
     worst = max(abs(b.energy - 2 * a.energy) / len(atoms) for a, b, atoms in zip(one, two, doubled, strict=True))
     return [Line("size extensivity", 1000 * worst, "meV/atom", 0.1, f"{len(structures)} structures, doubled")]
 
 
 def precision(potential: Potential, structures: list[ase.Atoms]) -> list[Line]:
     """float32 against float64."""
-    single, double = (potential.with_precision(p).predict(structures) for p in ("float32", "float64"))
+    single, double = (ask(potential.with_precision(p), structures) for p in ("float32", "float64"))
     forces = max(float(np.abs(a.forces - b.forces).max()) for a, b in zip(single, double, strict=True))
     energy = max(abs(a.energy - b.energy) / len(a.forces) for a, b in zip(single, double, strict=True))
     note = f"{len(structures)} structures, the largest difference"
@@ -160,7 +160,7 @@ def errors(potential: Potential) -> list[Line]:
 def _slopes(potential: Potential, structures: list[ase.Atoms], change) -> list[float]:
     """dE/dstep at 0 of `change(atoms, number, step)`, by four points; eV per unit of the step."""
     frames = [change(atoms, k, w * _H) for k, atoms in enumerate(structures) for w, _ in _FOUR_POINTS]
-    energies = iter([result.energy for result in potential.predict(frames)])
+    energies = iter([result.energy for result in ask(potential, frames)])
     return [sum(c * next(energies) for _, c in _FOUR_POINTS) / _H for _ in structures]
 
 

@@ -17,7 +17,7 @@ class Line:
 
     @property
     def passed(self) -> bool:
-        return self.limit is None or (self.value is not None and abs(self.value) <= self.limit)
+        return self.limit is None or (self.value is not None and bool(abs(self.value) <= self.limit))
 
     def __str__(self) -> str:
         value = "not measured" if self.value is None else f"{self.value:.3g} {self.unit}".rstrip()

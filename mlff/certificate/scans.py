@@ -10,11 +10,12 @@ import numpy as np
 from ase.data import chemical_symbols, covalent_radii
 
 from mlff.data.neighbors import neighbor_list
-from mlff.potential import Potential
+from mlff.potential import Potential, Result
 
 STEP = 0.01  #: Å between points
 SHORTEST = 0.4  #: Å: dimers are scanned from here to the cutoff
 STRETCH = (0.75, 1.5)  #: bonds are scanned between these multiples of their length
+_TOGETHER = 32  #: small structures that are evaluated at once
 _DEPTH = 1e-3  #: eV: a shallower dip is not counted as a minimum
 _KINK = 5e-3, 2e-3  #: a second difference of the slope is looked at from 5 meV/Å and 0.2 % of the slopes around on
 
@@ -58,9 +59,20 @@ class Scan:
             around = np.abs(g[max(0, k - 10) : k + 11]).max()
             if fine[k] < max(_KINK[0], _KINK[1] * around) or fine[k] < fine[k - 1 : k + 2].max():
                 continue
-            if fine[k] > 0.4 * coarse[k - 1 : k + 2].max() and (not found or self.distances[k] - found[-1] > 5 * STEP):
+            if fine[k] > 0.4 * coarse[max(0, k - 3) : k + 4].max() and (not found or self.distances[k] - found[-1] > 5 * STEP):
                 found.append(float(self.distances[k]))
         return found
+
+
+def ask(potential: Potential, frames: list[ase.Atoms], stress: bool | None = None) -> list[Result]:
+    """`predict`, but in groups of equal size and number, so that the checks share a few compiled programs."""
+    results: dict[int, Result] = {}
+    for n in {len(atoms) for atoms in frames}:
+        mine = [k for k, atoms in enumerate(frames) if len(atoms) == n]
+        spare = -len(mine) % (_TOGETHER if n <= _TOGETHER else 4)
+        answers = potential.predict([frames[k] for k in mine] + [frames[mine[0]]] * spare, stress=stress)
+        results |= dict(zip(mine, answers, strict=False))
+    return [results[k] for k in range(len(frames))]
 
 
 def dimers(potential: Potential) -> list[Scan]:
@@ -68,7 +80,7 @@ def dimers(potential: Potential) -> list[Scan]:
     grid = np.arange(SHORTEST, potential.cutoff + 5 * STEP, STEP)
     pairs = list(combinations_with_replacement(potential.elements, 2))
     atoms = [ase.Atoms(pair, positions=[[0, 0, 0], [0, 0, r]]) for pair in pairs for r in grid]
-    results = potential.predict(atoms)
+    results = ask(potential, atoms)
     scans = []
     for k, pair in enumerate(pairs):
         mine = results[k * len(grid) : (k + 1) * len(grid)]
@@ -86,7 +98,7 @@ def bonds(potential: Potential, structures: list[ase.Atoms], each: int = 4) -> l
     a periodic solid.
     """
     paths = [path for number, atoms in enumerate(structures) for path in _paths(atoms, f"of structure {number}", each)]
-    results = iter(potential.predict([frame for _, _, frames, _ in paths for frame in frames]))
+    results = iter(ask(potential, [frame for _, _, frames, _ in paths for frame in frames]))
     scans = []
     for name, grid, frames, direction in paths:
         mine = [next(results) for _ in frames]

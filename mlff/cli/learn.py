@@ -1,0 +1,67 @@
+"""`mlff train` and `mlff schema`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mlff.cli.app import app, say
+from mlff.cli.measure import write_certificate
+from mlff.cli.options import Quiet
+
+
+@app.command(epilog="Example: mlff train configs/silicon.yaml --out runs/si --set training.epochs=50")
+def train(
+    config: Annotated[Path, typer.Argument(help="training configuration (YAML)", show_default=False)],
+    out: Annotated[
+        Path | None, typer.Option(help="directory of the run; resumes if it exists", show_default="runs/<name>")
+    ] = None,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", help="override a key: key=value, e.g. optimizer.learning_rate=0.005")
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="check config and data, print what would happen, train nothing")
+    ] = False,
+    certify: Annotated[
+        bool, typer.Option("--certify/--no-certify", help="check the potential at the end, as `mlff certify` does")
+    ] = True,
+    quiet: Quiet = False,
+) -> None:
+    """Train a potential from a config file; the model is OUT/model.safetensors. Run again, it resumes."""
+    from mlff.config import load_config
+
+    settings = load_config(config, set_ or [])
+    out = Path("runs") / config.stem if out is None else out
+    if dry_run:
+        from mlff.report.plan import print_plan
+
+        print_plan(settings, out)
+        return
+    from mlff.potential import CERTIFICATE
+    from mlff.runtime import use_compilation_cache
+    from mlff.training.loop import train as run_training
+
+    use_compilation_cache()
+    potential = run_training(settings, out, progress=not quiet)
+    if (out / "metrics.jsonl").exists():
+        from mlff.report import plots
+
+        plots.learning_curve(out / "metrics.jsonl", out / "learning_curve.png", title=config.stem)
+    model = out / "model.safetensors"
+    if certify and CERTIFICATE not in potential.metadata:
+        for line in write_certificate(potential, model, [], out / "scans.png", quiet).failed:
+            say("warning", f"the potential fails a check: {line}")
+    print(model)
+
+
+@app.command(
+    epilog="Example: mlff schema > mlff.schema.json, and in the config: # yaml-language-server: $schema=mlff.schema.json"
+)
+def schema() -> None:
+    """The JSON schema of the training configuration, for completion and checks in editors."""
+    from mlff.config import Config
+
+    print(json.dumps(Config.model_json_schema(), indent=2, ensure_ascii=False))

@@ -1,0 +1,122 @@
+"""`mlff evaluate`, `mlff certify` and `mlff info`."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from mlff.cli.app import app
+from mlff.cli.options import AsPrecision, DataFile, Keys, Model, Quiet, UnitOptions, keep_inputs, load, read_data, write_text
+from mlff.errors import DataError, ModelFileError
+
+if TYPE_CHECKING:
+    from mlff.certificate.certificate import Certificate
+    from mlff.data.structure import Structure
+    from mlff.potential import Potential
+
+
+@app.command(epilog="Example: mlff evaluate runs/si/model.safetensors test.xyz --json errors.json --plot parity.png")
+def evaluate(
+    model: Model,
+    data: DataFile,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", help="write the errors (meV, meV/Å, meV/Å³) to this file")
+    ] = None,
+    plot: Annotated[Path | None, typer.Option(help="write parity plots to this PNG file")] = None,
+    key: Keys = None,
+    unit: UnitOptions = None,
+    precision: AsPrecision = None,
+    quiet: Quiet = False,
+) -> None:
+    """Errors of a model on labelled data: energies in meV, forces in meV/Å, stresses in meV/Å³."""
+    keep_inputs([json_file, plot], [model, data])
+    from rich.console import Console
+
+    from mlff.report import plots
+    from mlff.training.metrics import compare
+
+    potential = load(model, precision)
+    dataset = read_data(data, key, unit, progress=not quiet)
+    structures = list(dataset)
+    if not structures:
+        raise DataError(f"{data}: no structures to evaluate")
+    stress = any(structure.stress is not None for structure in structures)
+    results = potential.predict(structures, stress=stress, progress=not quiet)
+    metrics = compare(structures, results)
+    Console().print(metrics.table(f"{model} on {data}"))
+    if json_file is not None:
+        content = {"model": str(model), "data": str(data), "fingerprint": dataset.fingerprint, **metrics.to_dict()}
+        write_text(json_file, json.dumps(content, indent=2) + "\n")
+    if plot is not None:
+        plots.parity(structures, results, plot, title=data.name)
+
+
+@app.command(epilog="Example: mlff certify runs/si/model.safetensors --plot scans.png")
+def certify(
+    model: Model,
+    data: Annotated[
+        Path | None, typer.Argument(help="structures to measure on", show_default="those that travel in the model file")
+    ] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="write the lines to this file")] = None,
+    plot: Annotated[Path | None, typer.Option(help="draw dimers and stretched bonds into this PNG file")] = None,
+    key: Keys = None,
+    unit: UnitOptions = None,
+    quiet: Quiet = False,
+) -> None:
+    """Check symmetry, forces, stress, smoothness, size, rounding and NVE drift; the lines are kept in the model file.
+
+    Exit code 1 if a line fails.
+    """
+    keep_inputs([json_file, plot], [model, *([] if data is None else [data])])
+    from mlff.references import choose
+
+    path = model / "model.safetensors" if model.is_dir() else model
+    structures = [] if data is None else choose(read_data(data, key, unit, progress=not quiet), count=5)
+    certificate = write_certificate(load(path), path, structures, plot, quiet)
+    if json_file is not None:
+        write_text(json_file, json.dumps(certificate.to_dict(), indent=2) + "\n")
+    if certificate.failed:
+        raise ModelFileError(f"{path}: fails {', '.join(line.name for line in certificate.failed)}")
+
+
+def write_certificate(
+    potential: Potential, path: Path, structures: list[Structure], plot: Path | None, quiet: bool
+) -> Certificate:
+    """Measure a potential, print the table and keep the certificate in its file `path`."""
+    from rich.console import Console
+
+    from mlff.certificate.certificate import certify
+    from mlff.potential import CERTIFICATE
+    from mlff.report import plots
+
+    with Console(stderr=True, quiet=quiet).status("certificate") as status:
+        certificate = certify(potential, structures, lambda name: status.update(f"certificate: {name}"))
+    Console(quiet=quiet).print(certificate.table(f"certificate of {path}"))
+    dataclasses.replace(potential, metadata=potential.metadata | {CERTIFICATE: certificate.to_dict()}).save(path)
+    if plot is not None:
+        plots.scans(certificate.scans, plot, title=str(path))
+    return certificate
+
+
+@app.command(epilog="Examples: mlff info runs/si/model.safetensors; mlff info data/silicon/train.xyz")
+def info(
+    file: Annotated[
+        Path,
+        typer.Argument(metavar="MODEL|DATA", help="a model file, a run directory or reference data", show_default=False),
+    ],
+    key: Keys = None,
+    unit: UnitOptions = None,
+) -> None:
+    """What a model was trained on and how well, or what a data file holds."""
+    from rich.console import Console
+
+    from mlff.report import tables
+
+    if file.is_dir() or file.suffix == ".safetensors":
+        Console().print(tables.model(load(file, verify=False), file))
+    else:
+        Console().print(tables.data(read_data(file, key, unit, progress=True), file))

@@ -1,0 +1,110 @@
+"""Arguments and options that several commands share, and what they are turned into."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from mlff.errors import ConfigError, DataError, StructureError
+
+if TYPE_CHECKING:
+    import ase
+
+    from mlff.potential import Potential
+
+Precision = Literal["float32", "float64"]
+Model = Annotated[
+    Path, typer.Argument(help="trained model, e.g. runs/si/model.safetensors, or the run's directory", show_default=False)
+]
+DataFile = Annotated[
+    Path, typer.Argument(help="reference data, e.g. test.xyz (energies eV, forces eV/Å unless --unit)", show_default=False)
+]
+StructureFile = Annotated[Path, typer.Argument(help="structure file, any format ASE reads", show_default=False)]
+Frame = Annotated[int, typer.Option("--frame", help="which structure of the file: 0 is the first, -1 the last")]
+Keys = Annotated[list[str] | None, typer.Option("--key", help="where labels stand, e.g. energy=REF_energy (repeatable)")]
+UnitOptions = Annotated[
+    list[str] | None, typer.Option("--unit", help="units of the file, e.g. energy=kcal/mol (repeatable)")
+]
+AsPrecision = Annotated[Precision | None, typer.Option(help="override the model's precision", show_default="the model's")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="no progress bars")]
+Force = Annotated[bool, typer.Option("--force", help="overwrite an existing trajectory")]
+
+
+def load(path: Path, precision: Precision | None = None, verify: bool = True) -> Potential:
+    """The potential of a model file or a run's directory; compiled programs are kept from now on."""
+    from mlff.potential import Potential
+    from mlff.runtime import use_compilation_cache
+
+    use_compilation_cache()
+    potential = Potential.load(path / "model.safetensors" if path.is_dir() else path, verify)
+    return potential if precision is None else potential.with_precision(precision)
+
+
+def make_calculator(model: Path, precision: Precision | None, skin: float = 0.5):
+    """An ASE calculator of a model file or a run's directory."""
+    from mlff.calculator import MLFFCalculator
+
+    return MLFFCalculator(load(model, precision), skin=skin)
+
+
+def read_data(path: Path, key: list[str] | None, unit: list[str] | None, progress: bool):
+    """A dataset, with labels and units as --key and --unit say."""
+    from mlff.config import KeyNames, Units
+    from mlff.data.dataset import read_dataset
+
+    return read_dataset(path, keys=_pairs(KeyNames, "--key", key), units=_pairs(Units, "--unit", unit), progress=progress)
+
+
+def _pairs(section, option: str, texts: list[str] | None):
+    """An options section of the config from name=value texts; None without any."""
+    if not texts:
+        return None
+    import pydantic
+
+    values = {}
+    for text in texts:
+        name, separator, value = text.partition("=")
+        if not separator or name not in section.model_fields:
+            raise ConfigError(f"{option} {text}: expected name=value with name one of {', '.join(section.model_fields)}")
+        values[name] = value
+    try:
+        return section(**values)
+    except pydantic.ValidationError as error:
+        raise ConfigError(f"{option} {error.errors()[0]['loc'][0]}: {error.errors()[0]['msg']}") from None
+
+
+def read_structure(path: Path, frame: int) -> ase.Atoms:
+    """One structure of a file."""
+    from mlff.report.structures import read_structure
+
+    return read_structure(path, frame)
+
+
+@contextmanager
+def about(structure: Path) -> Iterator[None]:
+    """Errors inside name the file that the structure is from."""
+    from mlff.simulation.guard import SimulationError
+
+    try:
+        yield
+    except (SimulationError, StructureError) as error:
+        raise type(error)(f"{structure}: {error}") from error
+
+
+def keep_inputs(outputs: list[Path | None], inputs: list[Path]) -> None:
+    """Raise DataError if a file to write is one that is read."""
+    for out in outputs:
+        if out is not None and any(out.resolve() == path.resolve() for path in inputs):
+            raise DataError(f"{out}: is an input and would be overwritten; choose another name")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file, whole or not at all."""
+    from mlff.files import replacing
+
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")

@@ -1,0 +1,192 @@
+"""`mlff predict`, `mlff relax` and `mlff md`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from mlff.cli.app import app, say
+from mlff.cli.options import (
+    AsPrecision,
+    Force,
+    Frame,
+    Model,
+    Quiet,
+    StructureFile,
+    about,
+    keep_inputs,
+    load,
+    make_calculator,
+    read_structure,
+)
+from mlff.errors import DataError
+
+
+@app.command(epilog="Example: mlff predict runs/si/model.safetensors candidates.xyz predicted.xyz --stress")
+def predict(
+    model: Model,
+    structures: Annotated[Path, typer.Argument(metavar="IN", help="structures, any format ASE reads", show_default=False)],
+    out: Annotated[
+        Path, typer.Argument(metavar="OUT", help="extended XYZ file to write (.xyz, .extxyz)", show_default=False)
+    ],
+    stress: Annotated[bool, typer.Option("--stress", help="stresses too (eV/Å³; three-dimensional cells only)")] = False,
+    precision: AsPrecision = None,
+    quiet: Quiet = False,
+) -> None:
+    """Write structures with mlff_energy (eV), mlff_forces (eV/Å) and mlff_stress (eV/Å³); what IN holds stays as it is."""
+    keep_inputs([out], [model, structures])
+    from mlff.report.structures import write_predictions
+
+    count = write_predictions(load(model, precision), structures, out, stress=stress, progress=not quiet)
+    print(f"{out}: {count:,} structures")
+
+
+@app.command(epilog="Example: mlff relax runs/si/model.safetensors si.xyz --cell --out relaxed.xyz")
+def relax(
+    model: Model,
+    structure: StructureFile,
+    out: Annotated[
+        Path | None, typer.Option(help="relaxed structure, any format ASE writes", show_default="NAME.relaxed.xyz")
+    ] = None,
+    cell: Annotated[bool, typer.Option("--cell", help="relax the cell too")] = False,
+    fmax: Annotated[float, typer.Option(help="stop when no force is larger, eV/Å")] = 0.01,
+    pressure: Annotated[float, typer.Option(help="GPa, with --cell")] = 0.0,
+    steps: Annotated[int, typer.Option(help="give up after so many steps")] = 500,
+    optimizer: Annotated[
+        Literal["auto", "bfgs", "fire"], typer.Option(help="auto: BFGS up to 200 atoms, FIRE beyond")
+    ] = "auto",
+    trajectory: Annotated[Path | None, typer.Option(help="write all steps: .traj, .xyz or .extxyz")] = None,
+    frame: Frame = -1,
+    precision: AsPrecision = None,
+    quiet: Quiet = False,
+) -> None:
+    """Relax a structure, with --cell also its cell. Exit code 1 if it does not converge (the last structure is written)."""
+    out = structure.with_suffix(".relaxed.xyz") if out is None else out
+    keep_inputs([out, trajectory], [model, structure])
+    from mlff.report.structures import write_relaxed
+    from mlff.simulation.relax import relax as run_relaxation
+
+    atoms = read_structure(structure, frame)
+    calculator = make_calculator(model, precision)
+    with about(structure):
+        result = run_relaxation(
+            atoms,
+            calculator,
+            fmax=fmax,
+            cell=cell,
+            pressure=pressure,
+            steps=steps,
+            optimizer=optimizer,
+            trajectory=trajectory,
+            progress=not quiet,
+        )
+    write_relaxed(atoms, out)
+    change = f"{result.energy:.6f} eV ({result.energy_change:+.6f})"
+    print(f"{result.steps} steps: {change}, largest force {result.forces_max:.2g} eV/Å")
+    if cell:
+        lengths, angles = atoms.cell.lengths(), atoms.cell.angles()
+        print(f"cell {_join(lengths, '.4f')} Å, {_join(angles, '.2f')} degrees, volume {result.volume:.3f} Å³")
+    print(out)
+    if not result.converged:
+        raise DataError(result.warning or f"not converged after {steps} steps")
+    if result.warning:
+        say("warning", result.warning)
+
+
+@app.command(
+    epilog="Example: mlff md runs/si/model.safetensors si.xyz --ensemble npt --temperature 300 --steps 20000 --out npt.traj"
+)
+def md(
+    model: Model,
+    structure: StructureFile,
+    out: Annotated[Path, typer.Option(help="trajectory to write: .traj, .xyz or .extxyz", show_default=False)],
+    ensemble: Annotated[
+        Literal["nve", "nvt", "npt"], typer.Option(help="what is kept: energy, temperature, or temperature and pressure")
+    ] = "nvt",
+    temperature: Annotated[float, typer.Option(help="K; the initial velocities' and the thermostat's")] = 300.0,
+    timestep: Annotated[float, typer.Option(help="time step, fs")] = 0.5,
+    steps: Annotated[int, typer.Option(help="number of time steps in all")] = 1000,
+    pressure: Annotated[float, typer.Option(help="GPa, for npt")] = 0.0,
+    thermostat: Annotated[Literal["langevin", "bussi"], typer.Option(help="for nvt")] = "langevin",
+    tau: Annotated[float, typer.Option(help="relaxation time of the thermostat, fs (Langevin: 1/friction)")] = 100.0,
+    tau_pressure: Annotated[float, typer.Option(help="relaxation time of the barostat, fs")] = 1000.0,
+    interval: Annotated[int, typer.Option(help="steps between frames and log lines")] = 10,
+    log: Annotated[Path | None, typer.Option(help="log: .jsonl, or .csv", show_default="OUT with .jsonl")] = None,
+    plot: Annotated[Path | None, typer.Option(help="write temperature and energy over time to this PNG file")] = None,
+    seed: Annotated[int, typer.Option(help="seed of velocities and thermostat")] = 0,
+    keep_velocities: Annotated[
+        bool, typer.Option("--keep-velocities", help="start with the velocities of the file")
+    ] = False,
+    frame: Frame = -1,
+    restart: Annotated[
+        bool, typer.Option("--restart", help="continue the run that wrote OUT, up to --steps steps in all")
+    ] = False,
+    skin: Annotated[float, typer.Option(help="skin of the neighbour list, Å")] = 0.5,
+    max_force: Annotated[float, typer.Option(help="stop when a force gets larger, eV/Å")] = 300.0,
+    max_temperature: Annotated[
+        float | None, typer.Option(help="stop when it gets hotter, K", show_default="10 x, 5000 or more")
+    ] = None,
+    precision: AsPrecision = None,
+    force: Force = False,
+    quiet: Quiet = False,
+) -> None:
+    """Molecular dynamics with a trajectory, a log and a state to restart from; stops when the run blows up."""
+    log = out.with_suffix(".jsonl") if log is None else log
+    keep_inputs([out, log, plot], [model, structure])
+    from mlff.simulation.guard import Limits
+    from mlff.simulation.md import run_md
+    from mlff.simulation.record import check_trajectory_name
+
+    check_trajectory_name(out)
+    if out.exists() and not (restart or force):
+        raise DataError(f"{out}: exists; --restart continues it, --force overwrites it")
+    atoms = read_structure(structure, frame)
+    calculator = make_calculator(model, precision, skin)
+    with about(structure):
+        summary = run_md(
+            atoms,
+            calculator,
+            ensemble=ensemble,
+            temperature=temperature,
+            timestep=timestep,
+            steps=steps,
+            pressure=pressure,
+            thermostat=thermostat,
+            tau=tau,
+            tau_pressure=tau_pressure,
+            trajectory=out,
+            log=log,
+            interval=interval,
+            seed=seed,
+            keep_velocities=keep_velocities,
+            restart=restart,
+            limits=Limits(force=max_force, temperature=max_temperature),
+            progress=not quiet,
+        )
+    if plot is not None:
+        from mlff.report import plots
+
+        plots.md(log, plot, title=f"{structure.name}, {ensemble.upper()}, {temperature:g} K")
+    _print_md(summary, out, log)
+
+
+def _join(values, form: str) -> str:
+    return " ".join(format(value, form) for value in values)
+
+
+def _print_md(summary, out: Path, log: Path) -> None:
+    parts = [
+        f"{summary.steps:,} steps, {summary.time_ps:g} ps",
+        f"T {summary.temperature_mean:.0f} ± {summary.temperature_std:.0f} K",
+    ]
+    if summary.drift is not None:
+        parts.append(f"drift {summary.drift:+.3g} meV/atom/ps")
+    if summary.volume_mean is not None:
+        parts.append(f"volume {summary.volume_mean:.2f} Å³")
+    if summary.pressure_mean is not None:
+        parts.append(f"pressure {summary.pressure_mean:.3f} GPa")
+    parts.append(f"{summary.ns_per_day:.2f} ns/day")
+    print(", ".join(parts))
+    print(f"{out}, {log}")

@@ -1,0 +1,72 @@
+"""Structures that travel in a model file: chosen, recorded, and computed again on the first load."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from ase import Atoms
+from ase.build import bulk, molecule
+
+from mlff import references
+from mlff.data.structure import Structure
+from mlff.errors import ModelFileError
+from mlff.potential import Potential
+from tests.potentials import morse
+
+
+def structures() -> list[Structure]:
+    frames = [molecule("H2O"), molecule("CH4"), bulk("Si"), Atoms("H")]
+    return [Structure.from_atoms(atoms) for atoms in frames for _ in range(3)]
+
+
+@pytest.fixture
+def saved(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+    def save(change=lambda entries: None) -> Potential:
+        potential = morse()
+        entries = references.record(potential, references.choose(structures()))
+        change(entries)
+        path = tmp_path / "model.safetensors"
+        replace(potential, metadata={references.KEY: entries}).save(path)
+        return path
+
+    return save
+
+
+def test_chosen_are_different_compositions_and_no_free_atoms():
+    chosen = references.choose(structures())
+    assert sorted(s.formula for s in chosen) == ["CH4", "H2O", "Si2"]
+    assert len(references.choose(structures()[:3])) == 3
+    assert references.choose([structures()[-1]])[0].formula == "H"
+
+
+def test_a_sound_file_is_checked_once_per_platform(saved, monkeypatch):
+    path = saved()
+    potential = Potential.load(path)
+    assert [len(atoms) for atoms in potential.reference_structures] == [3, 5, 2]
+    monkeypatch.setattr(Potential, "predict", lambda *_, **__: pytest.fail("computed again"))
+    Potential.load(path)
+    monkeypatch.setattr(references, "_platform", lambda: "another machine")
+    with pytest.raises(pytest.fail.Exception):
+        Potential.load(path)
+    Potential.load(path, verify=False)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda e: e[0].update(energy=e[0]["energy"] + 0.1), "energy of reference structure 0 differ"),
+        (lambda e: e[1].update(forces=(-np.array(e[1]["forces"]) + 1).tolist()), "forces of reference structure 1 differ"),
+        (lambda e: e[2].update(stress=(-np.array(e[2]["stress"])).tolist()), "stress of reference structure 2 differ"),
+        (lambda e: e[0].update(numbers=[1, 1]), "cannot be evaluated"),
+        (lambda e: e[0].pop("cell"), "cannot be evaluated"),
+        (lambda e: e[0].update(positions=[[0, 0, 0]] * 3), "cannot be evaluated"),
+        (lambda e: e[0].update(numbers=[1] * 10**4, positions=[[0, 0, 0]] * 10**4), "cannot be evaluated"),
+    ],
+)
+def test_another_answer_or_a_damaged_entry_is_an_error(saved, change, says):
+    with pytest.raises(ModelFileError, match=says):
+        Potential.load(saved(change))
