@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -70,3 +71,11 @@ def test_a_sound_file_is_checked_once_per_platform(saved, monkeypatch):
 def test_another_answer_or_a_damaged_entry_is_an_error(saved, change, says):
     with pytest.raises(ModelFileError, match=says):
         Potential.load(saved(change))
+
+
+@pytest.mark.parametrize("file", sorted((Path(__file__).parent / "formats").glob("model_*.safetensors")), ids=lambda f: f.stem)
+def test_files_of_every_released_format_load_and_give_what_they_gave(file, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    potential = Potential.load(file)
+    assert len(potential.reference_structures) == 2 and potential.metadata["versions"]
+    assert list((tmp_path / "mlff" / "verified").iterdir()), "the references were computed again"
