@@ -306,8 +306,9 @@ def test_the_census_is_one_line(tmp_path):
     ase.io.write(tmp_path / "train.xyz", frames)
     _, census = read_structures(tmp_path / "train.xyz")
     assert str(census).replace(str(tmp_path) + "/", "") == (
-        'train.xyz: 4 structures, 3 to 8 atoms, H O Si; energy 4 (key "energy", calculator, eV), forces 3 (key "forces", '
-        'calculator, eV/Angstrom), stress 3 (key "stress", calculator, eV/Angstrom^3); isolated atoms 1'
+        'train.xyz: 4 structures, 3 to 8 atoms, H O Si; positions (Angstrom assumed), energy 4 (key "energy", calculator, '
+        'eV assumed), forces 3 (key "forces", calculator, eV/Angstrom assumed), stress 3 (key "stress", calculator, '
+        'eV/Angstrom^3, positive: tension assumed); isolated atoms 1'
     )
 
 
