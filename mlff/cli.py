@@ -334,7 +334,7 @@ def info(
 
     from mlff.report import tables
 
-    if file.is_dir() or file.suffix == ".safetensors":
+    if (file.is_dir() and not (file / "type.raw").exists()) or file.suffix == ".safetensors":
         Console().print(tables.model(_load(file), file))
     else:
         Console().print(tables.data(_read_data(file, key, unit, progress=True), file))
@@ -382,13 +382,14 @@ def _pairs(section, option: str, texts: list[str] | None):
     if not texts:
         return None
     import pydantic
+    import yaml
 
     values = {}
     for text in texts:
         name, separator, value = text.partition("=")
         if not separator or name not in section.model_fields:
             raise ConfigError(f"{option} {text}: expected name=value with name one of {', '.join(section.model_fields)}")
-        values[name] = value
+        values[name] = yaml.safe_load(value) if value.startswith("{") else value
     try:
         return section(**values)
     except pydantic.ValidationError as error:

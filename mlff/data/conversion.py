@@ -85,19 +85,19 @@ class Conversion:
         """'Bohr as stated'."""
         return f"{self.values['length']} {self.said['length']}"
 
-    def describe(self, label: str, key: str, place: str, size: int) -> str:
-        """Where a label of `size` numbers stood, its unit and sign, and who says so."""
+    def describe(self, label: str, key: str, place: str, six: bool) -> str:
+        """Where a label stood, its unit and sign, the order of a tensor of six numbers, and who says so."""
         values = self.values
         gradient = values["forces_sign"] == "gradient"
         order = values["stress_order"]
-        order = " ".join(VOIGT.get(order, (order,))) if isinstance(order, str) else f"by group {order}"
+        order = " ".join(VOIGT.get(order, (order,))) if isinstance(order, str) else "order by group"
         parts = {
             "energy": [(values["energy"], "energy"), ("per atom", "energy_per_atom")][: 1 + bool(values["energy_per_atom"])],
             "forces": [(values["forces"], "forces"), ("gradient", "forces_sign")][: 1 + gradient],
             "stress": [(values["stress"], "stress"), (f"positive: {values['stress_sign']}", "stress_sign")],
             "virial": [(values["energy"], "energy"), ("-+"[self.virial_sign > 0] + "stress*volume", "virial_sign")],
         }.get(label, [])
-        if label in ("stress", "virial") and size == 6 and place != "calculator":
+        if label in ("stress", "virial") and six:
             parts.append((order, "stress_order"))
         said = groupby(parts, lambda part: self.said[part[1]])
         return ", ".join([f'key "{key}"', place, *(f"{', '.join(text for text, _ in some)} {who}" for who, some in said)])

@@ -86,7 +86,7 @@ def is_isolated_atom(structure: Structure) -> bool:
 
 
 def _label(atoms, where, chosen, convert) -> tuple[Structure, str, list]:
-    """One structure; why a stress was dropped ("", "cell", "order"); the origins (label, kind, key, place, count of numbers)."""
+    """One structure; why a stress was dropped ("", "cell", "order"); the origins (label, kind, key, place, of six numbers)."""
     structure = _geometry(atoms, where, convert.length)
     order = convert.order(*(str(value) for name in chosen["group"] for _, value in _look(atoms, name)))
     found, origins, reason = {}, {}, ""
@@ -106,7 +106,8 @@ def _label(atoms, where, chosen, convert) -> tuple[Structure, str, list]:
         if values:
             _agree(values, label, where)
             name, place, found[label] = values[0]
-            origins[label] = (label, label, name, place, np.size(there[0][2]))
+            six = place != "calculator" and np.size(there[0][2]) == 6
+            origins[label] = (label, label, name, place, six)
     tensors = {label: found.pop(label) for label in ("stress", "virial") if label in found}
     if tensors:
         found["stress"] = _stress(tensors, structure.volume, convert, where)

@@ -1,0 +1,111 @@
+"""npz archives of numpy arrays in the manner of sGDML and MD17, of rMD17, of PhysNet and of NequIP."""
+
+from __future__ import annotations
+
+import math
+import zipfile
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from mlff.data.facts import Facts, Reading
+from mlff.data.readers.arrays import check_size, elements, numbers, rows
+from mlff.errors import DataError
+from mlff.units import spelled
+
+
+class _Manner(NamedTuple):
+    """Keys of one convention; `count` and `cell` may be absent from an archive, and the labels too."""
+
+    positions: str  #: (n, N, 3)
+    species: str  #: (N,) or (n, N), zeros at the end being padding
+    energy: str  #: (n,) or (n, 1)
+    forces: str  #: (n, N, 3)
+    cell: str = ""  #: (3, 3) or (n, 3, 3), rows are vectors (sGDML's lattice: columns)
+    count: str = ""  #: (n,), atoms that are no padding
+
+
+_MANNERS = {
+    "PhysNet": _Manner("R", "Z", "E", "F", count="N"),
+    "sGDML": _Manner("R", "z", "E", "F", cell="lattice"),
+    "rMD17": _Manner("coords", "nuclear_charges", "energies", "forces"),
+    "NequIP": _Manner("pos", "atomic_numbers", "energy", "forces", cell="cell"),
+}
+
+
+def read_npz(path: Path) -> Reading:
+    """The units are the user's business, unless sGDML's `r_unit` and `e_unit` state them. Pickled objects are not loaded."""
+    shapes = _shapes(path)
+    manner = next((manner for manner in _MANNERS.values() if {manner.positions, manner.species} <= shapes.keys()), None)
+    if manner is None:
+        known = "; ".join(f"{name}: {', '.join(filter(None, manner))}" for name, manner in _MANNERS.items())
+        raise DataError(f"no known set of keys, found {', '.join(shapes)[:200] or 'none'} (known are {known})")
+    shape = shapes[manner.positions]
+    if len(shape) != 3 or shape[2] != 3:
+        raise DataError(f"key {manner.positions!r} has the shape {shape} where (structures, atoms, 3) is expected")
+    n, size = shape[:2]
+    with np.load(path, allow_pickle=False) as archive:
+
+        def load(key: str, *expected: tuple[int, ...]) -> np.ndarray:
+            if shapes[key] not in expected:
+                raise DataError(f"key {key!r} has the shape {shapes[key]} where {' or '.join(map(str, expected))} is expected")
+            return archive[key]
+
+        species = elements(load(manner.species, (size,), (n, size)), f"key {manner.species!r}")
+        if manner.count in shapes:
+            species = _padded(species, load(manner.count, (n,), (n, 1)).reshape(n), n, size, manner.count)
+        positions = numbers(load(manner.positions, shape), shape, f"key {manner.positions!r}")
+        cells, pbc = None, None
+        if manner.cell in shapes:
+            cells = np.broadcast_to(load(manner.cell, (3, 3), (n, 3, 3)), (n, 3, 3))
+            cells = cells.swapaxes(1, 2) if manner.cell == "lattice" else cells
+            pbc = np.broadcast_to(load("pbc", (3,), (n, 3)), (n, 3)).astype(bool) if "pbc" in shapes else None
+        labels = {manner.energy: ((n,), (n, 1)), manner.forces: (shape,)}
+        columns = {key: load(key, *expected) for key, expected in labels.items() if key in shapes}
+        used = {*filter(None, manner), *columns, "pbc"}
+        for key, there in shapes.items():
+            if key not in used and there is not None and there[:1] == (n,):
+                columns[key] = archive[key]
+        stated = {
+            name: spelled(str(archive[key]))
+            for name, key in (("length", "r_unit"), ("energy", "e_unit"))
+            if shapes.get(key) == () and archive[key].dtype.kind in "SU"
+        }
+    facts = Facts(in_file={k: v for k, v in stated.items() if v}, keys={"energy": manner.energy, "forces": manner.forces})
+    return Reading(rows(species, positions, columns, cells, pbc), facts)
+
+
+def _shapes(path: Path) -> dict[str, tuple[int, ...] | None]:
+    """Key -> shape from the headers of the arrays, whose sizes are checked; None for pickled objects."""
+    shapes = {}
+    with zipfile.ZipFile(path) as archive:
+        members = [member for member in archive.infolist() if member.filename.endswith(".npy")]
+        check_size(sum(member.file_size for member in members), path.stat().st_size, "the archive")
+        for member in members:
+            key = member.filename.removesuffix(".npy")
+            with archive.open(member) as file:
+                version = np.lib.format.read_magic(file)
+                header = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}.get(version)
+                if header is None:
+                    raise DataError(f"key {key!r} is an array of format {version}, which is not read")
+                shape, _, dtype = header(file)
+                start = file.tell()
+            if dtype.kind not in "biufSU":
+                shapes[key] = None
+                continue
+            if start + math.prod(shape) * dtype.itemsize != member.file_size:
+                raise DataError(f"key {key!r} promises the shape {shape}, but holds {member.file_size} bytes; is the file damaged?")
+            shapes[key] = shape
+    return shapes
+
+
+def _padded(species, count, n, size, key) -> np.ndarray:
+    """Species (n, N) with zeros behind the atoms that count."""
+    if count.dtype.kind not in "iu" or (count < 1).any() or (count > size).any():
+        raise DataError(f"key {key!r}: numbers of atoms between 1 and {size} are expected")
+    species = np.broadcast_to(species, (n, size))
+    inside = np.arange(size) < count[:, None]
+    if not species[inside].all():
+        raise DataError(f"key {key!r}: counts more atoms than there are atomic numbers in structure {int(np.argmin((species > 0) | ~inside) // size)}")
+    return np.where(inside, species, 0)
