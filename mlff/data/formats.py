@@ -77,7 +77,7 @@ def read_file(path, options: ReadOptions, on_structure=lambda: None) -> tuple[li
             if isinstance(error, DataError):
                 raise DataError(f"{where}: {error}") from None
             text = " ".join(str(error).split())[:120]
-            raise DataError(f"{where}: cannot be read as {name} ({type(error).__name__}: {text})") from None
+            raise DataError(f"{where}: cannot be read as {name}, is it damaged or cut short? ({type(error).__name__}: {text})") from None
     if not frames:
         raise DataError(f"{path}: holds no structures (read as {name})")
     return label_frames(frames, str(path), options, facts)

@@ -206,6 +206,14 @@ def hdf5(maker, change):
     return make
 
 
+def broken_heap(folder):
+    path, _ = samples.spice(folder)
+    content = path.read_bytes()
+    text = content.index(b"hartree/bohr")
+    path.write_bytes(content[: text - 8] + (229).to_bytes(8, "little") + content[text:])
+    return path
+
+
 def replaced(group, key, **dataset):
     def change(file):
         del file[group][key]
@@ -286,6 +294,7 @@ BROKEN = {
         hdf5(samples.ani, replaced("water/mol00", "coordinates", shape=(10**9, 3, 3), dtype="f8", chunks=(1000, 3, 3))),
         "'coordinates' promises 72 GB",
     ),
+    "HDF5 with a broken heap": (broken_heap, "a heap of strings is broken"),
     "HDF5 of two units": (hdf5(samples.spice, lambda f: f["b/conformations"].attrs.update(units="angstrom")), "group 'b': 'conformations' is in Angstrom"),
     "mlearn cut short": (cut(samples.mlearn), "cannot be read as mlearn JSON"),
     "mlearn of something else": (text("a.json", '[{"a": 1}]'), "structure 0: the entry lacks 'structure'"),

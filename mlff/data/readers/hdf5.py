@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import mmap
+import struct
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -29,6 +31,7 @@ def read_hdf5(path: Path) -> Reading:
     SPICE is in Hartree and Bohr with gradients, in its own words where they stand there; the units of others are the
     user's business. What lies in other files (links, external or virtual storage) is not read.
     """
+    _check_heaps(path)
     with h5py.File(path, "r") as file:
         found: dict[str, tuple[str, str]] = {}
 
@@ -124,3 +127,17 @@ def _spice(file, found) -> Facts:
         in_file=stated,
         keys={"energy": "dft_total_energy", "forces": "dft_total_gradient"},
     )
+
+
+def _check_heaps(path: Path) -> None:
+    """Raise DataError for a heap of strings in which the HDF5 library (2.0.0) would loop for ever: an entry of size 0."""
+    with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        start = -1
+        while (start := content.find(b"GCOL\x01\0\0\0", start + 1)) >= 0:
+            end = start + int.from_bytes(content[start + 8 : start + 16], "little")
+            place = start + 16
+            while place + 16 <= min(end, len(content)):
+                index, _, size = struct.unpack_from("<H6sQ", content, place)
+                if index == 0 and size < 16:
+                    raise DataError("a heap of strings is broken; is the file damaged?")
+                place += size if index == 0 else 16 + -(-size // 8) * 8
