@@ -9,7 +9,7 @@ import numpy as np
 from mlff.config import Units
 from mlff.data.facts import Facts
 from mlff.errors import ConfigError, DataError
-from mlff.units import ENERGY, LENGTH, STRESS, VOIGT, factor
+from mlff.units import ENERGY, LENGTH, STRESS, VOIGT, factor, spelled
 
 _ASSUMED = {
     "energy": "eV",
@@ -108,10 +108,14 @@ def _settle(stated: Units, facts: Facts, source: str) -> tuple[dict, dict]:
     values, said = {}, {}
     for name, assumed in _ASSUMED.items():
         user = getattr(stated, name)
-        if name in facts.in_file:
-            values[name], said[name] = facts.in_file[name], "by the file"
-            if user not in (None, values[name]):
-                raise DataError(f"{source}: states {name} in {values[name]}, but units.{name} is {user}; leave that option out")
+        unit = _known(name, facts.in_file[name]) if name in facts.in_file else None
+        if unit is not None:
+            values[name], said[name] = unit, "by the file"
+            if user not in (None, unit):
+                raise DataError(f"{source}: states {name} in {unit}, but units.{name} is {user}; leave that option out")
+        elif user is None and name in facts.in_file:
+            text = str(facts.in_file[name])[:40]
+            raise DataError(f"{source}: states {name} in {text!r}, a unit that is not known; say units.{name}")
         elif user is not None:
             values[name], said[name] = user, "as stated"
         elif name in facts.by_format:
@@ -122,6 +126,15 @@ def _settle(stated: Units, facts: Facts, source: str) -> tuple[dict, dict]:
         values["forces"] = f"{values['energy']}/{values['length']}"
         said["forces"] = min(said["energy"], said["length"], key=_SURE.index)
     return values, said
+
+
+def _known(name: str, text: str) -> str | None:
+    """A unit that a file states, as it is called here; None if it is none for this quantity."""
+    unit = spelled(text)
+    if name == "forces":
+        energy, _, length = (unit or "").rpartition("/")
+        return unit if energy in ENERGY and length in LENGTH else None
+    return unit if unit in {"energy": ENERGY, "length": LENGTH, "stress": STRESS}[name] else None
 
 
 def _tensor(array, name, label, order) -> np.ndarray:

@@ -13,8 +13,8 @@ from mlff.config import KeyNames
 class Facts(NamedTuple):
     """Units and signs by the names of `Units`. The user overrules the format, but may not contradict the file itself."""
 
-    by_format: Mapping[str, object] = {}  #: a convention of the format
-    in_file: Mapping[str, object] = {}  #: stated in this very file
+    by_format: Mapping[str, str] = {}  #: a convention of the format
+    in_file: Mapping[str, str] = {}  #: stated in this very file, in its own spelling: energy, length, forces, stress
     keys: Mapping[str, str] = {}  #: label -> key of the format, where the user names none
 
     def name(self, keys: KeyNames) -> KeyNames:

@@ -9,7 +9,6 @@ import ase
 import ase.db
 
 from mlff.data.facts import Facts, Reading
-from mlff.units import spelled
 
 
 def read_database(path: Path) -> Reading:
@@ -19,8 +18,7 @@ def read_database(path: Path) -> Reading:
         metadata = database.metadata
     properties = metadata.get("_property_unit_dict", {})
     texts = {"length": metadata.get("_distance_unit"), "energy": properties.get("energy"), "forces": properties.get("forces")}
-    stated = {name: spelled(str(text)) for name, text in texts.items() if text is not None}
-    return Reading(_frames(path, kind), Facts(in_file={name: unit for name, unit in stated.items() if unit}))
+    return Reading(_frames(path, kind), Facts(in_file={name: str(text) for name, text in texts.items() if text is not None}))
 
 
 def _frames(path: Path, kind: str) -> Iterator[ase.Atoms]:

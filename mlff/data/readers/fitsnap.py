@@ -25,20 +25,13 @@ def read_fitsnap(path: Path) -> Reading:
     dataset = content.get("Dataset") if isinstance(content, dict) else None
     if not isinstance(dataset, dict) or not isinstance(dataset.get("Data"), list):
         raise DataError("'Dataset' with a list 'Data' is expected")
-    stated = {unit: _unit(dataset, style) for style, unit in _STYLES.items() if dataset.get(style) is not None}
-    if dataset.get("PositionsStyle") is not None and _unit(dataset, "PositionsStyle") != stated.get("length", "Angstrom"):
+    stated = {unit: str(dataset[style]) for style, unit in _STYLES.items() if dataset.get(style) is not None}
+    if spelled(str(dataset.get("PositionsStyle", "angstrom"))) != spelled(stated.get("length", "angstrom")):
         raise DataError("PositionsStyle and LatticeStyle are different units; convert one")
     if str(dataset.get("AtomTypeStyle", "chemicalsymbol")).lower() != "chemicalsymbol":
         raise DataError(f"AtomTypeStyle is {dataset['AtomTypeStyle']!r}; only chemicalsymbol names the elements")
     keys = {"energy": "Energy", "forces": "Forces", "stress": "Stress"}
     return Reading(_frames(dataset["Data"]), Facts(by_format={"stress_sign": "compression"}, in_file=stated, keys=keys))
-
-
-def _unit(dataset: dict, style: str) -> str:
-    unit = spelled(str(dataset[style]))
-    if unit is None:
-        raise DataError(f"{style} is {str(dataset[style])[:40]!r}, a unit that is not known")
-    return unit
 
 
 def _frames(configurations: list) -> Iterator[ase.Atoms]:

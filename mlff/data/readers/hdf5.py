@@ -14,7 +14,6 @@ import numpy as np
 from mlff.data.facts import Facts, Reading
 from mlff.data.readers.arrays import check_size, elements, numbers, rows
 from mlff.errors import DataError
-from mlff.units import spelled
 
 _POSITIONS = ("conformations", "coordinates")
 _SPECIES = ("atomic_numbers", "species")
@@ -119,8 +118,7 @@ def _spice(file, found) -> Facts:
         for key, unit in _SPICE.items():
             data = _dataset(file[name], key)
             text = None if data is None else data.attrs.get("units")
-            text = spelled(text.decode("utf-8", "replace") if isinstance(text, bytes) else text) if isinstance(text, str | bytes) else None
-            if text is not None and stated.setdefault(unit, text) != text:
+            if isinstance(text, str) and stated.setdefault(unit, text) != text:
                 raise DataError(f"group {name!r}: {key!r} is in {text}, in another group in {stated[unit]}")
     return Facts(
         by_format={"energy": "Hartree", "length": "Bohr", "forces_sign": "gradient"},

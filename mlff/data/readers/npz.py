@@ -12,7 +12,6 @@ import numpy as np
 from mlff.data.facts import Facts, Reading
 from mlff.data.readers.arrays import check_size, elements, numbers, rows
 from mlff.errors import DataError
-from mlff.units import spelled
 
 
 class _Manner(NamedTuple):
@@ -41,6 +40,9 @@ def read_npz(path: Path) -> Reading:
     if manner is None:
         known = "; ".join(f"{name}: {', '.join(filter(None, manner))}" for name, manner in _MANNERS.items())
         raise DataError(f"no known set of keys, found {', '.join(shapes)[:200] or 'none'} (known are {known})")
+    pickled = next((key for key in filter(None, manner) if key in shapes and shapes[key] is None), None)
+    if pickled is not None:
+        raise DataError(f"key {pickled!r} holds Python objects, which are not loaded (they could run code); save plain numbers")
     shape = shapes[manner.positions]
     if len(shape) != 3 or shape[2] != 3:
         raise DataError(f"key {manner.positions!r} has the shape {shape} where (structures, atoms, 3) is expected")
@@ -68,11 +70,11 @@ def read_npz(path: Path) -> Reading:
             if key not in used and there is not None and there[:1] == (n,):
                 columns[key] = archive[key]
         stated = {
-            name: spelled(str(archive[key]))
+            name: str(archive[key])
             for name, key in (("length", "r_unit"), ("energy", "e_unit"))
             if shapes.get(key) == () and archive[key].dtype.kind in "SU"
         }
-    facts = Facts(in_file={k: v for k, v in stated.items() if v}, keys={"energy": manner.energy, "forces": manner.forces})
+    facts = Facts(in_file=stated, keys={"energy": manner.energy, "forces": manner.forces})
     return Reading(rows(species, positions, columns, cells, pbc), facts)
 
 
