@@ -1,4 +1,4 @@
-"""The same labelled structures as a file of every format: `FORMATS[name](folder)` writes one and returns path and options."""
+"""The same labelled structures in every format: `FORMATS[name](folder)` writes a file and returns path and options."""
 
 from __future__ import annotations
 
@@ -133,7 +133,11 @@ def spice(folder: Path, stated: bool = True):
             group["dft_total_gradient"] = -a["forces"][part] / (units.Hartree / units.Bohr)
             group["formation_energy"] = np.zeros(2)
             group["smiles"] = [b"O"]
-            for key, unit in (("conformations", "bohr"), ("dft_total_energy", "hartree"), ("dft_total_gradient", "hartree/bohr")):
+            for key, unit in (
+                ("conformations", "bohr"),
+                ("dft_total_energy", "hartree"),
+                ("dft_total_gradient", "hartree/bohr"),
+            ):
                 if stated:
                     group[key].attrs["units"] = unit
     return folder / "spice.hdf5", {}
@@ -144,7 +148,10 @@ def mlearn(folder: Path, change: Callable = lambda entries: None):
     entries = []
     for index, atoms in enumerate(frames()):
         order = [0, 1, 2, 5, 3, 4] if index % 2 else [0, 1, 2, 5, 4, 3]
-        sites = [{"species": [{"element": s, "occu": 1}], "xyz": list(x)} for s, x in zip(atoms.symbols, atoms.positions, strict=True)]
+        sites = [
+            {"species": [{"element": s, "occu": 1}], "xyz": list(x)}
+            for s, x in zip(atoms.symbols, atoms.positions, strict=True)
+        ]
         outputs = {
             "energy": atoms.calc.results["energy"],
             "forces": atoms.calc.results["forces"].tolist(),
@@ -202,7 +209,10 @@ def database(folder: Path):
     (folder / "a.db").unlink(missing_ok=True)
     with ase.db.connect(folder / "a.db", use_lock_file=False) as database:
         for atoms in frames(periodic=False):
-            data = {"energy": [atoms.calc.results["energy"] / units.Hartree], "forces": atoms.calc.results["forces"] / units.Hartree}
+            data = {
+                "energy": [atoms.calc.results["energy"] / units.Hartree],
+                "forces": atoms.calc.results["forces"] / units.Hartree,
+            }
             bare = atoms.copy()
             database.write(bare, data=data)
         database.metadata = {"_property_unit_dict": {"energy": "Hartree", "forces": "Hartree/Ang"}, "_distance_unit": "Ang"}

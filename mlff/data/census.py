@@ -87,7 +87,8 @@ class Census:
         if self.ignored_stress:
             parts.append(f"stress ignored on {self.ignored_stress} not fully periodic structures")
         if self.unordered_stress:
-            parts.append(f"stress ignored on {self.unordered_stress} structures: the order of its six numbers is not known, say units.stress_order")
+            unknown = "the order of its six numbers is not known, say units.stress_order"
+            parts.append(f"stress ignored on {self.unordered_stress} structures: {unknown}")
         if self.isolated:
             parts.append(f"isolated atoms {self.isolated}")
         return "; ".join(parts)

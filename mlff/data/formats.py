@@ -50,9 +50,9 @@ class Format(NamedTuple):
 def read_structures(
     path: str | Path, options: ReadOptions = ReadOptions(), on_structure: Callable[[], None] = lambda: None
 ) -> tuple[list[Structure], Census]:
-    """Read every structure of one file or DeePMD folder (compressed or not), labels in eV, eV/Å and eV/Å³; isolated atoms are among them.
+    """Read every structure of one file (compressed or not) or DeePMD folder, labels in eV, eV/Å and eV/Å³.
 
-    `on_structure` is called after each frame (progress). Structures are counted from 0 in messages.
+    Isolated atoms are among them. `on_structure` is called after each frame (progress). Structures are counted from 0 in messages.
     Raises DataError: no such file, unknown or broken format, a named key that stands nowhere, unusable labels or geometry.
     """
     structures, census = read_file(path, options, on_structure)
@@ -77,7 +77,9 @@ def read_file(path, options: ReadOptions, on_structure=lambda: None) -> tuple[li
             if isinstance(error, DataError):
                 raise DataError(f"{where}: {error}") from None
             text = " ".join(str(error).split())[:120]
-            raise DataError(f"{where}: cannot be read as {name}, is it damaged or cut short? ({type(error).__name__}: {text})") from None
+            raise DataError(
+                f"{where}: cannot be read as {name}, is it damaged or cut short? ({type(error).__name__}: {text})"
+            ) from None
     if not frames:
         raise DataError(f"{path}: holds no structures (read as {name})")
     return label_frames(frames, str(path), options, facts)

@@ -92,22 +92,19 @@ def _label(atoms, where, chosen, convert) -> tuple[Structure, str, list]:
     found, origins, reason = {}, {}, ""
     for label, names in chosen.items():
         there = [(name, place, value) for name in names for place, value in _look(atoms, name)]
-        if label in ("stress", "virial") and there:
-            if not structure.pbc.all():
-                reason = "cell"
-                continue
-            if order is None and any(np.size(value) == 6 and place != "calculator" for _, place, value in there):
-                reason = "order"
-                continue
-        values = [
-            (name, place, convert.parse(label, value, len(atoms), where, name, VOIGT["ase"] if place == "calculator" else order))
-            for name, place, value in there
-        ]
-        if values:
-            _agree(values, label, where)
-            name, place, found[label] = values[0]
-            six = place != "calculator" and np.size(there[0][2]) == 6
-            origins[label] = (label, label, name, place, six)
+        six = any(place != "calculator" and np.size(value) == 6 for _, place, value in there)
+        if not there:
+            continue
+        if label in ("stress", "virial") and (six and order is None or not structure.pbc.all()):
+            reason = "order" if structure.pbc.all() else "cell"
+            continue
+        values = []
+        for name, place, value in there:
+            components = VOIGT["ase"] if place == "calculator" else order
+            values.append((name, place, convert.parse(label, value, len(atoms), where, name, components)))
+        _agree(values, label, where)
+        name, place, found[label] = values[0]
+        origins[label] = (label, label, name, place, six)
     tensors = {label: found.pop(label) for label in ("stress", "virial") if label in found}
     if tensors:
         found["stress"] = _stress(tensors, structure.volume, convert, where)
@@ -120,7 +117,7 @@ def _label(atoms, where, chosen, convert) -> tuple[Structure, str, list]:
 
 def _refuse_shared_forces(structures, source) -> None:
     """Different geometries never have the very same forces: one calculator or array was shared by all frames."""
-    first, *others = [structure for structure in structures if structure.forces is not None and len(structure) > 1] or [None]
+    first, *others = [s for s in structures if s.forces is not None and len(s) > 1] or [None]
     if not others or not first.forces.any():
         return
     if any(other.forces.shape != first.forces.shape or (other.forces != first.forces).any() for other in others):
@@ -128,8 +125,8 @@ def _refuse_shared_forces(structures, source) -> None:
     shapes = [s.positions - s.positions[0] for s in (first, *others)]
     if any(np.abs(shape - shapes[0]).max() > 1e-3 for shape in shapes[1:]):
         raise DataError(
-            f"{source}: all {len(shapes)} structures have the very same forces in different geometries; was one calculator or "
-            "array shared by all frames when the file was written?"
+            f"{source}: all {len(shapes)} structures have the very same forces in different geometries; was one calculator "
+            "or array shared by all frames when the file was written?"
         )
 
 

@@ -132,7 +132,9 @@ def test_fitsnap_units_are_those_of_the_file(tmp_path):
         read_dataset(path, units={"stress": "bar"})
     assert len(read_dataset(path, units={"stress": "kbar"})) == samples.COUNT
     path, _ = samples.fitsnap(tmp_path, lambda dataset: dataset.update(StressStyle="psi"))
-    assert "kbar as stated" in str(read_dataset(path, units={"stress": "kbar"}).census).replace(", positive: compression", "")
+    assert "kbar as stated" in str(read_dataset(path, units={"stress": "kbar"}).census).replace(
+        ", positive: compression", ""
+    )
     path, _ = samples.fitsnap(tmp_path, lambda dataset: dataset.update(StressStyle="bar"))
     assert read_dataset(path)[0].stress[0, 0] == pytest.approx(samples.frames()[0].get_stress()[0] / 1000)
     path, _ = samples.fitsnap(tmp_path, lambda dataset: dataset.update(EnergyStyle="Hartree"))
@@ -247,14 +249,23 @@ def text(name, content):
 NAN = np.full((4, 3, 3), np.nan)
 BROKEN = {
     "npz cut short": (cut(samples.sgdml), "cannot be read as npz"),
-    "npz with unknown keys": (npz(samples.sgdml, z=None, R=None, a=np.zeros(3)), "no known set of keys, found E, F, a .*sGDML: R, z"),
+    "npz with unknown keys": (
+        npz(samples.sgdml, z=None, R=None, a=np.zeros(3)),
+        "no known set of keys, found E, F, a .*sGDML: R, z",
+    ),
     "npz of pickles": (pickled, "key 'z' holds Python objects, which are not loaded"),
     "npz that promises 10^9 atoms": (huge_npz, "key 'R' promises the shape .*1000000000.*damaged"),
     "npz with wrong forces": (npz(samples.sgdml, F=np.zeros((4, 2, 3))), r"key 'F' has the shape \(4, 2, 3\)"),
     "npz with one energy": (npz(samples.rmd17, energies=np.zeros(1)), r"key 'energies' has the shape \(1,\)"),
     "npz with flat positions": (npz(samples.sgdml, R=np.zeros((4, 9))), r"key 'R' has the shape \(4, 9\)"),
-    "npz with no structures": (npz(samples.rmd17, coords=np.zeros((0, 3, 3)), energies=np.zeros(0), forces=np.zeros((0, 3, 3))), "no structures"),
-    "npz with NaN energy": (npz(samples.rmd17, energies=np.array([1, np.nan, 1, 1])), r"structure 1: energy \(key 'energies'\) is not finite"),
+    "npz with no structures": (
+        npz(samples.rmd17, coords=np.zeros((0, 3, 3)), energies=np.zeros(0), forces=np.zeros((0, 3, 3))),
+        "no structures",
+    ),
+    "npz with NaN energy": (
+        npz(samples.rmd17, energies=np.array([1, np.nan, 1, 1])),
+        r"structure 1: energy \(key 'energies'\) is not finite",
+    ),
     "npz with NaN positions": (npz(samples.sgdml, R=NAN), "structure 0: position of atom 0 is not finite"),
     "npz with impossible atoms": (npz(samples.sgdml, z=np.array([8, 1, 2**40 + 1])), "key 'z': atomic numbers"),
     "npz with text for atoms": (npz(samples.sgdml, z=np.array(["O", "H", "Q"])), "key 'z': 'Q' is not an element"),
@@ -263,31 +274,67 @@ BROKEN = {
     "npz with a padded hole": (npz(samples.sgdml, z=np.array([8, 0, 1])), "structure 0: has an atom of atomic number 0"),
     "npz with a wrong cell": (npz(samples.nequip, cell=np.zeros((2, 3))), r"key 'cell' has the shape \(2, 3\)"),
     "DeePMD without elements": (deepmd(lambda s: (s / "type_map.raw").unlink()), "type_map.raw: cannot be read"),
-    "DeePMD with strange elements": (deepmd(lambda s: (s / "type_map.raw").write_text("H Q")), "type_map.raw: 'Q' is not an element"),
+    "DeePMD with strange elements": (
+        deepmd(lambda s: (s / "type_map.raw").write_text("H Q")),
+        "type_map.raw: 'Q' is not an element",
+    ),
     "DeePMD with text for types": (deepmd(lambda s: (s / "type.raw").write_text("1 H 0")), "type.raw: whole numbers"),
     "DeePMD without types": (deepmd(lambda s: (s / "type.raw").write_text("")), "type.raw: names no atoms"),
-    "DeePMD with too many types": (deepmd(lambda s: (s / "type.raw").write_text("1 0 7")), "type 7 does not stand in type_map"),
-    "DeePMD of another size": (deepmd(lambda s: (s / "type.raw").write_text("1 0")), r"set.000/coord.npy: has the shape \(3, 9\)"),
-    "DeePMD without cells": (deepmd(lambda s: (s / "set.001" / "box.npy").unlink()), "structure 3: set.001/box.npy is missing.*nopbc"),
+    "DeePMD with too many types": (
+        deepmd(lambda s: (s / "type.raw").write_text("1 0 7")),
+        "type 7 does not stand in type_map",
+    ),
+    "DeePMD of another size": (
+        deepmd(lambda s: (s / "type.raw").write_text("1 0")),
+        r"set.000/coord.npy: has the shape \(3, 9\)",
+    ),
+    "DeePMD without cells": (
+        deepmd(lambda s: (s / "set.001" / "box.npy").unlink()),
+        "structure 3: set.001/box.npy is missing.*nopbc",
+    ),
     "DeePMD without sets": (deepmd(lambda s: [d.rename(s / d.name[4:]) for d in s.glob("set.*")]), "no set"),
     "DeePMD without positions": (deepmd(lambda s: (s / "set.000" / "coord.npy").unlink()), "set.000/coord.npy is missing"),
     "DeePMD with fewer energies": (npy("energy.npy", np.zeros(2)), r"energy.npy: has the shape \(2,\)"),
     "DeePMD of pickles": (npy("force.npy", np.array([{}] * 27)), "force.npy: is no whole npy file"),
     "DeePMD that promises 10^9 atoms": (deepmd(long_npy), "coord.npy: is no whole npy file"),
-    "DeePMD with an empty file": (deepmd(lambda s: (s / "set.000" / "coord.npy").write_bytes(b"")), "coord.npy: is no whole npy"),
-    "DeePMD with NaN forces": (npy("force.npy", np.full((3, 9), np.nan)), r"structure 0: forces \(key 'force'\) is not finite"),
+    "DeePMD with an empty file": (
+        deepmd(lambda s: (s / "set.000" / "coord.npy").write_bytes(b"")),
+        "coord.npy: is no whole npy",
+    ),
+    "DeePMD with NaN forces": (
+        npy("force.npy", np.full((3, 9), np.nan)),
+        r"structure 0: forces \(key 'force'\) is not finite",
+    ),
     "DeePMD with words": (npy("force.npy", np.full((3, 9), "x")), "force.npy: holds <U1"),
     "HDF5 cut short": (cut(samples.ani), "cannot be read as HDF5"),
-    "HDF5 of something else": (hdf5(samples.ani, lambda f: f.move("water", "x") or [f["x"][m].pop("species") for m in f["x"]]), "no group holds .* at the top: x"),
-    "HDF5 of another count": (hdf5(samples.ani, replaced("water/mol01", "energies", data=np.zeros(3))), r"structure 2: group 'water/mol01': 'energies' has the shape \(3,\)"),
-    "HDF5 of another size": (hdf5(samples.ani, replaced("water/mol00", "species", data=[8, 1])), r"'species' has the shape \(2,\) where \(3,\)"),
-    "HDF5 with strange elements": (hdf5(samples.ani, replaced("water/mol00", "species", data=[b"O", b"H", b"Q"])), "'species': 'Q' is not an element"),
+    "HDF5 of something else": (
+        hdf5(samples.ani, lambda f: f.move("water", "x") or [f["x"][m].pop("species") for m in f["x"]]),
+        "no group holds .* at the top are x",
+    ),
+    "HDF5 of another count": (
+        hdf5(samples.ani, replaced("water/mol01", "energies", data=np.zeros(3))),
+        r"structure 2: group 'water/mol01': 'energies' has the shape \(3,\)",
+    ),
+    "HDF5 of another size": (
+        hdf5(samples.ani, replaced("water/mol00", "species", data=[8, 1])),
+        r"'species' has the shape \(2,\) where \(3,\)",
+    ),
+    "HDF5 with strange elements": (
+        hdf5(samples.ani, replaced("water/mol00", "species", data=[b"O", b"H", b"Q"])),
+        "'species': 'Q' is not an element",
+    ),
     "HDF5 with references for elements": (
         hdf5(samples.ani, replaced("water/mol00", "species", shape=(3,), dtype=h5py.ref_dtype)),
         "'species'.* is not an element",
     ),
-    "HDF5 with flat positions": (hdf5(samples.ani, replaced("water/mol00", "coordinates", data=np.zeros((2, 9)))), r"\(2, 9\) where \(structures"),
-    "HDF5 with NaN": (hdf5(samples.ani, replaced("water/mol01", "energies", data=[0, np.nan])), r"structure 3: energy \(key 'energies'\) is not finite"),
+    "HDF5 with flat positions": (
+        hdf5(samples.ani, replaced("water/mol00", "coordinates", data=np.zeros((2, 9)))),
+        r"\(2, 9\) where \(structures",
+    ),
+    "HDF5 with NaN": (
+        hdf5(samples.ani, replaced("water/mol01", "energies", data=[0, np.nan])),
+        r"structure 3: energy \(key 'energies'\) is not finite",
+    ),
     "HDF5 that promises 10^9 atoms": (
         hdf5(samples.ani, replaced("water/mol00", "coordinates", shape=(2, 10**9, 3), dtype="f8", chunks=(1, 1000, 3))),
         r"where \(1000000000,\) is expected",
@@ -297,24 +344,46 @@ BROKEN = {
         "'coordinates' promises 72 GB",
     ),
     "HDF5 with a broken heap": (broken_heap, "a heap of strings is broken"),
-    "HDF5 of two units": (hdf5(samples.spice, lambda f: f["b/conformations"].attrs.update(units="angstrom")), "group 'b': 'conformations' is in angstrom"),
+    "HDF5 of two manners": (
+        hdf5(samples.spice, lambda f: f.move("b/conformations", "b/coordinates")),
+        "some groups hold conformations and some coordinates",
+    ),
+    "HDF5 of two units": (
+        hdf5(samples.spice, lambda f: f["b/conformations"].attrs.update(units="angstrom")),
+        "group 'b': 'conformations' is in angstrom",
+    ),
     "mlearn cut short": (cut(samples.mlearn), "cannot be read as mlearn JSON"),
     "mlearn of something else": (text("a.json", '[{"a": 1}]'), "structure 0: the entry lacks 'structure'"),
     "mlearn of numbers": (entry(outputs=[1]), "structure 1: the entry is not built as"),
     "mlearn without sites": (entry(structure={"lattice": {"matrix": np.eye(3).tolist()}, "sites": []}), "structure 1"),
     "mlearn without a cell": (entry(structure={"sites": []}), "structure 1: the entry lacks 'lattice'"),
-    "mlearn with wrong forces": (entry(outputs={"energy": 1.0, "forces": [[0, 0, 0]]}), r"structure 1: outputs.forces: has the shape \(1, 3\)"),
-    "mlearn with ragged forces": (entry(outputs={"energy": 1.0, "forces": [[0, 0, 0], [1]]}), "structure 1: outputs.forces: numbers in the shape"),
+    "mlearn with wrong forces": (
+        entry(outputs={"energy": 1.0, "forces": [[0, 0, 0]]}),
+        r"structure 1: outputs.forces: has the shape \(1, 3\)",
+    ),
+    "mlearn with ragged forces": (
+        entry(outputs={"energy": 1.0, "forces": [[0, 0, 0], [1]]}),
+        "structure 1: outputs.forces: numbers in the shape",
+    ),
     "mlearn with NaN": (entry(outputs={"energy": float("nan")}), r"structure 1: energy \(key 'energy'\) is not finite"),
     "mlearn with a word": (entry(outputs={"energy": "low"}), r"structure 1: energy \(key 'energy'\) is not a number"),
     "FitSNAP cut short": (cut(samples.fitsnap), "cannot be read as FitSNAP JSON"),
     "FitSNAP without data": (text("a.json", '# x\n{"Dataset": {"Data": 3}}'), "'Dataset' with a list 'Data'"),
-    "FitSNAP in a strange unit": (lambda d: samples.fitsnap(d, lambda s: s.update(StressStyle="psi"))[0], "states stress in 'psi', a unit that is not known; say units.stress"),
-    "FitSNAP of types": (lambda d: samples.fitsnap(d, lambda s: s.update(AtomTypeStyle="number"))[0], "AtomTypeStyle is 'number'"),
+    "FitSNAP in a strange unit": (
+        lambda d: samples.fitsnap(d, lambda s: s.update(StressStyle="psi"))[0],
+        "states stress in 'psi', a unit that is not known; say units.stress",
+    ),
+    "FitSNAP of types": (
+        lambda d: samples.fitsnap(d, lambda s: s.update(AtomTypeStyle="number"))[0],
+        "AtomTypeStyle is 'number'",
+    ),
     "FitSNAP of another count": (configuration(NumAtoms=7), "structure 1: NumAtoms is 7, but there are 3"),
     "FitSNAP with wrong forces": (configuration(Forces=[[1, 2]]), "structure 1: Forces: has the shape"),
     "FitSNAP without positions": (configuration(Positions=None), "structure 1: Positions: "),
-    "FitSNAP with strange elements": (configuration(AtomTypes=["O", "H", "Q"]), "structure 1: AtomTypes: 'Q' is not an element"),
+    "FitSNAP with strange elements": (
+        configuration(AtomTypes=["O", "H", "Q"]),
+        "structure 1: AtomTypes: 'Q' is not an element",
+    ),
     "FitSNAP with NaN": (configuration(Energy=float("nan")), r"structure 1: energy \(key 'Energy'\) is not finite"),
     "FitSNAP with flat stress": (configuration(Stress=[1, 2, 3]), r"structure 1: stress \(key 'Stress'\) has shape \(3,\)"),
     "n2p2 cut short": (cut(samples.n2p2), "line .*(columns|cut short)"),
@@ -322,20 +391,38 @@ BROKEN = {
     "n2p2 with a strange keyword": (block("energy", "enrgy"), "structure 0: line 9: end is expected, found 'enrgy"),
     "n2p2 with few columns": (block(" 0.0 0.0 ", " "), "structure 0: line 6: atom has 7 columns where 9"),
     "n2p2 with a word": (block("energy -", "energy x"), "structure 0: the block that ends in line 11: could not convert"),
-    "n2p2 with two energies": (block("charge 0.0", "energy -1"), "structure 0: the block that ends in line 11: .*one energy"),
+    "n2p2 with two energies": (
+        block("charge 0.0", "energy -1"),
+        "structure 0: the block that ends in line 11: .*one energy",
+    ),
     "n2p2 without atoms": (text("input.data", "begin\nenergy 0\nend\n"), "structure 0: the block that ends in line 3"),
     "n2p2 with strange elements": (block(" H ", " Q "), "structure 0: atom: 'Q' is not an element"),
     "n2p2 with NaN": (block("energy -", "energy nan #"), r"structure 0: energy \(key 'energy'\) is not finite"),
-    "extxyz that promises 10^9 atoms": (text("a.xyz", "1000000000\n\nH 0 0 0\n"), "line 1 promises 1000000000 atoms.*cut short"),
+    "extxyz that promises 10^9 atoms": (
+        text("a.xyz", "1000000000\n\nH 0 0 0\n"),
+        "line 1 promises 1000000000 atoms.*cut short",
+    ),
     "extxyz with a long count": (text("a.xyz", "9" * 30 + "\n\nH 0 0 0\n"), "line 1: the number of atoms is expected"),
-    "extxyz with bytes in the comment": (text("a.xyz", "1\nenergy=\x02\nH 0 0 0\n"), "line 2 .the comment. holds bytes that are no text"),
-    "extxyz with an open quote": (text("a.xyz", '1\nProperties=species:S:1:pos:R:3 energy="-1\nH 0 0 0\n'), "line 2 .the comment.: a quotation mark"),
-    "extxyz with an open bracket": (text("a.xyz", "1\nProperties=species:S:1:pos:R:3 a=[1 2 energy=-1\nH 0 0 0\n"), "line 2 .the comment.: a bracket"),
+    "extxyz with bytes in the comment": (
+        text("a.xyz", "1\nenergy=\x02\nH 0 0 0\n"),
+        "line 2 .the comment. holds bytes that are no text",
+    ),
+    "extxyz with an open quote": (
+        text("a.xyz", '1\nProperties=species:S:1:pos:R:3 energy="-1\nH 0 0 0\n'),
+        "line 2 .the comment.: a quotation mark",
+    ),
+    "extxyz with an open bracket": (
+        text("a.xyz", "1\nProperties=species:S:1:pos:R:3 a=[1 2 energy=-1\nH 0 0 0\n"),
+        "line 2 .the comment.: a bracket",
+    ),
     "extxyz with two energies": (
         text("a.xyz", "1\nProperties=species:S:1:pos:R:3 energy=-1 energy=-2\nH 0 0 0\n"),
         "line 2 .the comment.: the key 'energy' stands there twice",
     ),
-    "folder of DeePMD systems": (lambda d: samples.deepmd(d)[0].parent, "is a directory and no DeePMD system.*name the DeePMD systems in it"),
+    "folder of DeePMD systems": (
+        lambda d: samples.deepmd(d)[0].parent,
+        "is a directory and no DeePMD system.*name the DeePMD systems in it",
+    ),
     "folder of nothing": (lambda d: d, r"is a directory and no DeePMD system .*name the files in it"),
 }
 
@@ -389,7 +476,10 @@ def test_orders_of_six_numbers(tmp_path, name, order):
 def originals(tmp_path_factory):
     folder = tmp_path_factory.mktemp("originals")
     made = {name: make(folder) for name, make in samples.FORMATS.items()}
-    return {name: ((path / "set.000" / "coord.npy" if path.is_dir() else path), path, options) for name, (path, options) in made.items()}
+    return {
+        name: ((path / "set.000" / "coord.npy" if path.is_dir() else path), path, options)
+        for name, (path, options) in made.items()
+    }
 
 
 @pytest.mark.parametrize("name", samples.FORMATS)
@@ -401,7 +491,9 @@ def test_damage_is_refused_or_does_not_matter(name, originals, data):
     content = bytearray(good)
     for _ in range(data.draw(st.integers(1, 4), label="changes")):
         place = data.draw(st.integers(0, len(content) - 1), label="place")
-        piece = data.draw(st.binary(max_size=6) | st.sampled_from([b"nan", b"1e999", b"9" * 12, b"\0" * 8, b"]", b'"']), label="piece")
+        piece = data.draw(
+            st.binary(max_size=6) | st.sampled_from([b"nan", b"1e999", b"9" * 12, b"\0" * 8, b"]", b'"']), label="piece"
+        )
         content[place : place + data.draw(st.sampled_from([0, 1, len(piece), 300]), label="cut")] = piece
         content = content or bytearray(b" ")
     file.write_bytes(content)

@@ -1,4 +1,4 @@
-"""Real reference data in their awkward formats, read right when told how: counts, units and signs by independent evidence."""
+"""Real reference data in their awkward formats, read right when told how: counts, units and signs."""
 
 import json
 import lzma
@@ -28,7 +28,7 @@ def _read_once(name: str, options: str):
 
 
 def slope(pairs) -> float:
-    """Of the energy differences over -mean(F)·dR, through pairs of structures of the same atoms; 1 if units and signs agree."""
+    """Of energy differences over -mean(F)·dR, for pairs of structures of the same atoms; 1 if units and signs agree."""
     steps, works = [], []
     for one, other in pairs:
         steps.append(other.energy - one.energy)
@@ -114,7 +114,10 @@ def test_deepmd_folders_are_what_their_arrays_say():
 
 
 def test_water_in_atomic_units_is_like_the_same_water_in_electronvolts():
-    atomic, plain = read("water_optb88/water-scaled.data.xz", energy="Hartree", length="Bohr"), read("water_optb88/train.xyz.xz")
+    atomic, plain = (
+        read("water_optb88/water-scaled.data.xz", energy="Hartree", length="Bohr"),
+        read("water_optb88/train.xyz.xz"),
+    )
     assert atomic[0].energy / len(atomic[0]) == pytest.approx(plain[0].energy / len(plain[0]), abs=0.1)
     spread = [np.std([s.forces for s in data]) for data in (atomic, plain)]
     assert spread[0] == pytest.approx(spread[1], rel=0.2)
@@ -137,7 +140,9 @@ def test_mlearn_json_is_the_converted_set(name, same):
 
 
 def test_fitsnap_json_is_the_converted_set():
-    converted = {round(s.energy, 6): s for name in ("fitsnap_ta/*.xyz",) for s in read(name, stress="bar", stress_sign="compression")}
+    converted = {
+        round(s.energy, 6): s for name in ("fitsnap_ta/*.xyz",) for s in read(name, stress="bar", stress_sign="compression")
+    }
     converted |= {round(s.energy, 6): s for s in read("inp/train.xyz.xz")}
     data = [*read("formats/fitsnap_json/Ta/*/*.json"), *read("formats/fitsnap_json/InP/*/*.json")]
     found = [(one, converted[round(one.energy, 6)]) for one in data if round(one.energy, 6) in converted]

@@ -26,8 +26,12 @@ def elements(values, what: str) -> np.ndarray:
     """Atomic numbers (of any shape; 0 pads) from numbers or symbols, text or bytes. Raises DataError."""
     array = np.asarray(values)
     if array.dtype.kind in "SUO":
-        symbols = [symbol.decode("utf-8", "replace") if isinstance(symbol, bytes) else symbol for symbol in array.ravel().tolist()]
-        unknown = next((symbol for symbol in symbols if not isinstance(symbol, str) or symbol.strip() not in atomic_numbers), None)
+        symbols = [
+            symbol.decode("utf-8", "replace") if isinstance(symbol, bytes) else symbol for symbol in array.ravel().tolist()
+        ]
+        unknown = next(
+            (symbol for symbol in symbols if not isinstance(symbol, str) or symbol.strip() not in atomic_numbers), None
+        )
         if unknown is not None:
             raise DataError(f"{what}: {str(unknown)[:20]!r} is not an element")
         return np.array([atomic_numbers[symbol.strip()] for symbol in symbols], dtype=np.int64).reshape(array.shape)
@@ -69,5 +73,6 @@ def rows(
             if row.shape == place.shape and not any(tensor in key.lower() for tensor in ("stress", "virial")):
                 atoms.arrays[key] = row[:real]
             elif row.size <= 9:
-                atoms.info[key] = row.reshape(()).item() if row.size == 1 else row
+                row = row.astype(str) if row.dtype.kind == "S" else row
+                atoms.info[key] = row.item() if row.size == 1 else row
         yield atoms

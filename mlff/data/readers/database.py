@@ -1,4 +1,4 @@
-"""ASE databases (SQLite or JSON), with labels in the results, the key-value pairs or, like SchNetPack's, the data of a row."""
+"""ASE databases (SQLite or JSON), with labels in the results, the key-value pairs or (SchNetPack) the data of a row."""
 
 from __future__ import annotations
 
@@ -17,7 +17,11 @@ def read_database(path: Path) -> Reading:
     with ase.db.connect(str(path.resolve()), type=kind, use_lock_file=False) as database:
         metadata = database.metadata
     properties = metadata.get("_property_unit_dict", {})
-    texts = {"length": metadata.get("_distance_unit"), "energy": properties.get("energy"), "forces": properties.get("forces")}
+    texts = {
+        "length": metadata.get("_distance_unit"),
+        "energy": properties.get("energy"),
+        "forces": properties.get("forces"),
+    }
     return Reading(_frames(path, kind), Facts(in_file={name: str(text) for name, text in texts.items() if text is not None}))
 
 

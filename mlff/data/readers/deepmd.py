@@ -78,7 +78,9 @@ def _load(file: Path, width: int, count: int | None = None) -> np.ndarray | None
         raise DataError(f"{name}: holds {array.dtype}, not numbers")
     rows = len(array) if array.ndim and count is None else count
     if array.size != (rows or 0) * width or array.ndim == 0:
-        raise DataError(f"{name}: has the shape {array.shape} where {('structures' if count is None else count, width)} is expected")
+        raise DataError(
+            f"{name}: has the shape {array.shape} where {('structures' if count is None else count, width)} is expected"
+        )
     return array.reshape(rows, width)
 
 

@@ -52,7 +52,9 @@ def _frames(path: Path) -> Iterator[ase.Atoms]:
                 raise DataError(f"line {number}: the number of atoms is expected, found {header.strip()[:40]!r}")
             n = int(header)
             if 8 * n > size:
-                raise DataError(f"line {number} promises {n} atoms, more than the file of {size} bytes can hold; is it cut short?")
+                raise DataError(
+                    f"line {number} promises {n} atoms, more than the file of {size} bytes can hold; is it cut short?"
+                )
             lines = [header, *(file.readline() for _ in range(n + 1))]
             if not lines[-1].strip() and n:
                 raise DataError(f"the file ends, or a line is blank, before the last of its {n} atoms; is it cut short?")

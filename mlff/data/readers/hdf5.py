@@ -36,20 +36,19 @@ def read_hdf5(path: Path) -> Reading:
 
         def collect(name, item):
             if isinstance(item, h5py.Group):
-                pair = [next((key for key in keys if _dataset(item, key) is not None), None) for keys in (_POSITIONS, _SPECIES)]
+                pair = _first(item, _POSITIONS), _first(item, _SPECIES)
                 if all(pair):
-                    found[name] = tuple(pair)
+                    found[name] = pair
 
         collect("/", file)
         file.visititems(collect)
         if not found:
-            top = ", ".join(list(file)[:10])[:200] or "none"
-            raise DataError(
-                f"no group holds {' or '.join(_POSITIONS)} with {' or '.join(_SPECIES)}; groups and data sets at the top: {top}"
-            )
-        first = next(iter(found))
-        spice = found[first][0] == "conformations"
-        facts = _spice(file, found) if spice else Facts(keys=_ani(file[first]))
+            known = f"{' or '.join(_POSITIONS)} with {' or '.join(_SPECIES)}"
+            raise DataError(f"no group holds {known}; at the top are {', '.join(list(file)[:10])[:200] or 'nothing'}")
+        manners = {positions for positions, _ in found.values()}
+        if len(manners) > 1:
+            raise DataError("some groups hold conformations and some coordinates, which differ in units; divide the file")
+        facts = _spice(file, found) if "conformations" in manners else Facts(keys=_ani(file[next(iter(found))]))
     return Reading(_frames(path, found), facts)
 
 
@@ -90,6 +89,10 @@ def _molecule(group, positions_key, species_key) -> Iterator[ase.Atoms]:
     return rows(species, positions, columns)
 
 
+def _first(group: h5py.Group, keys: tuple[str, ...]) -> str | None:
+    return next((key for key in keys if _dataset(group, key) is not None), None)
+
+
 def _dataset(group: h5py.Group, key: str) -> h5py.Dataset | None:
     """A data set that lies in this very file."""
     if not isinstance(group.get(key, getlink=True), h5py.HardLink):
@@ -107,8 +110,8 @@ def _values(group, key) -> np.ndarray:
 
 
 def _ani(group) -> dict[str, str]:
-    labels = {"energy": ("energies", "energy"), "forces": ("forces", "force")}
-    return {label: key for label, keys in labels.items() for key in keys if _dataset(group, key) is not None}
+    labels = {"energy": _first(group, ("energies", "energy")), "forces": _first(group, ("forces", "force"))}
+    return {label: key for label, key in labels.items() if key is not None}
 
 
 def _spice(file, found) -> Facts:
