@@ -29,7 +29,6 @@ from mlff.data.readers.database import read_database
 from mlff.data.readers.deepmd import is_deepmd, read_deepmd
 from mlff.data.readers.extxyz import is_extxyz, read_extxyz
 from mlff.data.readers.fitsnap import read_fitsnap
-from mlff.data.readers.hdf5 import read_hdf5
 from mlff.data.readers.mlearn import read_mlearn
 from mlff.data.readers.n2p2 import read_n2p2
 from mlff.data.readers.npz import read_npz
@@ -144,6 +143,12 @@ def _ase(name: str, facts: Facts = ASE) -> Callable[[Path], Reading]:
     return lambda path: Reading(ase.io.iread(str(path.resolve()), ":", format=name, do_not_split_by_at_sign=True), facts)
 
 
+def _read_hdf5(path: Path) -> Reading:
+    from mlff.data.readers.hdf5 import read_hdf5  # h5py takes 0.2 s to import
+
+    return read_hdf5(path)
+
+
 def _starts(pattern: str) -> Callable[[Path, bytes], bool]:
     return lambda path, head: re.match(rb"\s*" + pattern.encode("latin-1"), head.removeprefix(b"\xef\xbb\xbf")) is not None
 
@@ -152,10 +157,10 @@ def _starts(pattern: str) -> Callable[[Path, bytes], bool]:
 FORMATS: dict[str, Format] = {
     "DeePMD folder": Format(lambda path, head: is_deepmd(path), read_deepmd),
     "npz": Format(_starts("PK\x03\x04"), read_npz),
-    "HDF5": Format(_starts("\x89HDF\r\n\x1a\n"), read_hdf5),
+    "HDF5": Format(_starts("\x89HDF\r\n\x1a\n"), _read_hdf5),
     "mlearn JSON": Format(_starts(r"\[\s*\{"), read_mlearn),
-    "FitSNAP JSON": Format(_starts(r'(#[^\n]*\s+)?\{\s*"Dataset"'), read_fitsnap),
-    "n2p2": Format(_starts(r"(#[^\n]*\s+)*begin\s"), read_n2p2),
+    "FitSNAP JSON": Format(_starts(r'(#[^\n]*\n\s*)?\{\s*"Dataset"'), read_fitsnap),
+    "n2p2": Format(_starts(r"(#[^\n]*\n\s*)*begin\s"), read_n2p2),
     "extended XYZ": Format(is_extxyz, read_extxyz),
     "ASE database": Format(_starts("SQLite format 3"), read_database),
     "VASP OUTCAR": Format(_starts(r"vasp\."), _ase("vasp-out")),

@@ -1,6 +1,8 @@
 """The readers: every format gives the same structures, says its units, and refuses broken files in one line."""
 
+import time
 import zipfile
+from contextlib import suppress
 
 import h5py
 import numpy as np
@@ -435,6 +437,19 @@ def test_broken_files_are_refused_in_one_line(case, tmp_path):
         read_structures(path)
     assert str(caught.value).startswith(str(path)) and "\n" not in str(caught.value)
     assert len(str(caught.value)) < len(str(path)) + 500
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["# " * 2000, "1\nProperties=species:S:1:pos:R:3 " + "a" * 1_000_000 + "\nH 0 0 0\n", "[" * 100_000, "[{" * 100_000],
+)
+def test_strange_text_takes_no_time(content, tmp_path):
+    path = tmp_path / "strange"
+    path.write_text(content)
+    start = time.perf_counter()
+    with suppress(DataError):
+        read_structures(path)
+    assert time.perf_counter() - start < 10
 
 
 def test_a_bomb_is_not_unpacked(tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,7 +16,6 @@ from mlff.errors import DataError
 
 _PROPERTIES = re.compile(r'Properties\s*=\s*"?([^\s"]+)')
 _QUOTED = re.compile(r'"(?:\\.|[^"\\])*"')
-_KEY = re.compile(r"([^\s=,\"]+)\s*=")
 _CONTROL = re.compile(r"[\x00-\x08\x0e-\x1f]")
 
 
@@ -105,7 +105,8 @@ def _check_comment(line: str, number: int) -> None:
         raise DataError(f"line {number} (the comment): a quotation mark is not closed")
     if bare.count("{") != bare.count("}") or bare.count("[") != bare.count("]"):
         raise DataError(f"line {number} (the comment): a bracket is not closed")
-    keys = _KEY.findall(bare)
-    twice = next((key for key in keys if keys.count(key) > 1), None)
-    if twice is not None:
-        raise DataError(f"line {number} (the comment): the key {twice!r} stands there twice; remove one")
+    words = (part.replace(",", " ").split() for part in bare.split("=")[:-1])
+    keys = Counter(before[-1] for before in words if before)
+    if keys and max(keys.values()) > 1:
+        twice = keys.most_common(1)[0][0]
+        raise DataError(f"line {number} (the comment): the key {twice[:40]!r} stands there twice; remove one")

@@ -31,7 +31,7 @@ def read_hdf5(path: Path) -> Reading:
     user's business. What lies in other files (links, external or virtual storage) is not read.
     """
     _check_heaps(path)
-    with h5py.File(path, "r") as file:
+    with h5py.File(path, "r", locking=False) as file:
         found: dict[str, tuple[str, str]] = {}
 
         def collect(name, item):
@@ -53,7 +53,7 @@ def read_hdf5(path: Path) -> Reading:
 
 
 def _frames(path: Path, found: dict[str, tuple[str, str]]) -> Iterator[ase.Atoms]:
-    with h5py.File(path, "r") as file:
+    with h5py.File(path, "r", locking=False) as file:
         for name, (positions_key, species_key) in found.items():
             try:
                 for atoms in _molecule(file[name], positions_key, species_key):
