@@ -250,6 +250,13 @@ def test_isolated_atoms_are_recognised(atoms, isolated):
     assert (census.isolated, census.structures) == (int(isolated), int(not isolated))
 
 
+def test_isolated_atoms_without_forces_stand_beside_structures_with_them(tmp_path):
+    ase.io.write(tmp_path / "a.xyz", [one_atom(config_type="IsolatedAtom"), silicon({"energy": -1.0, "forces": FORCES})])
+    (atom, structure), census = read_structures(tmp_path / "a.xyz")
+    assert atom.forces is None and is_isolated_atom(atom) and structure.forces is not None
+    assert (census.structures, census.forces, census.isolated) == (1, 1, 1)
+
+
 # formats
 
 

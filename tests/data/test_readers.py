@@ -1,5 +1,6 @@
 """The readers: every format gives the same structures, says its units, and refuses broken files in one line."""
 
+import gzip
 import time
 import zipfile
 from contextlib import suppress
@@ -11,8 +12,8 @@ from ase import units
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from mlff.config import ReadOptions
-from mlff.data.dataset import read_dataset
+from mlff.config import Data, Loss, ReadOptions
+from mlff.data.dataset import load_data, read_dataset
 from mlff.data.formats import read_structures
 from mlff.errors import DataError, MLFFError
 from mlff.units import spelled
@@ -452,11 +453,22 @@ def test_strange_text_takes_no_time(content, tmp_path):
     assert time.perf_counter() - start < 10
 
 
-def test_a_bomb_is_not_unpacked(tmp_path):
-    path = tmp_path / "bomb.npz"
-    np.savez_compressed(path, R=np.zeros((60_000_000, 3, 1), dtype=np.float64), z=np.zeros(3))
-    with pytest.raises(DataError, match="the archive promises 1.44 GB"):
-        read_structures(path)
+def test_a_bomb_is_not_unpacked(tmp_path, monkeypatch):
+    monkeypatch.setattr("mlff.data.readers.arrays._UNPACKED", 10**6)
+    np.savez_compressed(tmp_path / "bomb.npz", R=np.zeros((100_000, 3, 3)), z=np.ones(3))
+    (tmp_path / "bomb.xyz.gz").write_bytes(gzip.compress(b" " * 10**7))
+    with h5py.File(tmp_path / "bomb.h5", "w") as file:
+        file["species"] = [1, 1, 1]
+        file.create_dataset("coordinates", data=np.zeros((100_000, 3, 3)), compression="gzip")
+    for name in ("bomb.npz", "bomb.xyz.gz", "bomb.h5"):
+        with pytest.raises(DataError, match="promises 0.0[01].* GB, but only"):
+            read_structures(tmp_path / name)
+
+
+def test_a_stress_in_no_known_order_cannot_be_learned(tmp_path):
+    path, _ = samples.mlearn(tmp_path)
+    with pytest.raises(DataError, match=r"has stress in a known order \(units.stress_order\), but loss.stress has weight 1"):
+        load_data(Data(train=str(path)), 0, Loss(stress=1))
 
 
 def test_frames_that_share_their_forces_are_refused(tmp_path):
