@@ -16,11 +16,14 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field
 
 from mlff.errors import ConfigError
-from mlff.units import ENERGY, LENGTH, STRESS
+from mlff.units import ENERGY, LENGTH, STRESS, VOIGT
 
 
 class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+StressOrder = Literal[(*VOIGT, "unknown")]
 
 
 class KeyNames(_Section):
@@ -28,26 +31,35 @@ class KeyNames(_Section):
 
     energy: str | None = Field(None, description="key of the total energy, e.g. energy, REF_energy")
     forces: str | None = Field(None, description="key of the forces, e.g. forces, REF_forces")
-    stress: str | None = Field(None, description="key of the stress (3x3, 9 or 6 numbers in ASE's Voigt order)")
+    stress: str | None = Field(None, description="key of the stress (3x3, 9 or 6 numbers, see units.stress_order)")
     virial: str | None = Field(None, description="key of the virial (an energy); turned into a stress by the cell's volume")
     group: str | None = Field(None, description="info key whose value groups frames, e.g. trajectory")
     weight: str | None = Field(None, description="info key of a structure's weight in the loss")
 
 
 class Units(_Section):
-    """Units of the file."""
+    """Units and signs of the file. None: what the file states or its format fixes, else the default named; the census says which."""
 
-    energy: Literal[tuple(ENERGY)] = Field("eV", description="unit of the energies")
-    length: Literal[tuple(LENGTH)] = Field("Angstrom", description="unit of positions and cell")
+    energy: Literal[tuple(ENERGY)] | None = Field(None, description="unit of the energies; default: eV")
+    energy_per_atom: bool | None = Field(None, description="true: energies are per atom, not of the whole structure; default: false")
+    length: Literal[tuple(LENGTH)] | None = Field(None, description="unit of positions and cell; default: Angstrom")
     forces: str | None = Field(None, description="unit of the forces, 'ENERGY/LENGTH'; default: energy unit per length unit")
-    stress: Literal[tuple(STRESS)] = Field("eV/Angstrom^3", description="unit of the stress")
-    stress_sign: Literal["tension", "compression"] = Field(
-        "tension", description="what a positive stress means: tension (ASE, +dE/dstrain/V) or compression (VASP's output, a pressure)"
+    forces_sign: Literal["force", "gradient"] | None = Field(
+        None, description="force: the file holds -dE/dR; gradient: +dE/dR; default: force"
     )
-    virial_sign: Literal["stress", "minus_stress"] = Field(
-        "minus_stress", description="virial = -stress*V (the usual one, DeePMD, NEP, CASTEP) or +stress*V"
+    stress: Literal[tuple(STRESS)] | None = Field(None, description="unit of the stress; default: eV/Angstrom^3")
+    stress_sign: Literal["tension", "compression"] | None = Field(
+        None,
+        description="what a positive stress means: tension (ASE, +dE/dstrain/V) or compression (VASP's output, a pressure); default: tension",
     )
-    forces_sign: Literal["force", "gradient"] = Field("force", description="gradient: the file holds +dE/dR")
+    stress_order: StressOrder | dict[str, StressOrder] | None = Field(
+        None,
+        description="order of a stress or virial of six numbers: ase (xx yy zz yz xz xy, the default), vasp (xx yy zz xy yz xz), lammps "
+        "(xx yy zz xy xz yz) or unknown (left out); or one per value of keys.group: {Elastic: vasp}, others being unknown",
+    )
+    virial_sign: Literal["stress", "minus_stress"] | None = Field(
+        None, description="virial = minus_stress (-stress*V, DeePMD, NEP, CASTEP) or stress (+stress*V); default: minus_stress"
+    )
 
 
 class ReadOptions(_Section):

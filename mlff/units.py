@@ -29,8 +29,30 @@ STRESS = {
     "Hartree/Bohr^3": _ase.Hartree / _ase.Bohr**3,
 }
 
+#: order of the six numbers of a symmetric tensor
+VOIGT = {
+    "ase": ("xx", "yy", "zz", "yz", "xz", "xy"),
+    "vasp": ("xx", "yy", "zz", "xy", "yz", "xz"),
+    "lammps": ("xx", "yy", "zz", "xy", "xz", "yz"),
+}
+
+_SPELLED = {
+    "electronvolt": "eV", "ha": "Hartree", "eh": "Hartree", "ry": "Rydberg", "kcalmol": "kcal/mol", "kjmol": "kJ/mol",
+    "ang": "Angstrom", "a": "Angstrom", "å": "Angstrom", "a0": "Bohr", "kb": "kbar",
+}  # fmt: skip
+
 KB = _ase.kB  #: Boltzmann constant, eV/K
 FEMTOSECOND = _ase.fs  #: one femtosecond in ASE's time unit, Å sqrt(amu/eV)
+
+
+def spelled(text: str) -> str | None:
+    """The name here of a unit that a file spells in its own way (kB, Ang, hartree/bohr, electronvoltperangstrom)."""
+    known = {name.lower(): name for name in (*ENERGY, *LENGTH, *STRESS)} | _SPELLED
+    text = text.strip().lower().replace(" ", "")
+    if text in known:
+        return known[text]
+    energy, separator, length = text.rpartition("per" if "per" in text else "/")
+    return f"{known[energy]}/{known[length]}" if separator and {energy, length} <= known.keys() else None
 
 
 def factor(table: dict[str, float], unit: str, what: str) -> float:

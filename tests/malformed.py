@@ -25,6 +25,7 @@ from mlff.config import SchNet
 from mlff.models import registry
 from mlff.models.atoms import Statistics
 from mlff.potential import Potential, initial_params
+from tests import samples
 
 MODEL = {"architecture": "schnet", "cutoff": 4.0, "channels": 4, "layers": 1, "radial_basis": 4}
 ISOLATED = {"H": -13.6, "O": -2041.5}
@@ -166,6 +167,26 @@ def cut_xyz(path: Path) -> None:
     path.write_text("\n".join(path.read_text().splitlines()[:-1]) + "\n")
 
 
+def hot_npz(path: Path) -> None:
+    np.savez(path, R=np.zeros((1, 1, 3)), z=np.array([_Touch(str(path.parent / "executed"))], dtype=object))
+
+
+def cut_npz(path: Path) -> None:
+    np.savez(path, R=np.zeros((9, 3, 3)), z=np.array([8, 1, 1]), E=np.zeros(9))
+    path.write_bytes(path.read_bytes()[:-99])
+
+
+def deepmd(change=lambda system: None):
+    """`mlff evaluate` on a DeePMD folder that was changed."""
+
+    def arguments(folder: Path) -> list:
+        system, _ = samples.deepmd(folder)
+        change(system)
+        return ["evaluate", folder / "good.safetensors", system]
+
+    return arguments
+
+
 def cut_gzip(path: Path) -> None:
     write(path.with_suffix(""), waters(20))
     path.write_bytes(gzip.compress(path.with_suffix("").read_bytes())[:-100])
@@ -241,6 +262,22 @@ CASES = [
     Case("format nobody knows", evaluate(text("hello\nworld\n"), "bad.txt"), ("bad.txt", "not recognised")),
     Case("glob without a match", train(data={"train": "no*.xyz"}), ("no*.xyz", "no file matches")),
     Case("directory in place of a file", lambda d: ["evaluate", d / "good.safetensors", d], ("is a directory",)),
+    Case("npz archive with a pickle in it", evaluate(hot_npz, "bad.npz"), ("bad.npz", "'z' holds Python objects")),
+    Case("npz archive cut short", evaluate(cut_npz, "bad.npz"), ("bad.npz", "npz", "cut short")),
+    Case("npz archive of other keys", evaluate(lambda path: np.savez(path, a=np.zeros(3)), "bad.npz"), ("bad.npz", "found a", "sGDML: R, z")),
+    Case("HDF5 file that is none", evaluate(text(b"\x89HDF\r\n\x1a\n"), "bad.h5"), ("bad.h5", "HDF5", "cut short")),
+    Case("JSON list of something else", evaluate(text('[{"a": 1}]'), "bad.json"), ("bad.json, structure 0", "lacks 'structure'")),
+    Case(
+        "DeePMD folder without its elements",
+        deepmd(lambda system: (system / "type_map.raw").unlink()),
+        ("deepmd", "type_map.raw", "no such file"),
+    ),
+    Case(
+        "DeePMD folder with energies missing",
+        deepmd(lambda system: np.save(system / "set.001" / "energy.npy", np.zeros(0))),
+        ("deepmd, structure 3", "set.001/energy.npy", "shape (0,)"),
+    ),
+    Case("count of atoms that the file cannot hold", evaluate(text("1000000000\n\nH 0 0 0\n")), ("bad.xyz, structure 0", "1000000000 atoms")),
     # structures and labels
     Case("energy that is NaN", evaluate(lambda _: changed(REF_energy=np.nan)), ("bad.xyz, structure 1", "REF_energy", "not finite")),
     Case(

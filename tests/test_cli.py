@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 
 from mlff import MLFFCalculator, Potential
 from mlff.cli import app
+from tests import samples
 from tests.potentials import lennard_jones, morse
 
 CONFIG = """
@@ -74,6 +75,13 @@ def run(folder):
     assert code == 0, err
     assert out.splitlines()[-1] == str(folder / "run" / "model.safetensors")
     return folder / "run"
+
+
+def test_info_of_a_deepmd_folder_and_units_by_group(tmp_path):
+    assert "eV by the format" in " ".join(call("info", samples.deepmd(tmp_path)[0])[1].split())
+    path = samples.mlearn(tmp_path)[0]
+    assert "stress 2 " in " ".join(call("info", path, "--unit", "stress_order={Elastic: vasp}")[1].split())
+    assert "stress_order" in fails("info", path, "--unit", "stress_order=vasq")
 
 
 def test_help_is_quick_and_shows_units():

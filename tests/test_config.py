@@ -168,3 +168,13 @@ def test_schema_for_editors():
 def test_a_config_cannot_be_changed():
     with pytest.raises(ValueError, match="frozen"):
         make_config({"data": DATA}).seed = 3
+
+
+def test_units_of_a_resolved_config_do_not_count_as_stated(tmp_path):
+    resolved = load_config(_write(tmp_path, dump_config(make_config({"data": DATA}))))
+    assert set(resolved.data.units.model_dump().values()) == {None}
+    by_group = make_config({"data": DATA | {"units": {"stress_order": {"Elastic": "vasp"}}}})
+    assert load_config(_write(tmp_path, dump_config(by_group))).data.units.stress_order == {"Elastic": "vasp"}
+    assert "'data.units.stress_order': input should be 'ase', 'vasp', 'lammps'" in _message(
+        {"data": DATA | {"units": {"stress_order": "vasq"}}}
+    )

@@ -116,7 +116,7 @@ def info(
 
     from mlff.report import tables
 
-    if file.is_dir() or file.suffix == ".safetensors":
+    if (file.is_dir() and not (file / "type.raw").exists()) or file.suffix == ".safetensors":
         Console().print(tables.model(load(file, verify=False), file))
     else:
         Console().print(tables.data(read_data(file, key, unit, progress=True), file))

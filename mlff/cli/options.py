@@ -64,13 +64,14 @@ def _pairs(section, option: str, texts: list[str] | None):
     if not texts:
         return None
     import pydantic
+    import yaml
 
     values = {}
     for text in texts:
         name, separator, value = text.partition("=")
         if not separator or name not in section.model_fields:
             raise ConfigError(f"{option} {text}: expected name=value with name one of {', '.join(section.model_fields)}")
-        values[name] = value
+        values[name] = yaml.safe_load(value) if value.startswith("{") else value
     try:
         return section(**values)
     except pydantic.ValidationError as error:

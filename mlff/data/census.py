@@ -25,7 +25,8 @@ class Census:
     stress: int = 0  #: structures with a stress
     isolated: int = 0  #: isolated atoms with an energy
     ignored_stress: int = 0  #: stresses of structures that are not periodic along a, b and c: without meaning, dropped
-    origins: tuple[tuple[str, str], ...] = ()  #: (label, 'key "energy", calculator, eV') for every label found
+    unordered_stress: int = 0  #: stresses of six numbers in an order that nobody states: dropped
+    origins: tuple[tuple[str, str], ...] = ()  #: (label, 'key "energy", calculator, eV assumed') for every label found
     keys: tuple[tuple[str, str], ...] = ()  #: every (key, place) in the file
 
     def counted(self, structures: list[Structure], isolated: int) -> Census:
@@ -44,7 +45,7 @@ class Census:
 
     def __add__(self, other: Census) -> Census:
         sizes = [s for census in (self, other) if census.structures for s in census.sizes] or [0]
-        totals = ("structures", "energy", "forces", "stress", "isolated", "ignored_stress")
+        totals = ("structures", "energy", "forces", "stress", "isolated", "ignored_stress", "unordered_stress")
         return Census(
             source=f"{self.source}, {other.source}",
             sizes=(min(sizes), max(sizes)),
@@ -77,14 +78,20 @@ class Census:
         atoms = f"{low} atoms each" if low == high else f"{low} to {high} atoms"
         symbols = " ".join(chemical_symbols[z] for z in self.elements)
         head = f"{self.source}: {self.structures} structures" + (f", {atoms}, {symbols}" if self.structures else "")
-        labels = []
+        labels = [f"positions ({self._origin('positions')})"] if self._origin("positions") else []
         for name in ("energy", "forces", "stress"):
-            origin = " or ".join(text for label, text in self.origins if label == name)
+            origin = self._origin(name)
             labels.append(f"{name} {getattr(self, name)}" + (f" ({origin})" if origin else ""))
         extras = [f"{label} ({text})" for label, text in self.origins if label in ("weight", "group")]
         parts = [head, ", ".join(labels + extras)]
         if self.ignored_stress:
             parts.append(f"stress ignored on {self.ignored_stress} not fully periodic structures")
+        if self.unordered_stress:
+            unknown = "the order of its six numbers is not known, say units.stress_order"
+            parts.append(f"stress ignored on {self.unordered_stress} structures: {unknown}")
         if self.isolated:
             parts.append(f"isolated atoms {self.isolated}")
         return "; ".join(parts)
+
+    def _origin(self, name: str) -> str:
+        return " or ".join(text for label, text in self.origins if label == name)

@@ -253,7 +253,11 @@ def _require_labels(data: Dataset, loss: Loss) -> None:
         weights = [getattr(loss, label), *(getattr(stage, label) or 0.0 for stage in loss.schedule)]
         if max(weights) == 0 or any(getattr(structure, label) is not None for structure in data):
             continue
-        ignored = " on a fully periodic structure" if label == "stress" and data.census.ignored_stress else ""
+        ignored = ""
+        if label == "stress" and data.census.unordered_stress:
+            ignored = " in a known order (units.stress_order)"
+        elif label == "stress" and data.census.ignored_stress:
+            ignored = " on a fully periodic structure"
         raise DataError(
             f"{data.census.source}: no training structure has {label}{ignored}, but loss.{label} has weight "
             f"{max(weights):g}; keys there: {data.census.keys_there}; name it with data.keys.{label} or set loss.{label}: 0"

@@ -12,12 +12,14 @@ from dataclasses import replace
 import ase
 import numpy as np
 
-from mlff.config import KeyNames, ReadOptions, Units
+from mlff.config import KeyNames, ReadOptions
 from mlff.data.census import Census
+from mlff.data.conversion import Conversion
+from mlff.data.facts import Facts
 from mlff.data.neighbors import coincident_pair
 from mlff.data.structure import COINCIDENT, Structure
-from mlff.errors import ConfigError, DataError, StructureError
-from mlff.units import ENERGY, LENGTH, STRESS, factor
+from mlff.errors import DataError, StructureError
+from mlff.units import VOIGT
 
 #: What a key may be called (in any case, with or without one of the prefixes) to be taken for a label.
 USUAL = {
@@ -31,26 +33,37 @@ _LARGEST_STRESS = 100.0  # eV/Å³, 16 TPa
 _GEOMETRY = {"numbers", "positions"}
 
 
-def label_frames(frames: list[ase.Atoms], source: str, options: ReadOptions) -> tuple[list[Structure], Census]:
+def label_frames(
+    frames: list[ase.Atoms], source: str, options: ReadOptions, facts: Facts = Facts()
+) -> tuple[list[Structure], Census]:
     """Structures with labels in mlff's units, isolated atoms included; the census counts them apart.
 
     Raises DataError with file, structure index (from 0) and key: two keys that contradict each other, a label that is
-    not a finite number or of the wrong shape, a geometry that cannot be evaluated.
+    not a finite number or of the wrong shape, a geometry that cannot be evaluated, forces that all structures share, a
+    stated unit that the file contradicts.
     """
+    names = facts.name(options.keys)
     keys = tuple(dict.fromkeys(item for atoms in frames for item in _all_keys(atoms)))
-    chosen = {label: _choose(label, frames, keys, source, options.keys) for label in KeyNames.model_fields}
-    convert = _Converter(options.units)
-    structures, ignored, origins = [], 0, {}
+    chosen = {label: _choose(label, frames, keys, source, names) for label in KeyNames.model_fields}
+    convert = Conversion(options.units, facts, source)
+    structures, dropped, origins = [], Counter(), {}
     for index, atoms in enumerate(frames):
         where = f"{source}, structure {index}"
-        structure, dropped, found = _label(atoms, where, chosen, convert)
-        ignored += dropped
+        structure, reason, found = _label(atoms, where, chosen, convert)
+        dropped[reason] += 1
         origins.update(dict.fromkeys(found))
         structures.append(structure)
+    _refuse_shared_forces(structures, source)
     isolated = [structure for structure in structures if is_isolated_atom(structure)]
     rest = [structure for structure in structures if not is_isolated_atom(structure)]
-    described = tuple((label, convert.describe(kind, key, place)) for label, kind, key, place in origins)
-    census = Census(source=source, ignored_stress=ignored, origins=described, keys=keys)
+    described = tuple((label, convert.describe(kind, *origin)) for label, kind, *origin in origins)
+    census = Census(
+        source=source,
+        ignored_stress=dropped["cell"],
+        unordered_stress=dropped["order"],
+        origins=(("positions", convert.said_of_positions), *described),
+        keys=keys,
+    )
     return structures, census.counted(rest, len(isolated))
 
 
@@ -72,31 +85,49 @@ def is_isolated_atom(structure: Structure) -> bool:
     return bool((np.linalg.norm(structure.cell[structure.pbc], axis=1) > 10).all())
 
 
-def _label(atoms, where, chosen, convert) -> tuple[Structure, bool, list]:
-    """One structure; whether a stress was dropped; the origins (label, kind, key, place) of what was found."""
+def _label(atoms, where, chosen, convert) -> tuple[Structure, str, list]:
+    """One structure; why a stress was dropped ("", "cell", "order"); the origins (label, kind, key, place, of six numbers)."""
     structure = _geometry(atoms, where, convert.length)
-    found, origins = {}, {}
+    order = convert.order(*(str(value) for name in chosen["group"] for _, value in _look(atoms, name)))
+    found, origins, reason = {}, {}, ""
     for label, names in chosen.items():
-        values = [
-            (name, place, convert.parse(label, value, len(atoms), where, name))
-            for name in names
-            for place, value in _look(atoms, name)
-        ]
-        if values:
-            _agree(values, label, where)
-            name, place, found[label] = values[0]
-            origins[label] = (label, label, name, place)
+        there = [(name, place, value) for name in names for place, value in _look(atoms, name)]
+        six = any(place != "calculator" and np.size(value) == 6 for _, place, value in there)
+        if not there:
+            continue
+        if label in ("stress", "virial") and (six and order is None or not structure.pbc.all()):
+            reason = "order" if structure.pbc.all() else "cell"
+            continue
+        values = []
+        for name, place, value in there:
+            components = VOIGT["ase"] if place == "calculator" else order
+            values.append((name, place, convert.parse(label, value, len(atoms), where, name, components)))
+        _agree(values, label, where)
+        name, place, found[label] = values[0]
+        origins[label] = (label, label, name, place, six)
     tensors = {label: found.pop(label) for label in ("stress", "virial") if label in found}
-    dropped = bool(tensors) and not structure.pbc.all()
-    if tensors and not dropped:
+    if tensors:
         found["stress"] = _stress(tensors, structure.volume, convert, where)
         origins.setdefault("stress", ("stress", *origins.get("virial", ())[1:]))
-    elif dropped:
-        origins.pop("stress", None)
     origins.pop("virial", None)
     taken = {name for names in chosen.values() for name in names}
     info = {key: value for key, value in atoms.info.items() if key not in taken}
-    return replace(structure, info=info, **found), dropped, list(origins.values())
+    return replace(structure, info=info, **found), "" if tensors else reason, list(origins.values())
+
+
+def _refuse_shared_forces(structures, source) -> None:
+    """Different geometries never have the very same forces: one calculator or array was shared by all frames."""
+    first, *others = [s for s in structures if s.forces is not None and len(s) > 1] or [None]
+    if not others or not first.forces.any():
+        return
+    if any(other.forces.shape != first.forces.shape or (other.forces != first.forces).any() for other in others):
+        return
+    shapes = [s.positions - s.positions[0] for s in (first, *others)]
+    if any(np.abs(shape - shapes[0]).max() > 1e-3 for shape in shapes[1:]):
+        raise DataError(
+            f"{source}: all {len(shapes)} structures have the very same forces in different geometries; was one calculator "
+            "or array shared by all frames when the file was written?"
+        )
 
 
 def _geometry(atoms, where, length) -> Structure:
@@ -191,73 +222,3 @@ def _agree(values, label, where):
         raise DataError(
             f"{where}: {label} stands under {first!r} and {name!r} with different values; say which: keys.{label}"
         )
-
-
-class _Converter:
-    """Factors and signs from the units of the file to mlff's, taken once per file."""
-
-    def __init__(self, units: Units):
-        self.units = units
-        self.energy = factor(ENERGY, units.energy, "energy")
-        self.length = factor(LENGTH, units.length, "length")
-        self.forces_unit = units.forces or f"{units.energy}/{units.length}"
-        energy, slash, length = self.forces_unit.rpartition("/")
-        if not slash:
-            raise ConfigError(f"units.forces: expected ENERGY/LENGTH, e.g. eV/Angstrom, found {units.forces!r}")
-        sign = -1.0 if units.forces_sign == "gradient" else 1.0
-        self.forces = sign * factor(ENERGY, energy, "force (its energy)") / factor(LENGTH, length, "force (its length)")
-        self.stress = (-1.0 if units.stress_sign == "compression" else 1.0) * factor(STRESS, units.stress, "stress")
-        self.virial_sign = -1.0 if units.virial_sign == "minus_stress" else 1.0
-
-    def parse(self, label, value, n, where, key):
-        """A label in mlff's units: energy float, forces (n, 3), stress (3, 3), virial (3, 3), weight float, group str."""
-        name = f"{where}: {label} (key {key!r})"
-        if label == "group":
-            return str(value)
-        array = np.asarray(value)
-        if array.dtype.kind not in "fiu":
-            raise DataError(f"{name} is not a number: {str(value)[:40]!r}; correct it or name another key with keys.{label}")
-        array = array.astype(np.float64, order="C")
-        if not np.isfinite(array).all():
-            raise DataError(f"{name} is not finite; remove the label or the structure")
-        if label in ("energy", "weight"):
-            if array.size != 1:
-                raise DataError(
-                    f"{name} has shape {array.shape} where one number is expected; name another key with keys.{label}"
-                )
-            number = float(array.reshape(()))
-            if label == "weight" and number < 0:
-                raise DataError(f"{name} is negative ({number:g}); weights are 0 or more")
-            return number * (self.energy if label == "energy" else 1.0)
-        if label == "forces":
-            if array.shape != (n, 3) and not (n == 1 and array.shape == (3,)):
-                raise DataError(
-                    f"{name} have shape {array.shape} where {(n, 3)} is expected; name another key with keys.forces"
-                )
-            return self.forces * array.reshape(n, 3)
-        tensor = self._tensor(array, name, label)
-        return tensor * (self.stress if label == "stress" else self.energy)
-
-    def describe(self, label, key, place) -> str:
-        units = self.units
-        text = {
-            "energy": units.energy,
-            "forces": self.forces_unit + (", gradient" if units.forces_sign == "gradient" else ""),
-            "stress": units.stress + (", positive: compression" if units.stress_sign == "compression" else ""),
-            "virial": f"{units.energy}, {'-' if units.virial_sign == 'minus_stress' else '+'}stress*volume",
-        }.get(label)
-        return f'key "{key}", {place}' + (f", {text}" if text else "")
-
-    @staticmethod
-    def _tensor(array, name, label):
-        if array.size not in (6, 9) or array.shape not in ((6,), (9,), (3, 3), (1, 6), (1, 9)):
-            raise DataError(
-                f"{name} has shape {array.shape} where 3x3, 9 or 6 numbers are expected; name another key with keys.{label}"
-            )
-        if array.size == 6:
-            xx, yy, zz, yz, xz, xy = array.ravel()
-            return np.array([[xx, xy, xz], [xy, yy, yz], [xz, yz, zz]])
-        tensor = array.reshape(3, 3)
-        if np.abs(tensor - tensor.T).max() > 1e-2 * np.abs(tensor).max():
-            raise DataError(f"{name} is not symmetric; check the order of its components")
-        return (tensor + tensor.T) / 2

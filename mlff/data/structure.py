@@ -11,6 +11,7 @@ from mlff.errors import StructureError
 
 #: Two atoms nearer than this (Å) are on top of each other: no reference calculation converges there.
 COINCIDENT = 1e-3
+_FAR = 1e9  # Å; integers of lattice vectors would overflow
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,11 +64,12 @@ class Structure:
 
     def check(self) -> None:
         """Raise StructureError if the geometry cannot be evaluated at all."""
-        if not np.isfinite(self.positions).all():
-            atom = int(np.flatnonzero(~np.isfinite(self.positions).all(axis=1))[0])
-            raise StructureError(f"{self.source}: position of atom {atom} is not finite")
-        if not np.isfinite(self.cell).all():
-            raise StructureError(f"{self.source}: the cell is not finite")
+        near = np.abs(self.positions) < _FAR
+        if not near.all():
+            atom = int(np.flatnonzero(~near.all(axis=1))[0])
+            raise StructureError(f"{self.source}: position of atom {atom} is not finite, or beyond {_FAR:g} Å")
+        if not (np.abs(self.cell) < _FAR).all():
+            raise StructureError(f"{self.source}: the cell is not finite, or beyond {_FAR:g} Å")
         bad = (self.numbers < 1) | (self.numbers > 118)
         if bad.any():
             atom = int(np.flatnonzero(bad)[0])

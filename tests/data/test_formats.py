@@ -250,6 +250,13 @@ def test_isolated_atoms_are_recognised(atoms, isolated):
     assert (census.isolated, census.structures) == (int(isolated), int(not isolated))
 
 
+def test_isolated_atoms_without_forces_stand_beside_structures_with_them(tmp_path):
+    ase.io.write(tmp_path / "a.xyz", [one_atom(config_type="IsolatedAtom"), silicon({"energy": -1.0, "forces": FORCES})])
+    (atom, structure), census = read_structures(tmp_path / "a.xyz")
+    assert atom.forces is None and is_isolated_atom(atom) and structure.forces is not None
+    assert (census.structures, census.forces, census.isolated) == (1, 1, 1)
+
+
 # formats
 
 
@@ -306,8 +313,9 @@ def test_the_census_is_one_line(tmp_path):
     ase.io.write(tmp_path / "train.xyz", frames)
     _, census = read_structures(tmp_path / "train.xyz")
     assert str(census).replace(str(tmp_path) + "/", "") == (
-        'train.xyz: 4 structures, 3 to 8 atoms, H O Si; energy 4 (key "energy", calculator, eV), forces 3 (key "forces", '
-        'calculator, eV/Angstrom), stress 3 (key "stress", calculator, eV/Angstrom^3); isolated atoms 1'
+        'train.xyz: 4 structures, 3 to 8 atoms, H O Si; positions (Angstrom assumed), energy 4 (key "energy", calculator, '
+        'eV assumed), forces 3 (key "forces", calculator, eV/Angstrom assumed), stress 3 (key "stress", calculator, '
+        'eV/Angstrom^3, positive: tension assumed); isolated atoms 1'
     )
 
 
@@ -394,7 +402,7 @@ def test_other_files_that_cannot_be_read(tmp_path):
     assert_refused(tmp_path / "nothing.xyz", "no such file")
     assert_refused(tmp_path, "is a directory")
     (tmp_path / "notes").write_text("Dear diary,\n")
-    assert_refused(tmp_path / "notes", "not recognised; known: extended XYZ")
+    assert_refused(tmp_path / "notes", "not recognised; known: .*extended XYZ")
     (tmp_path / "noise.xyz").write_bytes(bytes(range(256)) * 20)
     assert_refused(tmp_path / "noise.xyz", "number of atoms")
     (tmp_path / "empty.xyz.gz").write_bytes(gzip.compress(b""))

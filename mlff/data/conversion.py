@@ -1,0 +1,151 @@
+"""From the units and signs of a file to mlff's, and who says what they are."""
+
+from __future__ import annotations
+
+from itertools import groupby
+
+import numpy as np
+
+from mlff.config import Units
+from mlff.data.facts import Facts
+from mlff.errors import ConfigError, DataError
+from mlff.units import ENERGY, LENGTH, STRESS, VOIGT, factor, spelled
+
+_ASSUMED = {
+    "energy": "eV",
+    "energy_per_atom": False,
+    "length": "Angstrom",
+    "forces": None,
+    "forces_sign": "force",
+    "stress": "eV/Angstrom^3",
+    "stress_sign": "tension",
+    "stress_order": "ase",
+    "virial_sign": "minus_stress",
+}
+_SURE = ("assumed", "by the format", "as stated", "by the file")
+
+
+class Conversion:
+    """Factors and signs, settled once per file.
+
+    Raises DataError where the options contradict the file itself, ConfigError for a unit of forces that nobody knows.
+    """
+
+    def __init__(self, stated: Units, facts: Facts, source: str):
+        self.values, self.said = _settle(stated, facts, source)
+        values = self.values
+        energy, slash, length = values["forces"].rpartition("/")
+        if not slash:
+            raise ConfigError(f"units.forces: expected ENERGY/LENGTH, e.g. eV/Angstrom, found {values['forces']!r}")
+        sign = -1.0 if values["forces_sign"] == "gradient" else 1.0
+        self.energy = factor(ENERGY, values["energy"], "energy")
+        self.length = factor(LENGTH, values["length"], "length")
+        self.forces = sign * factor(ENERGY, energy, "force (its energy)") / factor(LENGTH, length, "force (its length)")
+        self.stress = (-1.0 if values["stress_sign"] == "compression" else 1.0) * factor(STRESS, values["stress"], "stress")
+        self.virial_sign = -1.0 if values["virial_sign"] == "minus_stress" else 1.0
+
+    def order(self, group: str | None = None, *_) -> tuple[str, ...] | None:
+        """Components of a tensor of six numbers, for a structure of this group; None if nobody says."""
+        order = self.values["stress_order"]
+        return VOIGT.get(order.get(group) if isinstance(order, dict) else order)
+
+    def parse(self, label, value, n, where, key, order=VOIGT["ase"]):
+        """A label in mlff's units: energy float, forces (n, 3), stress (3, 3), virial (3, 3), weight float, group str."""
+        name = f"{where}: {label} (key {key!r})"
+        if label == "group":
+            return str(value)
+        array = np.asarray(value)
+        if array.dtype.kind not in "fiu":
+            raise DataError(f"{name} is not a number: {str(value)[:40]!r}; correct it or name another key with keys.{label}")
+        array = array.astype(np.float64, order="C")
+        if not np.isfinite(array).all():
+            raise DataError(f"{name} is not finite; remove the label or the structure")
+        if label in ("energy", "weight"):
+            if array.size != 1:
+                raise DataError(
+                    f"{name} has shape {array.shape} where one number is expected; name another key with keys.{label}"
+                )
+            number = float(array.reshape(()))
+            if label == "weight" and number < 0:
+                raise DataError(f"{name} is negative ({number:g}); weights are 0 or more")
+            if label == "weight":
+                return number
+            return number * self.energy * (n if self.values["energy_per_atom"] else 1)
+        if label == "forces":
+            if array.shape != (n, 3) and not (n == 1 and array.shape == (3,)):
+                raise DataError(
+                    f"{name} have shape {array.shape} where {(n, 3)} is expected; name another key with keys.forces"
+                )
+            return self.forces * array.reshape(n, 3)
+        tensor = _tensor(array, name, label, order)
+        return tensor * (self.stress if label == "stress" else self.energy)
+
+    @property
+    def said_of_positions(self) -> str:
+        """'Bohr as stated'."""
+        return f"{self.values['length']} {self.said['length']}"
+
+    def describe(self, label: str, key: str, place: str, six: bool) -> str:
+        """Where a label stood, its unit and sign, the order of a tensor of six numbers, and who says so."""
+        values = self.values
+        gradient = values["forces_sign"] == "gradient"
+        order = values["stress_order"]
+        order = " ".join(VOIGT.get(order, (order,))) if isinstance(order, str) else "order by group"
+        parts = {
+            "energy": [(values["energy"], "energy"), ("per atom", "energy_per_atom")][: 1 + bool(values["energy_per_atom"])],
+            "forces": [(values["forces"], "forces"), ("gradient", "forces_sign")][: 1 + gradient],
+            "stress": [(values["stress"], "stress"), (f"positive: {values['stress_sign']}", "stress_sign")],
+            "virial": [(values["energy"], "energy"), ("-+"[self.virial_sign > 0] + "stress*volume", "virial_sign")],
+        }.get(label, [])
+        if label in ("stress", "virial") and six:
+            parts.append((order, "stress_order"))
+        said = groupby(parts, lambda part: self.said[part[1]])
+        return ", ".join([f'key "{key}"', place, *(f"{', '.join(text for text, _ in some)} {who}" for who, some in said)])
+
+
+def _settle(stated: Units, facts: Facts, source: str) -> tuple[dict, dict]:
+    """Values and who says so, by the names of `Units`."""
+    values, said = {}, {}
+    for name, assumed in _ASSUMED.items():
+        user = getattr(stated, name)
+        unit = _known(name, facts.in_file[name]) if name in facts.in_file else None
+        if unit is not None:
+            values[name], said[name] = unit, "by the file"
+            if user not in (None, unit):
+                raise DataError(f"{source}: states {name} in {unit}, but units.{name} is {user}; leave that option out")
+        elif user is None and name in facts.in_file:
+            text = str(facts.in_file[name])[:40]
+            raise DataError(f"{source}: states {name} in {text!r}, a unit that is not known; say units.{name}")
+        elif user is not None:
+            values[name], said[name] = user, "as stated"
+        elif name in facts.by_format:
+            values[name], said[name] = facts.by_format[name], "by the format"
+        else:
+            values[name], said[name] = assumed, "assumed"
+    if values["forces"] is None:
+        values["forces"] = f"{values['energy']}/{values['length']}"
+        said["forces"] = min(said["energy"], said["length"], key=_SURE.index)
+    return values, said
+
+
+def _known(name: str, text: str) -> str | None:
+    """A unit that a file states, as it is called here; None if it is none for this quantity."""
+    unit = spelled(text)
+    if name == "forces":
+        energy, _, length = (unit or "").rpartition("/")
+        return unit if energy in ENERGY and length in LENGTH else None
+    return unit if unit in {"energy": ENERGY, "length": LENGTH, "stress": STRESS}[name] else None
+
+
+def _tensor(array, name, label, order) -> np.ndarray:
+    if array.size not in (6, 9) or array.shape not in ((6,), (9,), (3, 3), (1, 6), (1, 9)):
+        raise DataError(
+            f"{name} has shape {array.shape} where 3x3, 9 or 6 numbers are expected; name another key with keys.{label}"
+        )
+    if array.size == 6:
+        part = dict(zip(order, array.ravel(), strict=True))
+        return np.array([[part["".join(sorted(i + j))] for j in "xyz"] for i in "xyz"])
+    tensor = array.reshape(3, 3)
+    if np.abs(tensor - tensor.T).max() > 1e-2 * np.abs(tensor).max():
+        raise DataError(f"{name} is not symmetric; check the order of its components")
+    return (tensor + tensor.T) / 2
