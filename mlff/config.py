@@ -71,6 +71,9 @@ class Data(ReadOptions):
         description="energy per element in eV taken off before training: given ({H: -13.6}), from isolated atoms in the data, by least "
         "squares, or auto (isolated where complete, else least squares)",
     )
+    lint: Literal["stop", "warn", "off"] = Field(
+        "stop", description="contradictions found in the training set (see mlff lint): stop, warn and go on, or do not look"
+    )
 
 
 class SchNet(_Section):

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy.stats import rankdata
 
-from mlff.data.nearby import SHEAR_ORDERS, Pairs, find_pairs
+from mlff.data.nearby import SHEAR_ORDERS, Pairs
 from mlff.data.pairfit import Fitted, fit_pairs
 from mlff.data.structure import Structure
 from mlff.units import ENERGY, LENGTH, STRESS
@@ -57,13 +57,13 @@ class Comparison:
         return {name: getattr(self, name) for name in self.__dataclass_fields__ if name != "points"}
 
 
-def compare(structures: Sequence[Structure], origins: dict[str, str] | None = None) -> list[Comparison]:
-    """All comparisons the labels allow; `origins` says where and how stated each label was read (for advice)."""
+def compare(structures: Sequence[Structure], pairs: Pairs, origins: dict[str, str] | None = None) -> list[Comparison]:
+    """All comparisons the labels allow; `pairs` of these structures, `origins`: how each label was read (for advice)."""
     origins = origins or {}
     found = [_sizes(structures)]
     if not any(s.forces is not None for s in structures) and not any(s.stress is not None for s in structures):
         return [item for item in found if item]
-    pairs, fitted = find_pairs(structures), fit_pairs(structures)
+    fitted = fit_pairs(structures)
     size = _size([s.forces for s in structures if s.forces is not None], 0.7)
     forces = _forces(pairs, size, origins)
     if forces.verdict == "untested":
@@ -77,6 +77,22 @@ def compare(structures: Sequence[Structure], origins: dict[str, str] | None = No
             stress = _stress_by_fit(fitted, scale, size, origins) or stress
         found += [stress, _order(pairs, fitted, scale)]
     return [item for item in found if item]
+
+
+def imbalance(structure: Structure) -> tuple[float, float]:
+    """Net force and, without periodicity, net torque: 0 for a derivative of an energy, about 1 for random forces.
+
+    Each over the root of the summed squares of what is summed; 0 where it is small in itself (0.01 eV/Å, 0.05 eV per atom).
+    """
+    forces, n = structure.forces, len(structure)
+    if forces is None or n < 2:
+        return 0.0, 0.0
+    net = float(np.linalg.norm(forces.sum(axis=0)))
+    force = net / float(np.linalg.norm(forces)) if net > 0.01 * n else 0.0
+    torques = np.cross(structure.positions - structure.positions.mean(axis=0), forces)
+    net = float(np.linalg.norm(torques.sum(axis=0)))
+    torque = net / float(np.linalg.norm(torques)) if not structure.pbc.any() and net > 0.05 * n else 0.0
+    return force, torque
 
 
 def robust_slope(x: np.ndarray, y: np.ndarray) -> tuple[float, float]:
@@ -140,8 +156,8 @@ def _forces_by_fit(fitted: Fitted | None, size, origins) -> Comparison | None:
     if correlation > -_CONTRADICT and not (correlation > _AGREE[1] and 0.5 < slope < 2):
         return None
     method = "energy differences against those of a pair potential fitted to the forces"
-    slope = float(np.sign(slope)) if 0.5 < abs(slope) < 2 else slope
-    return _judge("energies and forces", method, "forces", slope, correlation, points, _force_causes(origins)[:1], size)
+    causes = _force_causes(origins)[:1]
+    return _judge("energies and forces", method, "forces", slope, correlation, points, causes, size, rough=True)
 
 
 def _stress(pairs: Pairs, scale: float, size, origins) -> Comparison:
@@ -167,10 +183,7 @@ def _stress_by_fit(fitted: Fitted | None, scale: float, size, origins) -> Compar
         return None
     volume = float(np.median([s.volume for s in fitted.structures if s.stress is not None]))
     causes = _stress_causes(volume, origins)
-    near = [cause for cause in (Cause(1.0, "", ""), *causes) if 0.55 < slope / cause.slope < 1.8]
-    if near:  # a pair potential does not tell more than the order of magnitude
-        slope, causes = min((abs(np.log(slope / cause.slope)), cause.slope) for cause in near)[1], causes
-    return _judge("forces and stresses", method, "stress", slope, correlation, points, causes, size, _PAIR_FIT[1])
+    return _judge("forces and stresses", method, "stress", slope, correlation, points, causes, size, rough=True)
 
 
 def _order(pairs: Pairs, fitted: Fitted | None, scale: float) -> Comparison | None:
@@ -235,20 +248,26 @@ def _shear(fitted: Fitted | None) -> tuple[np.ndarray, np.ndarray]:
     return labelled[:, rows, columns], fitted.virials[there][:, rows, columns]
 
 
-def _judge(labels, method, subject, slope, correlation, points, causes, size, few=_AGREE[1]) -> Comparison:
-    """`size`: how large the derivatives are as they are read, over what is usual; decides between causes of like slope."""
+def _judge(labels, method, subject, slope, correlation, points, causes, size, rough=False) -> Comparison:
+    """`size`: how large the derivatives are as they are read, over what is usual; decides between causes of like slope.
+
+    `rough`: a pair potential tells the sign and the order of magnitude, no more.
+    """
     numbers = {"slope": slope, "correlation": round(correlation, 4), "number": len(points), "points": points[:2000]}
     text = f"slope {slope:.4g}, correlation {correlation:.2f}, {len(points)} pairs"
-    enough = _AGREE[0] if len(points) >= _MANY else few
+    enough = _AGREE[0] if rough or len(points) >= _MANY else _AGREE[1]
+    low, high = (0.55, 1.8) if rough else _NEAR_ONE
     if len(points) < _FEWEST:
         return Comparison(labels, method, "untested", "too few structures are near each other", number=len(points))
-    if _NEAR_ONE[0] < slope < _NEAR_ONE[1] and correlation >= enough:
+    if low < slope < high and correlation >= enough:
         return Comparison(labels, method, "consistent", text, **numbers)
     matching = []
     for cause in causes:
         near_one = 1 / 3 < cause.slope < 3
-        tolerance = 1.35 if cause.slope == -1 else 1.06 if near_one or abs(correlation) > 0.98 else 1.25
-        needed = enough if cause.slope == -1 else _SURE if near_one else min(_CONTRADICT, few)
+        tolerance = 1.06 if near_one or abs(correlation) > 0.98 else 1.25
+        needed = _SURE if near_one else _CONTRADICT
+        if rough or cause.slope == -1:
+            tolerance, needed = high, enough
         ratio = slope / cause.slope
         if 1 / tolerance < ratio < tolerance and abs(correlation) >= needed:
             matching.append((abs(np.log10(size * cause.factor)) + 5 * abs(np.log10(ratio)), cause))
@@ -323,8 +342,9 @@ def _sizes(structures) -> Comparison | None:
     ]
     labels, method = "energies and numbers of atoms", "fits of the energies to the compositions, as totals and per atom"
     text = f"median residual {left[0]:.3g} eV as totals, {left[1]:.3g} eV as energies per atom"
-    if left[1] < 0.2 * left[0]:
-        what = f"the energies do not grow with the number of atoms ({text}): they are energies per atom"
-        return Comparison(labels, method, "contradiction", what, "energy-per-atom", _PER_ATOM, number=len(labelled))
+    if left[1] < 0.5 * left[0]:
+        verdict = "contradiction" if left[1] < 0.2 * left[0] else "doubtful"
+        what = f"the energies do not grow with the number of atoms ({text}): they look like energies per atom"
+        return Comparison(labels, method, verdict, what, "energy-per-atom", _PER_ATOM, number=len(labelled))
     verdict = "consistent" if left[0] < 0.2 * left[1] else "untested"
     return Comparison(labels, method, verdict, text, number=len(labelled))
