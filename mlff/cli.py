@@ -1,4 +1,4 @@
-"""The command line: `mlff train | evaluate | predict | md | relax | info | schema`.
+"""The command line: `mlff train | evaluate | predict | md | relax | lint | info | schema`.
 
 Errors are one line on stderr (with --debug a traceback). Exit code 0 only on success, 1 on an error, 2 on wrong
 usage, 130 after Ctrl-C. Heavy imports happen inside the commands, so that --help is quick.
@@ -18,6 +18,7 @@ import typer
 from typer.core import TyperGroup
 
 from mlff.errors import ConfigError, DataError, MLFFError, StructureError
+from mlff.files import keep_inputs, write_text
 
 if TYPE_CHECKING:
     import ase
@@ -150,7 +151,7 @@ def evaluate(
     quiet: Quiet = False,
 ) -> None:
     """Errors of a model on labelled data: energies in meV, forces in meV/Å, stresses in meV/Å³."""
-    _keep_inputs([json_file, plot], [model, data])
+    keep_inputs([json_file, plot], [model, data])
     from rich.console import Console
 
     from mlff.report import plots
@@ -167,7 +168,7 @@ def evaluate(
     Console().print(metrics.table(f"{model} on {data}"))
     if json_file is not None:
         content = {"model": str(model), "data": str(data), "fingerprint": dataset.fingerprint, **metrics.to_dict()}
-        _write_text(json_file, json.dumps(content, indent=2) + "\n")
+        write_text(json_file, json.dumps(content, indent=2) + "\n")
     if plot is not None:
         plots.parity(structures, results, plot, title=data.name)
 
@@ -184,7 +185,7 @@ def predict(
     quiet: Quiet = False,
 ) -> None:
     """Write structures with mlff_energy (eV), mlff_forces (eV/Å) and mlff_stress (eV/Å³); what IN holds stays as it is."""
-    _keep_inputs([out], [model, structures])
+    keep_inputs([out], [model, structures])
     from mlff.report.structures import write_predictions
 
     count = write_predictions(_load(model, precision), structures, out, stress=stress, progress=not quiet)
@@ -230,7 +231,7 @@ def md(
 ) -> None:
     """Molecular dynamics with a trajectory, a log and a state to restart from; stops when the run blows up."""
     log = out.with_suffix(".jsonl") if log is None else log
-    _keep_inputs([out, log, plot], [model, structure])
+    keep_inputs([out, log, plot], [model, structure])
     from mlff.simulation.guard import Limits
     from mlff.simulation.md import run_md
     from mlff.simulation.record import check_trajectory_name
@@ -261,11 +262,12 @@ def md(
             limits=Limits(force=max_force, temperature=max_temperature),
             progress=not quiet,
         )
-    if plot is not None:
-        from mlff.report import plots
+    from mlff.report import plots, tables
 
+    if plot is not None:
         plots.md(log, plot, title=f"{structure.name}, {ensemble.upper()}, {temperature:g} K")
-    _print_md(summary, out, log)
+    print(tables.md(summary))
+    print(f"{out}, {log}")
 
 
 @app.command(epilog="Example: mlff relax runs/si/model.safetensors si.xyz --cell --out relaxed.xyz")
@@ -289,7 +291,7 @@ def relax(
 ) -> None:
     """Relax a structure, with --cell also its cell. Exit code 1 if it does not converge (the last structure is written)."""
     out = structure.with_suffix(".relaxed.xyz") if out is None else out
-    _keep_inputs([out, trajectory], [model, structure])
+    keep_inputs([out, trajectory], [model, structure])
     from mlff.report.structures import write_relaxed
     from mlff.simulation.relax import relax as run_relaxation
 
@@ -318,6 +320,34 @@ def relax(
         raise DataError(result.warning or f"not converged after {steps} steps")
     if result.warning:
         _say("warning", result.warning)
+
+
+@app.command(epilog="Example: mlff lint train.xyz test.xyz --unit forces=Hartree/Bohr --plot lint.png")
+def lint(
+    data: Annotated[list[Path], typer.Argument(help="reference data, one or several files", show_default=False)],
+    key: Keys = None,
+    unit: UnitOptions = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="write the report to this file")] = None,
+    plot: Annotated[Path | None, typer.Option(help="draw labels, distances and comparisons in this PNG file")] = None,
+    max_examples: Annotated[int, typer.Option(min=0, help="structures named per finding")] = 3,
+    quiet: Quiet = False,
+) -> None:
+    """What reference data hold and what is suspicious in them: units, signs, copies, outliers. Exit code 1 on a contradiction."""
+    keep_inputs([json_file, plot], data)
+    from rich.console import Console
+
+    from mlff.data.lint import lint as look
+    from mlff.report import plots, tables
+
+    dataset = _read_data(data, key, unit, progress=not quiet)
+    report = look(dataset)
+    Console().print(tables.lint(report, ", ".join(map(str, data)), max_examples))
+    if json_file is not None:
+        write_text(json_file, json.dumps(report.to_dict(), indent=2) + "\n")
+    if plot is not None:
+        plots.lint(dataset.structures, report, plot, title=", ".join(file.name for file in data))
+    if errors := report.of("error"):
+        raise DataError(f"{data[0]}: {errors[0].line()}" + (f"; and {len(errors) - 1} more" if len(errors) > 1 else ""))
 
 
 @app.command(epilog="Examples: mlff info runs/si/model.safetensors; mlff info data/silicon/train.xyz")
@@ -370,7 +400,7 @@ def _calculator(model: Path, precision: Precision | None, skin: float = 0.5):
     return MLFFCalculator(_load(model, precision), skin=skin)
 
 
-def _read_data(path: Path, key: list[str] | None, unit: list[str] | None, progress: bool):
+def _read_data(path: Path | list[Path], key: list[str] | None, unit: list[str] | None, progress: bool):
     from mlff.config import KeyNames, Units
     from mlff.data.dataset import read_dataset
 
@@ -412,35 +442,5 @@ def _about(structure: Path) -> Iterator[None]:
         raise type(error)(f"{structure}: {error}") from error
 
 
-def _keep_inputs(outputs: list[Path | None], inputs: list[Path]) -> None:
-    """Raise DataError if a file to write is one that is read."""
-    for out in outputs:
-        if out is not None and any(out.resolve() == path.resolve() for path in inputs):
-            raise DataError(f"{out}: is an input and would be overwritten; choose another name")
-
-
-def _write_text(path: Path, text: str) -> None:
-    from mlff.files import replacing
-
-    with replacing(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
-
-
 def _join(values, form: str) -> str:
     return " ".join(format(value, form) for value in values)
-
-
-def _print_md(summary, out: Path, log: Path) -> None:
-    parts = [
-        f"{summary.steps:,} steps, {summary.time_ps:g} ps",
-        f"T {summary.temperature_mean:.0f} ± {summary.temperature_std:.0f} K",
-    ]
-    if summary.drift is not None:
-        parts.append(f"drift {summary.drift:+.3g} meV/atom/ps")
-    if summary.volume_mean is not None:
-        parts.append(f"volume {summary.volume_mean:.2f} Å³")
-    if summary.pressure_mean is not None:
-        parts.append(f"pressure {summary.pressure_mean:.3f} GPa")
-    parts.append(f"{summary.ns_per_day:.2f} ns/day")
-    print(", ".join(parts))
-    print(f"{out}, {log}")

@@ -1,4 +1,4 @@
-"""Files that are either whole or not there."""
+"""Files that are either whole or not there, and never one that is read."""
 
 from __future__ import annotations
 
@@ -24,3 +24,16 @@ def replacing(path: str | Path) -> Iterator[Path]:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Write a whole file in UTF-8."""
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def keep_inputs(outputs: list[Path | None], inputs: list[Path]) -> None:
+    """Raise DataError if a file to write is one that is read."""
+    for out in outputs:
+        if out is not None and any(out.resolve() == path.resolve() for path in inputs):
+            raise DataError(f"{out}: is an input and would be overwritten; choose another name")

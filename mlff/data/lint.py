@@ -47,7 +47,7 @@ class Finding:
     def line(self, examples: int = 1) -> str:
         """One line: what, where (so many examples) and what to do."""
         more = f" and {len(self.where) - examples} more" if len(self.where) > examples else ""
-        where = f" [{'; '.join(self.where[:examples])}{more}]" if self.where and examples else ""
+        where = f" ({'; '.join(self.where[:examples])}{more})" if self.where and examples else ""
         return f"{self.what}{where}" + (f"; {self.do}" if self.do else "")
 
 
