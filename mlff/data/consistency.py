@@ -101,7 +101,9 @@ def robust_slope(x: np.ndarray, y: np.ndarray) -> tuple[float, float]:
     if there.sum() < 2:
         return 0.0, 0.0
     ahead = _weighted_median(y[there] / x[there], abs(x[there]))
-    back = _weighted_median(x[there] / y[there], abs(y[there]))
+    rest = abs(y - ahead * x)
+    near = there & (rest <= max(10 * np.median(rest[there]), 1e-3 * np.median(abs(y[there]))))
+    back = _weighted_median(x[near] / y[near], abs(y[near]))
     ranks = rankdata(np.concatenate([x, -x])), rankdata(np.concatenate([y, -y]))
     correlation = float(np.corrcoef(*ranks)[0, 1])
     return (float(np.sign(ahead) * np.sqrt(ahead / back)) if ahead * back > 0 else 0.0), correlation

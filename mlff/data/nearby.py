@@ -75,7 +75,7 @@ def _measure(structures, members: list[int]) -> Pairs:
     periodic = bool(chosen[0].pbc.any())
     candidates = _candidates(chosen, periodic)
     parts = []
-    step = max(int(3e6 / len(chosen[0])), 1)  # keeps arrays below some 100 MB
+    step = max(int(5e5 / len(chosen[0])), 1)  # keeps arrays below some 100 MB
     for begin in range(0, len(candidates), step):
         first, second = candidates[begin : begin + step].T
         parts.append((_compare_cells if periodic else _compare_molecules)(chosen, first, second))
