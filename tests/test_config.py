@@ -168,3 +168,13 @@ def test_schema_for_editors():
 def test_a_config_cannot_be_changed():
     with pytest.raises(ValueError, match="frozen"):
         make_config({"data": DATA}).seed = 3
+
+
+def test_lint_off_is_a_word_though_yaml_reads_a_truth_value(tmp_path):
+    file = tmp_path / "config.yaml"
+    file.write_text("data: {train: a.xyz, lint: off}\n", encoding="utf-8")
+    assert load_config(file).data.lint == "off" and load_config(file, ["data.lint=warn"]).data.lint == "warn"
+    file.write_text(dump_config(load_config(file)), encoding="utf-8")
+    assert load_config(file).data.lint == "off"
+    with pytest.raises(ConfigError, match="data.lint.*'stop', 'warn' or 'off'"):
+        load_config(file, ["data.lint=ignore"])

@@ -63,10 +63,10 @@ def train(config: Config, out_dir: str | Path, *, progress: bool = True, data: S
         if record is not None and Run(**record["run"]).over(config) and (out / MODEL).exists():
             journal.say(f"this run is finished: its potential is {out / MODEL}")
             return Potential.load(out / MODEL)
-        (out / "config.yaml").write_text(dump_config(config), encoding="utf-8")
-
         journal.say(str(splits.train.census))
         inspect(config, splits, journal.warn)
+        (out / "config.yaml").write_text(dump_config(config), encoding="utf-8")
+
         task = prepare(config, splits, progress)
         journal.say(task.describe())
         trainer = Trainer(task, saved, journal, identity)
