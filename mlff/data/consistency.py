@@ -35,6 +35,7 @@ class Cause(NamedTuple):
     what: str
     do: str
     factor: float = 1.0  #: takes the derivatives (forces, stresses) as they are read to what they would be
+    rare: float = 0.0  #: how much less usual than others of like slope, in powers of ten
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,7 @@ def compare(structures: Sequence[Structure], pairs: Pairs, origins: dict[str, st
         size = _size([s.stress for s in structures if s.stress is not None], 0.03)
         stress = _stress(pairs, scale, size, origins)
         if stress.verdict == "untested":
-            stress = _stress_by_fit(fitted, scale, size, origins) or stress
+            stress = _stress_by_fit(fitted, scale, size, forces.verdict == "untested", origins) or stress
         found += [stress, _order(pairs, fitted, scale)]
     return [item for item in found if item]
 
@@ -135,7 +136,7 @@ def _forces(pairs: Pairs, size, origins) -> Comparison:
     if len(chosen) >= _FEWEST:
         per_atom, its_correlation = robust_slope(same.force_work[chosen], (same.energy * same.atoms)[chosen])
         if _NEAR_ONE[0] < per_atom < _NEAR_ONE[1] and its_correlation > correlation - 0.02:
-            causes.append(Cause(slope, "energies per atom", _PER_ATOM))
+            causes.append(Cause(slope, "energies per atom", _PER_ATOM, rare=0.2))
     points = np.stack([same.force_work[chosen], same.energy[chosen]], axis=1)
     return _judge("energies and forces", method, "forces", slope, correlation, points, causes, size)
 
@@ -149,7 +150,7 @@ def _forces_by_fit(fitted: Fitted | None, size, origins) -> Comparison | None:
         if s.energy is not None:
             groups.setdefault(np.sort(s.numbers).tobytes(), []).append(index)
     parts = []
-    for members in groups.values():
+    for members in (members for members in groups.values() if len(members) > 3):
         energies = np.array([fitted.structures[k].energy for k in members])
         parts.append(np.stack([fitted.energies[members], energies], axis=1))
         parts[-1] -= np.median(parts[-1], axis=0)
@@ -169,11 +170,14 @@ def _stress(pairs: Pairs, scale: float, size, origins) -> Comparison:
     key = _strain_key(strained)
     slope, correlation, chosen = _best_slope(strained.swapped_work[:, 0], rest, key)
     points = np.stack([strained.swapped_work[chosen, 0], rest[chosen]], axis=1)
-    volume = float(np.median(strained.volume[chosen])) if len(chosen) else 0.0
-    return _judge("energies and stresses", method, "stress", slope, correlation, points, _stress_causes(volume, origins), size)
+    causes = _stress_causes(float(np.median(strained.volume[chosen])) if len(chosen) else 0.0, origins)
+    for name, value in ENERGY.items():
+        if name != "eV":
+            causes.append(Cause(1 / value, f"energies in {name} beside stresses in eV/Å³", f"units.energy: {name}"))
+    return _judge("energies and stresses", method, "stress", slope, correlation, points, causes, size)
 
 
-def _stress_by_fit(fitted: Fitted | None, scale: float, size, origins) -> Comparison | None:
+def _stress_by_fit(fitted: Fitted | None, scale: float, size, doubt_forces: bool, origins) -> Comparison | None:
     """Shear stresses against those of a pair potential that has the forces."""
     labelled, expected = _shear(fitted)
     if len(labelled) < _FEWEST:
@@ -185,6 +189,10 @@ def _stress_by_fit(fitted: Fitted | None, scale: float, size, origins) -> Compar
         return None
     volume = float(np.median([s.volume for s in fitted.structures if s.stress is not None]))
     causes = _stress_causes(volume, origins)
+    if doubt_forces:
+        sign, *units = [cause for cause in _force_causes(origins) if "energies in eV" in cause.what or cause.slope == -1]
+        causes.append(sign._replace(rare=0.01))
+        causes += [Cause(1 / c.slope, c.what, c.do, rare=0.3) for c in units if "gradients" not in c.what]
     return _judge("forces and stresses", method, "stress", slope, correlation, points, causes, size, rough=True)
 
 
@@ -207,15 +215,17 @@ def _order(pairs: Pairs, fitted: Fitted | None, scale: float) -> Comparison | No
     if not candidates:
         return None
     method, tried, number = max(candidates, key=lambda item: max(map(abs, item[1])))
-    best = int(np.argmax(np.abs(tried)))
-    found = {"correlation": round(abs(tried[0]), 4), "number": number}
-    if abs(tried[best]) < _AGREE[1]:
-        return Comparison(labels, method, "untested", "no order of the shear components fits well", **found)
-    if abs(tried[best]) - abs(tried[0]) < 0.2:
+    tried = np.abs(tried)
+    best = int(tried.argmax())
+    found = {"correlation": round(float(tried[0]), 4), "number": number}
+    if tried[0] >= _AGREE[1]:
         return Comparison(labels, method, "consistent", "xx yy zz yz xz xy fits", **found)
+    needed = _CONTRADICT if method.startswith("energy") else _AGREE[1]
+    if tried[best] < needed or tried[0] > tried[best] - 0.3:
+        return Comparison(labels, method, "untested", "no order of the shear components fits well", **found)
     what = (
-        f"the shear components correlate with what they should be by {abs(tried[0]):.2f} as they stand, by "
-        f"{abs(tried[best]):.2f} in the order {_order_name(SHEAR_ORDERS[best])}"
+        f"the shear components correlate with what they should be by {tried[0]:.2f} as they stand, by "
+        f"{tried[best]:.2f} in the order {_order_name(SHEAR_ORDERS[best])}"
     )
     do = f"the file has {_order_name(SHEAR_ORDERS[best])}: write the stress as 3x3 numbers, or as xx yy zz yz xz xy"
     return Comparison(labels, method, "contradiction", what, "stress-order", do, **found)
@@ -272,7 +282,7 @@ def _judge(labels, method, subject, slope, correlation, points, causes, size, ro
             tolerance, needed = high, enough
         ratio = slope / cause.slope
         if 1 / tolerance < ratio < tolerance and abs(correlation) >= needed:
-            matching.append((abs(np.log10(size * cause.factor)) + 5 * abs(np.log10(ratio)), cause))
+            matching.append((abs(np.log10(size * cause.factor)) + 5 * abs(np.log10(ratio)) + cause.rare, cause))
     matching = [cause for _, cause in sorted(matching, key=lambda item: item[0])][:2]
     if matching:
         what = f"{labels} contradict each other ({text}), as with {' or '.join(c.what for c in matching)}"
@@ -320,12 +330,13 @@ def _stress_causes(volume: float, origins) -> list[Cause]:
     else:
         flip = f"units.stress_sign: {'tension' if 'compression' in origin else 'compression'}"
         causes = [Cause(-1.0, "stresses with the sign of a pressure", flip)]
+    stated = next((name for name in STRESS if f", {name}" in origin and "virial" not in origin), "eV/Angstrom^3")
     for name, value in STRESS.items():
-        if value != 1.0:
-            causes.append(Cause(value, f"stresses in {name} read as eV/Å³", f"units.stress: {name}", value))
-            causes.append(Cause(1 / value, f"stresses in eV/Å³ read as {name}", "units.stress: eV/Angstrom^3", 1 / value))
+        if name != stated:
+            factor = value / STRESS[stated]
+            causes.append(Cause(factor, f"stresses in {name} read as {stated}", f"units.stress: {name}", factor))
     if volume > 0:
-        causes.append(Cause(1 / volume, "virials in place of stresses", "keys.virial in place of keys.stress", 1 / volume))
+        causes.append(Cause(1 / volume, "virials in place of stresses", "keys.virial in place of keys.stress", 1 / volume, 0.5))
     return causes + [Cause(-c.slope, f"{c.what} and the other sign", f"{c.do} and {flip}", c.factor) for c in causes[1:]]
 
 
