@@ -22,8 +22,9 @@ from mlff.units import ENERGY, LENGTH, STRESS
 _FEWEST = 8  # pairs
 _MANY = 30  # pairs, from which on 0.75 is significant by far
 _AGREE = 0.75, 0.8  # correlation from which on a slope near 1 is agreement (of many, of few)
-_CONTRADICT = 0.9  # correlation from which on another known slope is a contradiction
-_SURE = 0.95  # correlation that a slope needs which is near 1 (Bohr) or unknown
+_CONTRADICT = 0.9, 0.98  # the same for another known slope to be a contradiction
+_SURE = 0.95, 0.98  # the same for a slope that is near 1 (Bohr) or unknown
+_WRONG_SIGN = 0.75, 0.9  # and for -1
 _NEAR_ONE = 0.75, 1.35
 _PAIR_FIT = 0.8, 0.75  # a fit is trusted whose forces, and a slope whose shear stresses, correlate so well
 
@@ -156,7 +157,7 @@ def _forces_by_fit(fitted: Fitted | None, size, origins) -> Comparison | None:
         parts[-1] -= np.median(parts[-1], axis=0)
     points = np.concatenate(parts) if parts else np.zeros((0, 2))
     slope, correlation = robust_slope(*points.T)
-    if correlation > -_CONTRADICT and not (correlation > _AGREE[1] and 0.5 < slope < 2):
+    if correlation > -_CONTRADICT[0] and not (correlation > _AGREE[1] and 0.5 < slope < 2):
         return None
     method = "energy differences against those of a pair potential fitted to the forces"
     causes = _force_causes(origins)[:1]
@@ -220,7 +221,7 @@ def _order(pairs: Pairs, fitted: Fitted | None, scale: float) -> Comparison | No
     found = {"correlation": round(float(tried[0]), 4), "number": number}
     if tried[0] >= _AGREE[1]:
         return Comparison(labels, method, "consistent", "xx yy zz yz xz xy fits", **found)
-    needed = _CONTRADICT if method.startswith("energy") else _AGREE[1]
+    needed = _CONTRADICT[0] if method.startswith("energy") else _AGREE[1]
     if tried[best] < needed or tried[0] > tried[best] - 0.3:
         return Comparison(labels, method, "untested", "no order of the shear components fits well", **found)
     what = (
@@ -263,23 +264,26 @@ def _shear(fitted: Fitted | None) -> tuple[np.ndarray, np.ndarray]:
 def _judge(labels, method, subject, slope, correlation, points, causes, size, rough=False) -> Comparison:
     """`size`: how large the derivatives are as they are read, over what is usual; decides between causes of like slope.
 
-    `rough`: a pair potential tells the sign and the order of magnitude, no more.
+    `rough`: the slope is that of a pair potential, which tells the sign and the order of magnitude, no more.
     """
     numbers = {"slope": slope, "correlation": round(correlation, 4), "number": len(points), "points": points[:2000]}
     text = f"slope {slope:.4g}, correlation {correlation:.2f}, {len(points)} pairs"
-    enough = _AGREE[0] if rough or len(points) >= _MANY else _AGREE[1]
+    few = int(len(points) < _MANY and not rough)
     low, high = (0.55, 1.8) if rough else _NEAR_ONE
+    unknown = (0.05, 20.0) if rough else (0.5, 2.0)  # within, a slope without a known cause says nothing
+    if rough and unknown[0] < abs(slope) < unknown[1]:
+        causes = [cause for cause in causes if cause.slope == -1]
     if len(points) < _FEWEST:
         return Comparison(labels, method, "untested", "too few structures are near each other", number=len(points))
-    if low < slope < high and correlation >= enough:
+    if low < slope < high and correlation >= _AGREE[few]:
         return Comparison(labels, method, "consistent", text, **numbers)
     matching = []
     for cause in causes:
         near_one = 1 / 3 < cause.slope < 3
         tolerance = 1.06 if near_one or abs(correlation) > 0.98 else 1.25
-        needed = _SURE if near_one else _CONTRADICT
+        needed = (_SURE if near_one else _CONTRADICT)[few]
         if rough or cause.slope == -1:
-            tolerance, needed = high, enough
+            tolerance, needed = high, _WRONG_SIGN[few]
         ratio = slope / cause.slope
         if 1 / tolerance < ratio < tolerance and abs(correlation) >= needed:
             matching.append((abs(np.log10(size * cause.factor)) + 5 * abs(np.log10(ratio)) + cause.rare, cause))
@@ -290,7 +294,7 @@ def _judge(labels, method, subject, slope, correlation, points, causes, size, ro
         code = "energy-per-atom" if matching[0].do == _PER_ATOM else code
         do = "; or ".join(dict.fromkeys(c.do for c in matching))
         return Comparison(labels, method, "contradiction", what, code, do, **numbers)
-    if abs(correlation) >= _SURE and not 0.5 < slope < 2:
+    if abs(correlation) >= _SURE[few] and not unknown[0] < slope < unknown[1]:
         what = f"{labels} do not belong together ({text}); no known ratio of units explains it"
         return Comparison(labels, method, "doubtful", what, f"{subject}-unexplained", "check data.units and data.keys", **numbers)
     return Comparison(labels, method, "untested", f"they correlate too little to tell ({text})", **numbers)
