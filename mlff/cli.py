@@ -332,7 +332,7 @@ def lint(
     max_examples: Annotated[int, typer.Option(min=0, help="structures named per finding")] = 3,
     quiet: Quiet = False,
 ) -> None:
-    """What reference data hold and what is suspicious in them: units, signs, copies, outliers. Exit code 1 on a contradiction."""
+    """What data hold and what is suspicious in them: units, signs, copies, outliers. Exit code 1 on a contradiction."""
     keep_inputs([json_file, plot], data)
     from rich.console import Console
 

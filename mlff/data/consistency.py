@@ -212,7 +212,9 @@ def _order(pairs: Pairs, fitted: Fitted | None, scale: float) -> Comparison | No
     labelled, expected = _shear(fitted)
     if len(labelled) >= _FEWEST:
         tried = [robust_slope(labelled[:, order].ravel(), expected.ravel())[1] for order in SHEAR_ORDERS]
-        candidates.append(("shear stresses against those of a pair potential fitted to the forces", tried, 3 * len(labelled)))
+        candidates.append(
+            ("shear stresses against those of a pair potential fitted to the forces", tried, 3 * len(labelled))
+        )
     if not candidates:
         return None
     method, tried, number = max(candidates, key=lambda item: max(map(abs, item[1])))
@@ -296,7 +298,9 @@ def _judge(labels, method, subject, slope, correlation, points, causes, size, ro
         return Comparison(labels, method, "contradiction", what, code, do, **numbers)
     if abs(correlation) >= _SURE[few] and not unknown[0] < slope < unknown[1]:
         what = f"{labels} do not belong together ({text}); no known ratio of units explains it"
-        return Comparison(labels, method, "doubtful", what, f"{subject}-unexplained", "check data.units and data.keys", **numbers)
+        return Comparison(
+            labels, method, "doubtful", what, f"{subject}-unexplained", "check data.units and data.keys", **numbers
+        )
     return Comparison(labels, method, "untested", f"they correlate too little to tell ({text})", **numbers)
 
 
@@ -313,8 +317,12 @@ def _force_causes(origins) -> list[Cause]:
             causes.append(Cause(factor, f"forces in {unit} beside energies in eV", f"units.forces: {unit}", factor))
         do = f"units.energy: {name} with units.forces: eV/Angstrom"
         causes.append(Cause(1 / value, f"energies in {name} beside forces in eV/Å", do))
-    causes.append(Cause(1 / bohr, "forces per Bohr beside positions in Å", "units.forces: ENERGY/Bohr, e.g. Hartree/Bohr", 1 / bohr))
-    causes.append(Cause(bohr, "positions in Bohr beside forces per Å", "units.length: Bohr with units.forces: ENERGY/Angstrom"))
+    causes.append(
+        Cause(1 / bohr, "forces per Bohr beside positions in Å", "units.forces: ENERGY/Bohr, e.g. Hartree/Bohr", 1 / bohr)
+    )
+    causes.append(
+        Cause(bohr, "positions in Bohr beside forces per Å", "units.length: Bohr with units.forces: ENERGY/Angstrom")
+    )
     causes.append(Cause(0.1, "forces per nm beside positions in Å", "units.forces: ENERGY/nm, e.g. kJ/mol/nm", 0.1))
     for energy in ("Hartree", "kcal/mol", "kJ/mol"):
         for force in ("Hartree", "kcal/mol", "kJ/mol"):
@@ -340,7 +348,9 @@ def _stress_causes(volume: float, origins) -> list[Cause]:
             factor = value / STRESS[stated]
             causes.append(Cause(factor, f"stresses in {name} read as {stated}", f"units.stress: {name}", factor))
     if volume > 0:
-        causes.append(Cause(1 / volume, "virials in place of stresses", "keys.virial in place of keys.stress", 1 / volume, 0.5))
+        causes.append(
+            Cause(1 / volume, "virials in place of stresses", "keys.virial in place of keys.stress", 1 / volume, 0.5)
+        )
     return causes + [Cause(-c.slope, f"{c.what} and the other sign", f"{c.do} and {flip}", c.factor) for c in causes[1:]]
 
 

@@ -1,4 +1,4 @@
-"""Distances in a set of structures: shortest and usual per pair of elements, numbers of neighbours, atoms and parts alone."""
+"""Distances in a set of structures: shortest and usual per pair of elements, neighbours, atoms and parts alone."""
 
 from __future__ import annotations
 
@@ -45,7 +45,9 @@ class Contacts:
     nearest: float  #: 99 % quantile of the distance to an atom's nearest neighbour, Å
     alone: tuple[tuple[int, int], ...]  #: (structure, atom) without a neighbour within REACH
     fragments: tuple[int, ...]  #: structures in parts farther than REACH from each other
-    fingerprints: np.ndarray  #: (s, f), the same for structures that differ by rotation, translation or exchange of like atoms
+    fingerprints: (
+        np.ndarray
+    )  #: (s, f), the same for structures that differ by rotation, translation or exchange of like atoms
 
 
 def measure(structures: Sequence[Structure]) -> Contacts:

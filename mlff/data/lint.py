@@ -22,7 +22,7 @@ _TOO_NEAR = 0.55  # of the sum of the covalent radii
 _OUTLIER, _APART = 10.0, 3.0  # robust z-score, and how many times that of the 99 % of the structures
 _NET = 0.2  # relative net force and torque
 _COPY = 0.01  # Å, RMS displacement of a near copy
-_LARGE = {"forces": 30.0, "stress": 1.0}  # RMS in eV/Å, eV/Å³ that hints at another unit
+_LARGE = {"forces": 30.0, "stress": 1.0}  # eV/Å, eV/Å³, RMS of the median structure: hints at another unit
 SEVERITIES = ("error", "warning", "note")
 
 
@@ -109,7 +109,9 @@ def lint(
     findings += _leaks(structures, some, measured, held_out or {})
     findings += _distances(structures, some, measured)
     if len(some) < len(structures):
-        findings.append(Finding("note", "sampled", f"distances were measured in {len(some):,} of {len(structures):,} structures"))
+        findings.append(
+            Finding("note", "sampled", f"distances were measured in {len(some):,} of {len(structures):,} structures")
+        )
     cutoff, reason = _cutoff(structures, measured)
     return Lint(
         census=str(data.census),
@@ -180,8 +182,8 @@ def _reference(data: Dataset, how) -> tuple[dict, list[Finding]]:
         return summary, [Finding("error", "reference-energies", str(error))]
     summary["energies"] = {chemical_symbols[z]: energy for z, energy in energies.items()}
     complete = set(elements) <= set(data.isolated_atoms)
-    summary["kind"] = how if how != "auto" and isinstance(how, str) else "given" if how != "auto" else None
-    summary["kind"] = summary["kind"] or ("isolated" if complete else "least_squares")
+    auto = "isolated" if complete else "least_squares"
+    summary["kind"] = "given" if isinstance(how, Mapping) else auto if how == "auto" else how
     findings = []
     if rank < len(elements) and summary["kind"] == "least_squares":
         what = f"the compositions tell {rank} of {len(elements)} reference energies apart"
@@ -192,7 +194,7 @@ def _reference(data: Dataset, how) -> tuple[dict, list[Finding]]:
         findings.append(Finding("note", "isolated-atoms-missing", f"there are isolated atoms, but none of {missing}"))
     per_atom = np.median([s.energy / len(s) for s in data if s.energy is not None])
     if abs(per_atom) < 12 and not isolated and how == "auto":
-        what = f"energies of {per_atom:.2f} eV per atom are no all-electron totals: atoms, elements or pseudo-atoms are their zero"
+        what = f"energies of {per_atom:.2f} eV per atom: their zero is atoms, elements or pseudo-atoms"
         findings.append(Finding("note", "energy-zero", what, "only isolated atoms of the same method belong to them"))
     return summary, findings
 
@@ -219,11 +221,11 @@ def _labels(structures, known: set[str]) -> list[Finding]:
         what = f"{len(zero)} molecules have forces that are exactly 0"
         findings.append(Finding("warning", "zero-forces", what, "leave out labels that were not calculated", tuple(zero)))
     for name, most in _LARGE.items():
-        labels = [getattr(s, name).ravel() for s in structures if getattr(s, name) is not None]
-        rms = float(np.sqrt(np.mean(np.concatenate(labels) ** 2))) if labels else 0.0
-        if rms > most and f"{name}-unit" not in known:
-            unit = {"forces": "eV/Å", "stress": "eV/Å³"}[name]
-            findings.append(Finding("warning", f"large-{name}", f"{name} of {rms:.3g} {unit} (RMS)", f"check units.{name}"))
+        sizes = [np.sqrt(np.mean(getattr(s, name) ** 2)) for s in structures if getattr(s, name) is not None]
+        usual = float(np.median(sizes)) if sizes else 0.0
+        if usual > most and f"{name}-unit" not in known:
+            what = f"{name} of {usual:.3g} {'eV/Å' if name == 'forces' else 'eV/Å³'} (RMS of half the structures, or more)"
+            findings.append(Finding("warning", f"large-{name}", what, f"check units.{name}"))
     return findings
 
 
@@ -248,7 +250,7 @@ def _balance(structures) -> list[Finding]:
 
 
 def _outliers(structures) -> list[Finding]:
-    """Structures, at most 1 % of all, far from all others in energy per atom, largest force or stress."""
+    """Structures, at most 1 % of (20 or more), far from all others in energy per atom, largest force or stress."""
     findings = []
     labelled = [k for k, s in enumerate(structures) if s.energy is not None]
     elements = sorted({int(z) for s in structures for z in set(s.numbers.tolist())})
@@ -275,7 +277,7 @@ def _spread(values) -> float:
 
 
 def _far(label, name, unit, structures, indices, values) -> list[Finding]:
-    if len(values) < 10:
+    if len(values) < 20:
         return []
     scores = np.abs(values - np.median(values)) / _spread(values)
     order = np.argsort(-scores, kind="stable")
@@ -348,7 +350,9 @@ def _distances(structures, some, measured: contacts.Contacts) -> list[Finding]:
         atoms = [f"{structures[some[k]].source}" for k, _ in measured.alone]
         first = measured.alone[0][1]
         what = f"{len(atoms)} atoms have no neighbour within {contacts.REACH:g} Å (the first: atom {first})"
-        findings.append(Finding("warning", "lone-atom", what, "a local model sees nothing there", tuple(dict.fromkeys(atoms))))
+        findings.append(
+            Finding("warning", "lone-atom", what, "a local model sees nothing there", tuple(dict.fromkeys(atoms)))
+        )
     alone = {index for index, _ in measured.alone}
     fragments = tuple(structures[some[k]].source for k in measured.fragments if k not in alone)
     if fragments:
@@ -368,7 +372,10 @@ def _cutoff(structures, measured: contacts.Contacts) -> tuple[float, str]:
             cutoff, reason = 6.0, "open: few neighbours within 5 Å"
     first = 1.5 * measured.nearest
     if first > cutoff:
-        cutoff, reason = float(np.ceil(2 * first) / 2), f"some atoms have their nearest neighbour only at {measured.nearest:.1f} Å"
+        cutoff, reason = (
+            float(np.ceil(2 * first) / 2),
+            f"some atoms have their nearest neighbour only at {measured.nearest:.1f} Å",
+        )
     return cutoff, f"{reason}; neighbours on average: {around} Å"
 
 

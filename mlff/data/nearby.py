@@ -81,8 +81,12 @@ def _measure(structures, members: list[int]) -> Pairs:
         parts.append((_compare_cells if periodic else _compare_molecules)(chosen, first, second))
     pairs = Pairs(*(np.concatenate([getattr(p, name) for p in parts]) for name in Pairs.__dataclass_fields__))
     members = np.array(members)
-    pairs = Pairs(members[pairs.first], members[pairs.second], *(getattr(pairs, n) for n in list(Pairs.__dataclass_fields__)[2:]))
-    return pairs.where((pairs.distance < _FARTHEST) & (pairs.strain < _LARGEST_STRAIN) & (pairs.distance + pairs.strain > 1e-9))
+    pairs = Pairs(
+        members[pairs.first], members[pairs.second], *(getattr(pairs, n) for n in list(Pairs.__dataclass_fields__)[2:])
+    )
+    return pairs.where(
+        (pairs.distance < _FARTHEST) & (pairs.strain < _LARGEST_STRAIN) & (pairs.distance + pairs.strain > 1e-9)
+    )
 
 
 def _candidates(chosen: list[Structure], periodic: bool) -> np.ndarray:

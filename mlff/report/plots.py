@@ -154,7 +154,8 @@ def lint(structures: Sequence[Structure], report: Lint, path: str | Path, title:
     panels[1].set(xlabel="log10 of the force on an atom (eV/Å)", ylabel="atoms", yscale="log", title="forces")
     for pair, item in sorted(report.distances.items(), key=lambda entry: -entry[1].samples)[:8]:
         counts = np.array(item.histogram)
-        panels[2].stairs(counts / max(counts.max(), 1), BIN * np.arange(len(counts) + 1), label=f"{pair} from {item.shortest:.2f}")
+        edges, label = BIN * np.arange(len(counts) + 1), f"{pair} from {item.shortest:.2f}"
+        panels[2].stairs(counts / max(counts.max(), 1), edges, label=label)
     panels[2].set(xlabel="distance (Å)", ylabel="relative number of pairs", title="distances")
     if report.distances:
         panels[2].legend(frameon=False, fontsize=8)

@@ -81,7 +81,7 @@ def lint(report: Lint, title: str, examples: int = 3) -> Group:
     ]
     units = {"energy_per_atom": "eV/atom", "forces": "eV/Å", "stress": "eV/Å³"}
     rows += [
-        (name.replace("_", " "), f"{r['min']:.4f} to {r['max']:.4f}, RMS {r['rms']:.4f} {units[name]} ({r['count']:,} structures)")
+        (name.replace("_", " "), f"{r['min']:.4f} to {r['max']:.4f}, RMS {r['rms']:.4f} {units[name]}")
         for name, r in report.ranges.items()
     ]
     if report.groups:
@@ -106,7 +106,8 @@ def lint(report: Lint, title: str, examples: int = 3) -> Group:
         for item in report.comparisons:
             table.add_row(item.labels, item.verdict, item.what, item.method)
         tables.append(table)
-    table = Table(title="findings" if report.findings else "nothing to complain about", title_justify="left", show_header=False)
+    title = "findings" if report.findings else "nothing to complain about"
+    table = Table(title=title, title_justify="left", show_header=False)
     colors = dict(zip(SEVERITIES, ("bold red", "yellow", "dim"), strict=True))
     for item in report.findings:
         table.add_row(item.severity, item.code, escape(item.line(examples)), style=colors[item.severity])

@@ -136,11 +136,21 @@ def test_atoms_too_near_alone_or_apart(molecules):
 
 
 def test_net_forces_frozen_atoms_and_zeros(molecules):
-    structures = [replace(s, forces=np.vstack([0 * s.forces[:3], s.forces[3:]])) if k < 30 else s for k, s in enumerate(molecules)]
+    structures = [
+        replace(s, forces=np.vstack([0 * s.forces[:3], s.forces[3:]])) if k < 30 else s for k, s in enumerate(molecules)
+    ]
     found = codes(lint(labelled.dataset(structures)))
     assert len(found["net-force"].where) > 20 and "without constraints" in found["net-force"].do
     structures = [*molecules[:-1], replace(molecules[-1], forces=0 * molecules[-1].forces)]
     assert codes(lint(labelled.dataset(structures)))["zero-forces"].where == ("data.xyz, structure 59",)
+
+
+def test_labels_too_large_where_nothing_can_be_compared(molecules):
+    rng = np.random.default_rng(0)
+    structures = [replace(s, forces=rng.normal(0, 80, s.forces.shape)) for s in molecules]
+    structures = [replace(s, forces=s.forces - s.forces.mean(axis=0)) for s in structures]
+    found = codes(lint(labelled.dataset(structures)))
+    assert "units.forces" in found["large-forces"].do and "untested" in found
 
 
 def test_reference_energies(molecules):
