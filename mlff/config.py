@@ -83,6 +83,9 @@ class Data(ReadOptions):
         description="energy per element in eV taken off before training: given ({H: -13.6}), from isolated atoms in the data, by least "
         "squares, or auto (isolated where complete, else least squares)",
     )
+    lint: Annotated[Literal["stop", "warn", "off"], pydantic.BeforeValidator(lambda value: "off" if value is False else value)] = Field(
+        "stop", description="contradictions found in the training set (see mlff lint): stop, warn and go on, or do not look"
+    )
 
 
 class SchNet(_Section):

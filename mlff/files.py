@@ -1,4 +1,4 @@
-"""Files that are either whole or not there, and files that one process works on at a time."""
+"""Files that are whole or not there, that one process works on at a time, and that are not among those read."""
 
 from __future__ import annotations
 
@@ -43,3 +43,16 @@ def alone(lock: str | Path, busy: str) -> Iterator[None]:
         yield
     finally:
         held.release()
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Write a whole file in UTF-8."""
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def keep_inputs(outputs: list[Path | None], inputs: list[Path]) -> None:
+    """Raise DataError if a file to write is one that is read."""
+    for out in outputs:
+        if out is not None and any(out.resolve() == path.resolve() for path in inputs):
+            raise DataError(f"{out}: is an input and would be overwritten; choose another name")

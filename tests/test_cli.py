@@ -223,6 +223,36 @@ def test_info(run, folder):
     assert "12" in out and "H-O" in out and "eV/Å" in out
 
 
+def test_lint(folder, tmp_path):
+    keys = "--key", "energy=REF_energy", "--key", "forces=REF_forces"
+    report, picture = tmp_path / "lint.json", tmp_path / "lint.png"
+    code, out, err = call("lint", folder / "train.xyz", folder / "test.xyz", *keys, "--json", report, "--plot", picture)
+    assert code == 0 and err == "", err
+    assert "H-O" in out and "consistent" in out
+    assert json.loads(report.read_text())["structures"] == 16 and picture.read_bytes()[:4] == b"\x89PNG"
+    code, out, _ = call("lint", folder / "train.xyz", folder / "train.xyz", folder / "test.xyz", *keys)
+    assert code == 0 and "16" in out  # a file named twice is read once
+    (tmp_path / "copy.xyz").write_bytes((folder / "train.xyz").read_bytes())
+    code, out, _ = call("lint", folder / "train.xyz", tmp_path / "copy.xyz", *keys, "--max-examples", 1)
+    assert code == 0 and "duplicate-across-files" in out and "23 more" in out
+    message = fails("lint", folder / "train.xyz", *keys, "--unit", "forces_sign=gradient", "--json", report)
+    assert "train.xyz: energies and forces contradict" in message and message.endswith("units.forces_sign: force")
+    assert json.loads(report.read_text())["findings"][0]["code"] == "forces-sign"
+    assert "is an input" in fails("lint", folder / "train.xyz", "--json", folder / "train.xyz")
+
+
+def test_train_stops_at_a_contradiction_unless_told_otherwise(folder, tmp_path):
+    wrong = "train", folder / "config.yaml", "--set", "data.units.forces_sign=gradient", "--out", tmp_path / "run"
+    for extra in ((), ("--dry-run",)):
+        message = fails(*wrong, "--quiet", *extra)
+        assert "contradict each other" in message and "units.forces_sign: force; with data.lint: warn" in message
+    assert not (tmp_path / "run" / "model.safetensors").exists()
+    code, out, err = call(*wrong, "--dry-run", "--set", "data.lint=warn")
+    assert code == 0 and "error: energies and forces contradict" in " ".join(out.split()), err
+    code, out, err = call(*wrong, "--dry-run", "--set", "data.lint=off")
+    assert code == 0 and "contradict" not in out, err
+
+
 def test_schema_is_json():
     code, out, _ = call("schema")
     assert code == 0 and "optimizer" in json.loads(out)["properties"]

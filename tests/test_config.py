@@ -178,3 +178,13 @@ def test_units_of_a_resolved_config_do_not_count_as_stated(tmp_path):
     assert "'data.units.stress_order': input should be 'ase', 'vasp', 'lammps'" in _message(
         {"data": DATA | {"units": {"stress_order": "vasq"}}}
     )
+
+
+def test_lint_off_is_a_word_though_yaml_reads_a_truth_value(tmp_path):
+    file = tmp_path / "config.yaml"
+    file.write_text("data: {train: a.xyz, lint: off}\n", encoding="utf-8")
+    assert load_config(file).data.lint == "off" and load_config(file, ["data.lint=warn"]).data.lint == "warn"
+    file.write_text(dump_config(load_config(file)), encoding="utf-8")
+    assert load_config(file).data.lint == "off"
+    with pytest.raises(ConfigError, match="data.lint.*'stop', 'warn' or 'off'"):
+        load_config(file, ["data.lint=ignore"])

@@ -1,4 +1,4 @@
-"""The command line: `mlff train | schema | evaluate | certify | info | predict | relax | md`.
+"""The command line: `mlff train | schema | evaluate | certify | lint | info | predict | relax | md`.
 
 Heavy imports happen inside the commands, so that --help is quick.
 """

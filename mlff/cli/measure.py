@@ -1,4 +1,4 @@
-"""`mlff evaluate`, `mlff certify` and `mlff info`."""
+"""`mlff evaluate`, `mlff certify`, `mlff lint` and `mlff info`."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from mlff.cli.app import app
-from mlff.cli.options import AsPrecision, DataFile, Keys, Model, Quiet, UnitOptions, keep_inputs, load, read_data, write_text
+from mlff.cli.options import AsPrecision, DataFile, Keys, Model, Quiet, UnitOptions, load, read_data
 from mlff.errors import DataError, ModelFileError
+from mlff.files import keep_inputs, write_text
 
 if TYPE_CHECKING:
     from mlff.certificate.certificate import Certificate
@@ -100,6 +101,34 @@ def write_certificate(
     if plot is not None:
         plots.scans(certificate.scans, plot, title=str(path))
     return certificate
+
+
+@app.command(epilog="Example: mlff lint train.xyz test.xyz --unit forces=Hartree/Bohr --plot lint.png")
+def lint(
+    data: Annotated[list[Path], typer.Argument(help="reference data, one or several files", show_default=False)],
+    key: Keys = None,
+    unit: UnitOptions = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="write the report to this file")] = None,
+    plot: Annotated[Path | None, typer.Option(help="draw labels, distances and comparisons in this PNG file")] = None,
+    max_examples: Annotated[int, typer.Option(min=0, help="structures named per finding")] = 3,
+    quiet: Quiet = False,
+) -> None:
+    """What data hold and what is suspicious in them: units, signs, copies, outliers. Exit code 1 on a contradiction."""
+    keep_inputs([json_file, plot], data)
+    from rich.console import Console
+
+    from mlff.data.lint import lint as look
+    from mlff.report import plots, tables
+
+    dataset = read_data(data, key, unit, progress=not quiet)
+    report = look(dataset)
+    Console().print(tables.lint(report, ", ".join(map(str, data)), max_examples))
+    if json_file is not None:
+        write_text(json_file, json.dumps(report.to_dict(), indent=2) + "\n")
+    if plot is not None:
+        plots.lint(dataset.structures, report, plot, title=", ".join(file.name for file in data))
+    if errors := report.of("error"):
+        raise DataError(f"{data[0]}: {errors[0].line()}" + (f"; and {len(errors) - 1} more" if len(errors) > 1 else ""))
 
 
 @app.command(epilog="Examples: mlff info runs/si/model.safetensors; mlff info data/silicon/train.xyz")

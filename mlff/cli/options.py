@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from mlff.errors import ConfigError, DataError, StructureError
+from mlff.errors import ConfigError, StructureError
 
 if TYPE_CHECKING:
     import ase
@@ -51,7 +51,7 @@ def make_calculator(model: Path, precision: Precision | None, skin: float = 0.5)
     return MLFFCalculator(load(model, precision), skin=skin)
 
 
-def read_data(path: Path, key: list[str] | None, unit: list[str] | None, progress: bool):
+def read_data(path: Path | list[Path], key: list[str] | None, unit: list[str] | None, progress: bool):
     """A dataset, with labels and units as --key and --unit say."""
     from mlff.config import KeyNames, Units
     from mlff.data.dataset import read_dataset
@@ -94,18 +94,3 @@ def about(structure: Path) -> Iterator[None]:
         yield
     except (SimulationError, StructureError) as error:
         raise type(error)(f"{structure}: {error}") from error
-
-
-def keep_inputs(outputs: list[Path | None], inputs: list[Path]) -> None:
-    """Raise DataError if a file to write is one that is read."""
-    for out in outputs:
-        if out is not None and any(out.resolve() == path.resolve() for path in inputs):
-            raise DataError(f"{out}: is an input and would be overwritten; choose another name")
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a text file, whole or not at all."""
-    from mlff.files import replacing
-
-    with replacing(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")

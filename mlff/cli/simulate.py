@@ -16,12 +16,12 @@ from mlff.cli.options import (
     Quiet,
     StructureFile,
     about,
-    keep_inputs,
     load,
     make_calculator,
     read_structure,
 )
 from mlff.errors import DataError
+from mlff.files import keep_inputs
 
 
 @app.command(epilog="Example: mlff predict runs/si/model.safetensors candidates.xyz predicted.xyz --stress")
@@ -165,28 +165,13 @@ def md(
             limits=Limits(force=max_force, temperature=max_temperature),
             progress=not quiet,
         )
-    if plot is not None:
-        from mlff.report import plots
+    from mlff.report import plots, tables
 
+    if plot is not None:
         plots.md(log, plot, title=f"{structure.name}, {ensemble.upper()}, {temperature:g} K")
-    _print_md(summary, out, log)
+    print(tables.md(summary))
+    print(f"{out}, {log}")
 
 
 def _join(values, form: str) -> str:
     return " ".join(format(value, form) for value in values)
-
-
-def _print_md(summary, out: Path, log: Path) -> None:
-    parts = [
-        f"{summary.steps:,} steps, {summary.time_ps:g} ps",
-        f"T {summary.temperature_mean:.0f} ± {summary.temperature_std:.0f} K",
-    ]
-    if summary.drift is not None:
-        parts.append(f"drift {summary.drift:+.3g} meV/atom/ps")
-    if summary.volume_mean is not None:
-        parts.append(f"volume {summary.volume_mean:.2f} Å³")
-    if summary.pressure_mean is not None:
-        parts.append(f"pressure {summary.pressure_mean:.3f} GPa")
-    parts.append(f"{summary.ns_per_day:.2f} ns/day")
-    print(", ".join(parts))
-    print(f"{out}, {log}")

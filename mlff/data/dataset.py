@@ -52,8 +52,8 @@ class Dataset:
     def fingerprint(self) -> str:
         """SHA-256 (hex) over geometries, labels and isolated atoms; file names and the order of structures do not enter."""
         total = hashlib.sha256(b"mlff dataset 1")
-        for digest in sorted(_digest(structure, labels=True) for structure in self.structures):
-            total.update(digest)
+        for one in sorted(digest(structure, labels=True) for structure in self.structures):
+            total.update(one)
         total.update(json.dumps(sorted(self.isolated_atoms.items())).encode())
         return total.hexdigest()
 
@@ -170,7 +170,7 @@ def load_data(config: Data, seed: int, loss: Loss, progress: bool = False) -> Sp
                 f"{other.census.source}: the {what} set (data.{name}) holds no structures besides isolated atoms"
             )
         _require_elements(train, other, what)
-        shared = len({_digest(s) for s in train} & {_digest(s) for s in other})
+        shared = len({digest(s) for s in train} & {digest(s) for s in other})
         if shared:
             warnings.warn(
                 f"{shared} structures of the {what} set ({other.census.source}) are in the training set too; its errors "
@@ -275,7 +275,8 @@ def _require_elements(train: Dataset, other: Dataset, what: str) -> None:
             )
 
 
-def _digest(structure: Structure, labels: bool = False) -> bytes:
+def digest(structure: Structure, labels: bool = False) -> bytes:
+    """SHA-256 of the geometry, with `labels` of what a loss sees too; positions count as they are given, to the bit."""
     cell = structure.cell * structure.pbc[:, None]
     arrays = [structure.numbers, structure.positions + 0.0, cell + 0.0, structure.pbc]
     text = ""

@@ -14,7 +14,7 @@ from rich.syntax import Syntax
 from mlff.config import Config, dump_config
 from mlff.data.batching import Sizes
 from mlff.data.dataset import load_data
-from mlff.training.loop import prepare
+from mlff.training.loop import inspect, prepare
 from mlff.training.step import initial_state, make_step
 from mlff.training.trainer import Task
 
@@ -29,6 +29,7 @@ def print_plan(config: Config, out: Path) -> None:
     splits = load_data(config.data, config.seed, config.loss, progress=True)
     for name, dataset in (("train", splits.train), ("valid", splits.valid), *splits.test.items()):
         console.print(f"{name}: {dataset.census}", highlight=False, soft_wrap=True)
+    inspect(config, splits, lambda text: console.print(text, style="yellow", markup=False, highlight=False, soft_wrap=True))
     with jax.enable_x64(config.precision == "float64"):
         task = prepare(config, splits)
         console.print(task.describe(), highlight=False, soft_wrap=True)

@@ -1,4 +1,4 @@
-"""PNG plots: parity, learning curve, molecular dynamics. Units stand on every axis."""
+"""PNG plots: parity, learning curve, molecular dynamics, lint of a dataset. Units stand on every axis."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogFormatter, MaxNLocator, NullFormatter
 
+from mlff.data.contacts import BIN
+from mlff.data.lint import Lint
 from mlff.data.structure import Structure
 from mlff.errors import DataError
 from mlff.files import replacing
@@ -131,6 +133,46 @@ def md(log: str | Path, path: str | Path, title: str | None = None) -> None:
         _clean(panel)
     axes[-1].set_xlabel("time (ps)")
     figure.align_ylabels()
+    _save(figure, path, title)
+
+
+def lint(structures: Sequence[Structure], report: Lint, path: str | Path, title: str | None = None) -> None:
+    """Energies, forces, distances per pair of elements, and labels held against each other. Raises DataError."""
+    if not len(structures):
+        raise DataError("no structures to draw")
+    compared = [item for item in report.comparisons if len(item.points)]
+    figure = Figure(figsize=(10, 3.6 * (2 + (len(compared) > 1))), layout="constrained")
+    panels = figure.subplots(2 + (len(compared) > 1), 2).ravel()
+    at = [k for k, s in enumerate(structures) if s.energy is not None]
+    panels[0].plot(at, [structures[k].energy / len(structures[k]) for k in at], "o", ms=2.5, color=BLUE, alpha=0.6, mew=0)
+    panels[0].set(xlabel="structure", ylabel="energy (eV/atom)", title="energies")
+    panels[0].ticklabel_format(axis="y", useOffset=False)
+    forces = [np.linalg.norm(s.forces, axis=1) for s in structures if s.forces is not None]
+    sizes = np.concatenate(forces) if forces else np.zeros(0)
+    if (sizes > 1e-6).any():
+        panels[1].hist(np.log10(sizes[sizes > 1e-6]), bins=80, color=BLUE)
+    panels[1].set(xlabel="log10 of the force on an atom (eV/Å)", ylabel="atoms", yscale="log", title="forces")
+    for pair, item in sorted(report.distances.items(), key=lambda entry: -entry[1].samples)[:8]:
+        counts = np.array(item.histogram)
+        edges, label = BIN * np.arange(len(counts) + 1), f"{pair} from {item.shortest:.2f}"
+        panels[2].stairs(counts / max(counts.max(), 1), edges, label=label)
+    panels[2].set(xlabel="distance (Å)", ylabel="relative number of pairs", title="distances")
+    if report.distances:
+        panels[2].legend(frameon=False, fontsize=8)
+    for axes, item in zip(panels[3:], compared, strict=False):
+        x, y = item.points.T
+        axes.plot(x, y, "o", ms=3, color=BLUE, alpha=0.5, mew=0)
+        reach = np.array([np.abs(x).max(), -np.abs(x).max()])
+        axes.plot(reach, item.slope * reach, color=ORANGE, lw=1.4, label=f"slope {item.slope:.3g}, {item.verdict}")
+        axes.plot(reach, reach, color=GREY, lw=1, ls=(0, (4, 3)), label="slope 1")
+        margin = 1.05 * np.abs(y).max() or 1.0
+        axes.set(ylim=(-margin, margin), title=item.labels, xlabel=f"from {item.labels.split()[-1]} (eV)")
+        axes.set_ylabel("from energies (eV)" if item.labels.startswith("energies") else "from forces (eV)")
+        axes.legend(frameon=False, fontsize=8)
+    for axes in panels[3 + len(compared) :]:
+        axes.set_axis_off()
+    for axes in panels:
+        _clean(axes)
     _save(figure, path, title)
 
 

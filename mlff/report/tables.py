@@ -8,11 +8,14 @@ import jax
 import numpy as np
 from ase.data import chemical_symbols
 from rich.console import Group
+from rich.markup import escape
 from rich.table import Table
 
 from mlff.data.dataset import Dataset
+from mlff.data.lint import SEVERITIES, Lint
 from mlff.data.neighbors import neighbor_list
 from mlff.potential import Potential
+from mlff.simulation.md import Summary
 from mlff.training.metrics import Metrics
 
 _LOOK_AT = 200  #: structures whose distances are measured
@@ -66,6 +69,64 @@ def data(dataset: Dataset, path: Path) -> Group:
             rows.append(("forces", f"RMS {np.sqrt(np.mean(together**2)):.4f}, largest {np.abs(together).max():.3f} eV/Å"))
         rows += _contacts(structures[:: max(1, len(structures) // _LOOK_AT)])
     return Group(_rows(str(path), rows))
+
+
+def lint(report: Lint, title: str, examples: int = 3) -> Group:
+    """Contents, distances, what was compared and the findings of a lint, with so many structures named per finding."""
+    reference = ", ".join(f"{symbol} {energy:.4f}" for symbol, energy in report.reference["energies"].items())
+    rows = [
+        ("census", report.census),
+        ("structures", f"{report.structures:,}"),
+        ("atoms", ", ".join(f"{symbol} {count:,}" for symbol, count in report.elements.items())),
+    ]
+    units = {"energy_per_atom": "eV/atom", "forces": "eV/Å", "stress": "eV/Å³"}
+    rows += [
+        (name.replace("_", " "), f"{r['min']:.4f} to {r['max']:.4f}, RMS {r['rms']:.4f} {units[name]}")
+        for name, r in report.ranges.items()
+    ]
+    if report.groups:
+        named = ", ".join(f"{name} {count:,}" for name, count in list(report.groups.items())[:8])
+        rows.append(("groups", f"{len(report.groups)}: {named}{', ...' if len(report.groups) > 8 else ''}"))
+    rank = f"{report.reference['kind']}; compositions of rank {report.reference['rank']} of {report.reference['elements']}"
+    rows.append(("reference energies", f"{rank}" + (f": {reference} eV" if reference else "")))
+    rows.append(("cutoff", f"{report.cutoff:g} Å ({report.cutoff_reason})"))
+    tables = [_rows(title, rows)]
+    if report.distances:
+        table = Table(title=f"distances in {report.looked_at:,} structures, Å", title_justify="left")
+        for name in ("pair", "shortest", "1 %", "median", "atoms", "gaps"):
+            table.add_column(name, justify="left" if name == "pair" else "right")
+        for pair, item in report.distances.items():
+            lengths = (f"{length:.3f}" for length in (item.shortest, item.low, item.median))
+            table.add_row(pair, *lengths, f"{item.samples:,}", f"{100 * item.empty():.0f} %")
+        tables.append(table)
+    if report.comparisons:
+        table = Table(title="do the labels belong together", title_justify="left")
+        for name in ("labels", "verdict", "what was seen", "how"):
+            table.add_column(name, overflow="fold")
+        for item in report.comparisons:
+            table.add_row(item.labels, item.verdict, item.what, item.method)
+        tables.append(table)
+    title = "findings" if report.findings else "nothing to complain about"
+    table = Table(title=title, title_justify="left", show_header=False)
+    colors = dict(zip(SEVERITIES, ("bold red", "yellow", "dim"), strict=True))
+    for item in report.findings:
+        table.add_row(item.severity, item.code, escape(item.line(examples)), style=colors[item.severity])
+    return Group(*tables, table)
+
+
+def md(summary: Summary) -> str:
+    """A run of molecular dynamics in one line."""
+    parts = [
+        f"{summary.steps:,} steps, {summary.time_ps:g} ps",
+        f"T {summary.temperature_mean:.0f} ± {summary.temperature_std:.0f} K",
+    ]
+    if summary.drift is not None:
+        parts.append(f"drift {summary.drift:+.3g} meV/atom/ps")
+    if summary.volume_mean is not None:
+        parts.append(f"volume {summary.volume_mean:.2f} Å³")
+    if summary.pressure_mean is not None:
+        parts.append(f"pressure {summary.pressure_mean:.3f} GPa")
+    return ", ".join([*parts, f"{summary.ns_per_day:.2f} ns/day"])
 
 
 def _contacts(structures) -> list[tuple[str, str]]:

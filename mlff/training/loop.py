@@ -1,6 +1,6 @@
 """Training: from a config to a potential, top to bottom.
 
-Load the data, take off the baseline, batch, initialise, optimise with checkpoints, evaluate, save.
+Load the data, look for contradictions, take off the baseline, batch, initialise, optimise with checkpoints, evaluate, save.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import dataclasses
 import os
 import platform
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib.metadata import version
 from pathlib import Path
 
@@ -23,8 +23,9 @@ from mlff.config import Config, dump_config
 from mlff.data import baseline as baselines
 from mlff.data.batching import Batches, make_sample
 from mlff.data.dataset import Dataset, Splits, load_data
+from mlff.data.lint import lint
 from mlff.errors import ConfigError, DataError
-from mlff.files import alone, replacing
+from mlff.files import alone, write_text
 from mlff.models import registry
 from mlff.potential import Potential, initial_params
 from mlff.training import losses, statistics
@@ -36,8 +37,9 @@ from mlff.training.step import Params
 from mlff.training.trainer import Task, Trainer
 
 MODEL = "model.safetensors"  #: the trained potential in a run directory
+_WARNINGS = 5  # lines
 MAY_CHANGE = {
-    "data": {"train", "valid", "test"},  # the content counts, not the path
+    "data": {"train", "valid", "test", "lint"},  # the content counts, not the path
     "training": {"epochs", "max_hours", "patience", "validate_every", "checkpoint_every", "keep_checkpoints", "tensorboard"},
 }
 
@@ -72,10 +74,10 @@ def _train(config: Config, out: Path, splits: Splits, journal: Journal, progress
         if record is not None and Run(**record["run"]).over(config) and (out / MODEL).exists():
             journal.say(f"this run is finished: its potential is {out / MODEL}")
             return Potential.load(out / MODEL)
-        with replacing(out / "config.yaml") as draft:
-            draft.write_text(dump_config(config), encoding="utf-8")
-
         journal.say(str(splits.train.census))
+        inspect(config, splits, journal.warn)
+        write_text(out / "config.yaml", dump_config(config))
+
         task = prepare(config, splits, progress)
         journal.say(task.describe())
         trainer = Trainer(task, saved, journal, identity)
@@ -91,6 +93,23 @@ def _train(config: Config, out: Path, splits: Splits, journal: Journal, progress
     potential.save(out / MODEL)
     journal.say(f"saved {out / MODEL}")
     return potential
+
+
+def inspect(config: Config, splits: Splits, warn: Callable[[str], None]) -> None:
+    """Lint the training set: warn of what is suspicious. Raises DataError for a contradiction unless `data.lint` is warn."""
+    if config.data.lint == "off":
+        return
+    held_out = {"validation": splits.valid, **{f"test {name}": data for name, data in splits.test.items()}}
+    report = lint(splits.train, held_out, config.data.reference_energies)
+    source, errors = splits.train.census.source, report.of("error")
+    if errors and config.data.lint == "stop":
+        more = f"; and {len(errors) - 1} more (mlff lint)" if len(errors) > 1 else ""
+        raise DataError(f"{source}: {errors[0].line()}{more}; with data.lint: warn training goes on nevertheless")
+    found = [item for item in (*errors, *report.of("warning")) if item.code != "duplicate-held-out"]  # load_data tells those
+    for item in found[:_WARNINGS]:
+        warn(f"{item.severity}: {item.line()}")
+    if len(found) > _WARNINGS:
+        warn(f"and {len(found) - _WARNINGS} more warnings: mlff lint shows them")
 
 
 def prepare(config: Config, splits: Splits, progress: bool = False) -> Task:

@@ -7,10 +7,12 @@ import numpy as np
 import pytest
 from matplotlib.image import imread
 
+from mlff.data.lint import lint
 from mlff.data.structure import Structure
 from mlff.errors import DataError
 from mlff.files import replacing
 from mlff.report import plots
+from tests.data.labelled import crystals, dataset, molecules
 
 
 def labelled(count, rng, stress=False, forces=True):
@@ -93,3 +95,14 @@ def test_a_file_is_whole_or_not_there(tmp_path):
     assert target.read_text() == "new"
     with pytest.raises(DataError, match="no such directory"), replacing(tmp_path / "no" / "out.txt"):
         pass
+
+
+def test_lint(tmp_path):
+    for structures in (crystals(16), molecules(16), molecules(2)):
+        data = dataset(structures)
+        plots.lint(structures, lint(data), tmp_path / "lint.png", title="data.xyz")
+        assert width(tmp_path / "lint.png") == 1500
+    bare = [Structure(s.numbers, s.positions, s.cell, s.pbc) for s in structures]
+    plots.lint(bare, lint(dataset(bare)), tmp_path / "bare.png")
+    with pytest.raises(DataError, match="no structures"):
+        plots.lint([], lint(dataset([])), tmp_path / "none.png")

@@ -1,5 +1,6 @@
 import json
 import signal
+from dataclasses import replace
 
 import ase.io
 import jax
@@ -9,12 +10,12 @@ from ase.calculators.singlepoint import SinglePointCalculator
 
 from mlff.config import make_config
 from mlff.data.dataset import load_data
-from mlff.errors import ConfigError
+from mlff.errors import ConfigError, DataError
 from mlff.files import alone
 from mlff.potential import Potential
 from mlff.training.evaluate import evaluate
 from mlff.training.journal import Journal
-from mlff.training.loop import train
+from mlff.training.loop import inspect, train
 from mlff.training.trainer import Trainer
 
 from .toy import make_structures
@@ -88,6 +89,11 @@ def test_a_finished_run_is_not_repeated(finished, files, monkeypatch, caplog):
     assert again.metadata == potential.metadata
 
 
+def test_lint_may_change_between_runs(finished, files):
+    out, potential = finished
+    assert train(settings(files, data={"lint": "warn"}), out, progress=False).metadata == potential.metadata
+
+
 def test_another_config_or_other_data_is_refused_by_name(finished, files, tmp_path):
     out, _ = finished
     other = settings(files, optimizer={"learning_rate": 0.5}, model={"channels": 16})
@@ -138,3 +144,17 @@ def test_two_runs_in_one_directory_are_refused(files, tmp_path):
     with alone(tmp_path / ".lock", "busy"), pytest.raises(ConfigError, match="another process trains there"):
         train(settings(files), tmp_path, progress=False)
     assert not (tmp_path / "config.yaml").exists()
+
+
+def test_contradictory_labels_stop_before_anything_is_spent(tmp_path, monkeypatch):
+    structures = [replace(s, forces=-s.forces) for s in make_structures(24, seed=0)]
+    files = write(tmp_path / "train.xyz", structures), write(tmp_path / "test.xyz", make_structures(6, seed=1))
+    monkeypatch.setattr(Trainer, "fit", lambda self: pytest.fail("began to train"))
+    with pytest.raises(DataError, match="train.xyz: energies and forces contradict .* units.forces_sign: gradient"):
+        train(settings(files), tmp_path / "run", progress=False)
+    config = settings(files, data={"lint": "warn"})
+    splits = load_data(config.data, config.seed, config.loss)
+    said: list[str] = []
+    inspect(config, splits, said.append)
+    assert len(said) == 1 and said[0].startswith("error: energies and forces contradict")
+    inspect(settings(files, data={"lint": "off"}), splits, lambda text: pytest.fail(text))

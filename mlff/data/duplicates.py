@@ -1,0 +1,50 @@
+"""Structures that are there more than once: to the bit, or but for rotation, translation and exchange of like atoms."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from scipy.spatial import cKDTree
+
+from mlff.data.dataset import digest
+from mlff.data.structure import Structure
+
+_SAME = 1e-6  # of fingerprints
+_ENERGY, _FORCES = 0.005, 0.1  # eV per atom and eV/Å (RMS): labels of one geometry may differ so much
+
+
+def identical(structures: Sequence[Structure]) -> list[tuple[int, int]]:
+    """(first, later) for every geometry that is there again, bit by bit."""
+    seen: dict[bytes, int] = {}
+    pairs = []
+    for index, structure in enumerate(structures):
+        first = seen.setdefault(digest(structure), index)
+        if first != index:
+            pairs.append((first, index))
+    return pairs
+
+
+def equivalent(structures: Sequence[Structure], indices: Sequence[int], fingerprints: np.ndarray) -> list[tuple[int, int]]:
+    """(first, later) of structures[indices] whose fingerprints (rows in the order of `indices`) are the same."""
+    groups: dict[tuple, list[int]] = {}
+    for row, index in enumerate(indices):
+        s = structures[index]
+        if len(s) > 1:
+            groups.setdefault((np.sort(s.numbers).tobytes(), s.pbc.tobytes()), []).append(row)
+    pairs = []
+    for rows in groups.values():
+        if len(rows) > 1:
+            near = cKDTree(fingerprints[rows]).query_pairs(_SAME, output_type="ndarray")
+            later, where = np.unique(near[:, 1], return_index=True)
+            pairs += [(int(indices[rows[a]]), int(indices[rows[b]])) for a, b in zip(near[where, 0], later, strict=True)]
+    return sorted(pairs)
+
+
+def contradict(a: Structure, b: Structure) -> bool:
+    """Do the labels of two structures with the same geometry differ by more than a tight calculation does?"""
+    if a.energy is not None and b.energy is not None and abs(a.energy - b.energy) > _ENERGY * len(a):
+        return True
+    if a.forces is None or b.forces is None:
+        return False
+    return bool(np.sqrt(np.mean((a.forces - b.forces) ** 2)) > _FORCES)
