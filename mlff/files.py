@@ -32,6 +32,8 @@ def replacing(path: str | Path) -> Iterator[Path]:
 def alone(lock: str | Path, busy: str) -> Iterator[None]:
     """Hold the lock file `lock` in the block; the system releases it when the process ends, however it ends.
 
+    A block that ends removes the file; a killed process leaves it, unlocked.
+
     Raises ConfigError with the message `busy` when another process (or another block of this one) holds it.
     """
     held = FileLock(lock, timeout=0)
@@ -42,6 +44,7 @@ def alone(lock: str | Path, busy: str) -> Iterator[None]:
     try:
         yield
     finally:
+        Path(lock).unlink(missing_ok=True)
         held.release()
 
 

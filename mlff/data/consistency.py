@@ -230,7 +230,7 @@ def _order(pairs: Pairs, fitted: Fitted | None, scale: float) -> Comparison | No
         f"the shear components correlate with what they should be by {tried[0]:.2f} as they stand, by "
         f"{tried[best]:.2f} in the order {_order_name(SHEAR_ORDERS[best])}"
     )
-    do = f"the file has {_order_name(SHEAR_ORDERS[best])}: write the stress as 3x3 numbers, or as xx yy zz yz xz xy"
+    do = f"the file has {_order_name(SHEAR_ORDERS[best])}: set units.stress_order, or write the stress as 3x3 numbers"
     return Comparison(labels, method, "contradiction", what, "stress-order", do, **found)
 
 
@@ -304,7 +304,7 @@ def _judge(labels, method, subject, slope, correlation, points, causes, size, ro
     return Comparison(labels, method, "untested", f"they correlate too little to tell ({text})", **numbers)
 
 
-_PER_ATOM = "multiply the energies by the number of atoms: mlff reads totals"
+_PER_ATOM = "set units.energy_per_atom: true"
 
 
 def _force_causes(origins) -> list[Cause]:

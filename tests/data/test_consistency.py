@@ -71,7 +71,7 @@ def test_what_belongs_together_is_consistent(molecules, crystals, defects):
         ({"forces": BOHR}, "forces-unit", "units.forces: ENERGY/Bohr"),
         ({"energy": 1 / HARTREE}, "forces-unit", "units.energy: Hartree with units.forces: eV/Angstrom"),
         ({"energy": 1 / KCAL}, "forces-unit", "units.energy: kcal/mol with units.forces: eV/Angstrom"),
-        ({"energy": 1 / 9}, "energy-per-atom", "number of atoms"),
+        ({"energy": 1 / 9}, "energy-per-atom", "units.energy_per_atom: true"),
     ],
 )
 def test_forces_that_contradict_energies(molecules, factors, code, advice):
