@@ -35,16 +35,17 @@ class Certificate:
         return {"lines": [asdict(line) | {"passed": line.passed} for line in self.lines]}
 
     def table(self, title: str | None = None) -> Table:
-        """A rich table of the lines."""
-        table = Table(title=title, title_justify="left")
+        """A rich table of the lines; what was measured stands below for those that failed."""
+        caption = "\n".join(f"[bold red]{line.name}[/bold red]: {line.note}" for line in self.failed)
+        table = Table(title=title, title_justify="left", caption=caption or None, caption_justify="left")
         for heading in ("", "figure", "limit"):
             table.add_column(heading, justify="left" if not heading else "right")
-        for heading in ("unit", "passed", "measured on"):
+        for heading in ("unit", "passed"):
             table.add_column(heading)
         for line in self.lines:
             value = "-" if line.value is None else f"{line.value:.3g}"
             verdict = "" if line.limit is None else "yes" if line.passed else "[bold red]NO[/bold red]"
-            table.add_row(line.name, value, "" if line.limit is None else f"{line.limit:.3g}", line.unit, verdict, line.note)
+            table.add_row(line.name, value, "" if line.limit is None else f"{line.limit:.3g}", line.unit, verdict)
         return table
 
 
