@@ -34,7 +34,7 @@ from mlff.models import registry
 from mlff.models.atoms import Statistics
 from mlff.runtime import quick_compile
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2  #: 1: without the core of `Statistics`
 CERTIFICATE = "certificate"  #: where the certificate stands in the metadata
 _ATOMS = 512  #: atoms evaluated at once: enough to keep two cores busy, little enough for their caches
 _PAIRS_PER_COMPILATION = 1e6  #: padded pairs evaluated in the time of one compilation (many-body model, two cores)
@@ -257,8 +257,9 @@ class Potential:
             if architecture not in registry.CONFIGS:
                 raise ModelFileError(f"{path}: unknown architecture {architecture!r}; known: {', '.join(registry.CONFIGS)}")
             config = registry.CONFIGS[architecture].model_validate(header["model"])
-            scale, neighbors, shifts = (header["statistics"][name] for name in Statistics._fields)
-            statistics = Statistics(float(scale), float(neighbors), tuple(float(shift) for shift in shifts))
+            known = {"core": ()} | header["statistics"] if header["format_version"] == 1 else header["statistics"]
+            scale, neighbors, shifts, core = (known[name] for name in Statistics._fields)
+            statistics = Statistics(float(scale), float(neighbors), tuple(map(float, shifts)), tuple(map(float, core)))
             potential = cls(
                 config=config,
                 params=traverse_util.unflatten_dict({tuple(name.split("/")): value for name, value in tensors.items()}),
@@ -273,12 +274,14 @@ class Potential:
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             problem = f"{type(error).__name__}: {error}"
             raise ModelFileError(f"{path}: the header is not that of an mlff model ({problem})") from None
-        elements, constants = list(potential.elements), [*statistics[:2], *statistics.shifts, *potential.baseline.values()]
+        elements, core = list(potential.elements), statistics.core
+        constants = [*statistics[:2], *statistics.shifts, *core, *potential.baseline.values()]
         if not elements or elements != sorted(set(elements)) or not (1 <= elements[0] and elements[-1] <= 118):
             raise ModelFileError(f"{path}: the header's elements are not atomic numbers in ascending order")
-        if set(elements) != set(potential.baseline) or len(statistics.shifts) not in (0, len(elements)):
+        sizes = len(statistics.shifts) in (0, len(elements)) and len(core) in (0, len(elements) ** 2)
+        if set(elements) != set(potential.baseline) or not sizes:
             raise ModelFileError(f"{path}: the header's baseline or statistics are not those of its elements")
-        if not np.isfinite(constants).all() or statistics.mean_neighbors <= 0:
+        if not np.isfinite(constants).all() or statistics.mean_neighbors <= 0 or min(core, default=1.0) <= 0:
             raise ModelFileError(f"{path}: the header's baseline or statistics hold values that make no sense")
         if potential.precision not in ("float32", "float64"):
             raise ModelFileError(f"{path}: unknown precision {potential.precision!r}")

@@ -40,7 +40,7 @@ SHARED = Path(__file__).parents[2] / "shared"
 def make_potential(name: str, precision: str = "float32") -> Potential:
     """A potential with random weights whose forces are a few eV/Å."""
     config = MODELS[name]
-    statistics = Statistics(0.3, 12.0, (-1.0, -5.0, -2.0, -4.0))
+    statistics = Statistics(0.3, 12.0, (-1.0, -5.0, -2.0, -4.0), core=(0.8,) * 16)
     params = initial_params(registry.build(config, ELEMENTS, statistics), seed=1)
     return Potential(config, params, ELEMENTS, BASELINE, statistics, precision)
 

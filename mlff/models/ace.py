@@ -42,7 +42,7 @@ class ACE(nn.Module):
     @nn.compact
     def __call__(self, graph: Graph) -> Array:
         """Per-atom energies (N,), eV."""
-        around = surroundings(graph, self.elements, self.cutoff)
+        around = surroundings(graph, self.elements, self.cutoff, self.statistics.core)
         harmonics = [
             jnp.moveaxis(y, 0, 1) for y in spherical_harmonics(max(self.l_max, self.l_message), around.directions)
         ]  # (N, 2l + 1, K)

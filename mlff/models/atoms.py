@@ -20,6 +20,7 @@ class Statistics(NamedTuple):
     energy_scale: float = 1.0  #: eV: the network's output is in these; the RMS force of the data times 1 Å
     mean_neighbors: float = 10.0  #: neighbours within the cutoff, averaged over atoms
     shifts: tuple[float, ...] = ()  #: eV per element (in the order of the elements): mean binding energy; () for none
+    core: tuple[float, ...] = ()  #: Å per pair of elements, row by row: nearer than this the network fades out; () for never
 
 
 class Surroundings(NamedTuple):
@@ -28,11 +29,15 @@ class Surroundings(NamedTuple):
     species: Array  #: (N,) int32: index into the elements; 0 for padding
     distances: Array  #: (N, K) Å; 0 in empty slots and beyond the cutoff
     directions: Array  #: (N, K, 3) unit vectors from center to neighbour; 0 in empty slots
-    envelope: Array  #: (N, K): smooth cutoff; 0 in empty slots
+    envelope: Array  #: (N, K): smooth cutoff, at the core too; 0 in empty slots
 
 
-def surroundings(graph: Graph, elements: tuple[int, ...], cutoff: float) -> Surroundings:
-    """Species, distances, directions and envelope of all pairs; pairs beyond the cutoff (a list with skin) drop out."""
+def surroundings(graph: Graph, elements: tuple[int, ...], cutoff: float, core: tuple[float, ...] = ()) -> Surroundings:
+    """Species, distances, directions and envelope of all pairs; pairs beyond the cutoff (a list with skin) drop out.
+
+    Pairs nearer than `core` (see `Statistics`) fade out too and are gone at three quarters of it, with two continuous
+    derivatives: no training data reach there, and a polynomial of many bodies would make up any energy.
+    """
     table = np.zeros(119, np.int32)
     table[list(elements)] = np.arange(len(elements))
     vectors = graph.pair_vectors
@@ -40,11 +45,17 @@ def surroundings(graph: Graph, elements: tuple[int, ...], cutoff: float) -> Surr
     inside = (distances > 0) & (distances < cutoff)
     r = jnp.where(inside, distances, 1.0)
     directions = jnp.where(inside[..., None], vectors / r[..., None], 0.0)
+    species = jnp.asarray(table)[graph.atomic_numbers]
+    smooth = envelope(distances, cutoff)
+    if core:
+        ends = jnp.asarray(core, distances.dtype)[species[:, None] * len(elements) + species[graph.neighbors]]
+        x = jnp.clip((r - 0.75 * ends) / (0.25 * ends), 0.0, 1.0)
+        smooth = smooth * x**3 * (10 - 15 * x + 6 * x**2)
     return Surroundings(
-        species=jnp.asarray(table)[graph.atomic_numbers],
+        species=species,
         distances=jnp.where(inside, distances, 0.0),
         directions=directions,
-        envelope=jnp.where(inside, envelope(distances, cutoff), 0.0),
+        envelope=jnp.where(inside, smooth, 0.0),
     )
 
 

@@ -27,7 +27,7 @@ class SchNet(nn.Module):
     @nn.compact
     def __call__(self, graph: Graph) -> Array:
         """Per-atom energies (N,), eV."""
-        around = surroundings(graph, self.elements, self.cutoff)
+        around = surroundings(graph, self.elements, self.cutoff, self.statistics.core)
         basis = gaussian_basis(around.distances, self.cutoff, self.radial_basis)
         features = self.param("embedding", nn.initializers.normal(1.0), (len(self.elements), self.channels))[around.species]
         for layer in range(self.layers):

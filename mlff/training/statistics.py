@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+from ase.data import covalent_radii
 
 from mlff.data.batching import Sample
 from mlff.errors import DataError
@@ -13,7 +14,7 @@ def measure(samples: list[Sample], elements: tuple[int, ...], forces: bool) -> S
     """Statistics of the training samples (baseline removed).
 
     energy_scale: RMS of the force components (eV/Å) when `forces` are learned and present, else the standard deviation
-    of the energy per atom. shifts: least squares of the energies over the composition. Raises DataError when the
+    of the energy per atom. shifts: least squares of the energies over the composition; core: shortest distances. Raises DataError when the
     labels do not vary: there is nothing to learn.
     """
     energies = np.array([s.energy for s in samples if s.energy is not None], np.float64)
@@ -32,7 +33,24 @@ def measure(samples: list[Sample], elements: tuple[int, ...], forces: bool) -> S
     if scale < 1e-6:
         raise DataError(f"the {what} of the training structures do not vary (RMS {scale:.1e} eV/Å): nothing to learn")
     neighbors = float(np.sum([s.mask.sum() for s in samples]) / np.sum([len(s.numbers) for s in samples]))
-    return Statistics(scale, max(neighbors, 1.0), tuple(float(shift) for shift in shifts))
+    shifts = tuple(float(shift) for shift in shifts)
+    return Statistics(scale, max(neighbors, 1.0), shifts, _core(samples, elements))
+
+
+def _core(samples: list[Sample], elements: tuple[int, ...]) -> tuple[float, ...]:
+    """The shortest distance of each pair of elements, Å, but at most 0.9 of the sum of their covalent radii."""
+    radii = covalent_radii[list(elements)]
+    core = 0.9 * (radii[:, None] + radii)
+    index = np.zeros(119, int)
+    index[list(elements)] = np.arange(len(elements))
+    for s in samples:
+        vectors = s.positions[s.neighbors] - s.positions[:, None]
+        if s.shifts is not None:
+            vectors = vectors + s.shifts @ s.cell
+        kinds = index[s.numbers]
+        i, j = np.broadcast_to(kinds[:, None], s.mask.shape)[s.mask], kinds[s.neighbors][s.mask]
+        np.minimum.at(core, (i, j), np.linalg.norm(vectors[s.mask], axis=1))
+    return tuple(float(distance) for distance in np.minimum(core, core.T).ravel())
 
 
 def _composition(numbers: np.ndarray, elements: tuple[int, ...]) -> np.ndarray:

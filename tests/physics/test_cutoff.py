@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import ase
 import numpy as np
 import pytest
@@ -50,3 +52,20 @@ def test_atoms_that_approach_repel(name, potentials):
     results = potentials(name).predict([ase.Atoms("CO", positions=[[0, 0, 0], [d, 0, 0]]) for d in distances])
     energies = np.array([r.energy for r in results])
     assert np.all(np.diff(energies) < 0) and all(r.forces[1, 0] > 10 for r in results)
+
+
+def test_nothing_but_the_repulsion_is_left_in_the_core(name, potentials):
+    if name in ("lennard_jones", "morse"):
+        pytest.skip("an oracle has no network that could fade out")
+    step, core = 1e-3, 0.8  # Å, as in make_potential
+    potential = potentials(name)
+    fading = np.arange(0.75 * core - 6 * step, core + 6 * step, step)
+    free = potential.baseline_energy(np.array([6, 8]))
+    atoms = [ase.Atoms("CO", positions=[[0, 0, 0], [d, 0, 0]]) for d in fading]
+    results = potential.predict(atoms)
+    alone = ase.Atoms("CO", positions=[[0, 0, 0], [0.75 * core - step, 0, 0]])
+    bare = replace(potential, statistics=potential.statistics._replace(energy_scale=0.0, shifts=()))
+    assert potential.predict([alone])[0].energy == pytest.approx(bare.predict([alone])[0].energy, abs=1e-9)
+    assert bare.predict([alone])[0].energy > free + 10
+    curvature = np.diff([r.forces[1, 0] for r in results]) / step
+    assert np.abs(np.diff(curvature)).max() < 0.1 * np.abs(curvature).max(), "two continuous derivatives of the energy"

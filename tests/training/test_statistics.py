@@ -32,3 +32,14 @@ def test_labels_that_do_not_vary_are_an_error():
         measure([sample([1, 1], -2.0), sample([1, 1], -2.0)], (1,), forces=True)
     with pytest.raises(DataError, match="nothing to learn"):
         measure([sample([1, 1], forces=np.ones((2, 3)))], (1,), forces=False)
+
+
+def test_the_core_is_the_shortest_distance_but_no_more_than_most_of_a_bond():
+    def core(*positions):
+        near = np.array([*positions, [5.0, 0, 0]])
+        structure = Structure(np.array([1, 8, 8], np.int32), near, np.zeros((3, 3)), np.zeros(3, bool), forces=np.ones((3, 3)))
+        return np.array(measure([make_sample(structure, 1.5)], (1, 8), forces=True).core).reshape(2, 2)
+
+    most = [[0.558, 0.873], [0.873, 1.188]]  # 0.9 of the sums of 0.31 and 0.66 Å
+    assert core([0.0, 0, 0], [1.0, 0, 0]) == pytest.approx(np.array(most))
+    assert core([0.0, 0, 0], [0.7, 0, 0]) == pytest.approx(np.array([[0.558, 0.7], [0.7, 1.188]]))
