@@ -33,7 +33,7 @@ DRIVER = (
 )
 CONFIG = """
 data: {train: train.xyz}
-model: {architecture: schnet, cutoff: 4.0, channels: 16, layers: 2, radial_basis: 8}
+model: {cutoff: 4.0, channels: 8, layers: 1, correlation: 2}
 training: {epochs: 60, batch_size: 5, tensorboard: false}
 """
 
@@ -72,7 +72,7 @@ def training(folder: Path) -> Job:
 def dynamics(folder: Path, model: Path) -> Job:
     def arguments(name: str, *more) -> list:
         (folder / name).mkdir(exist_ok=True)
-        options = ["--ensemble", "nvt", "--timestep", 0.2, "--max-temperature", 1e6, "--steps", 1500, "--interval", 5]
+        options = ["--ensemble", "nvt", "--timestep", 0.2, "--max-temperature", 1e6, "--steps", 5000, "--interval", 5]
         return ["md", model, folder / "train.xyz", "--frame", 0, *options, "--quiet", "--out", f"{name}/md.xyz", *more]
 
     def again(name: str) -> list:
