@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import hashlib
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
@@ -78,6 +79,15 @@ class Potential:
     @property
     def dtype(self) -> type:
         return np.float64 if self.precision == "float64" else np.float32
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 of model, parameters, elements, reference energies and statistics: what decides about its results."""
+        constants = self.config.model_dump(mode="json"), self.elements, sorted(self.baseline.items()), self.statistics
+        digest = hashlib.sha256(json.dumps(constants).encode())
+        for name, value in sorted(traverse_util.flatten_dict(self.params).items()):
+            digest.update("/".join(name).encode() + np.asarray(value).tobytes())
+        return digest.hexdigest()
 
     @property
     def reference_structures(self) -> list[ase.Atoms]:
