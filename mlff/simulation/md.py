@@ -168,7 +168,7 @@ class _Run:
     def until(self, steps: int, shown: MDProgress, stop: Stop) -> Summary:
         begin = time.perf_counter()
         try:
-            self.record(write=self.step == 0)
+            self.record(write=self.good is None)  # the frame of a state that is restarted from is there already
             while self.step < steps and not stop.asked:
                 self.integrator.step()
                 self.step += 1
