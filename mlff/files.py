@@ -14,7 +14,7 @@ from mlff.errors import ConfigError, DataError, FileError
 
 AGAIN = "run the same command again"  #: what to do once there is space
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-_CLOSED = (errno.EROFS, errno.EACCES, errno.EPERM)
+_CLOSED = (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR)
 
 
 def cannot_write(path: str | Path, error: Exception, again: str = AGAIN) -> FileError:

@@ -51,7 +51,7 @@ class Sample(NamedTuple):
 def make_sample(structure: Structure, cutoff: float, baseline: dict[int, float] | None = None) -> Sample:
     """Neighbour arrays of one structure; `baseline` (Z -> eV) is taken off the energy in float64.
 
-    Raises StructureError when two atoms are on top of each other, or when there are more pairs than memory holds.
+    Raises StructureError when two atoms are on top of each other, or when there are too many pairs.
     """
     positions = _wrap(structure)
     try:

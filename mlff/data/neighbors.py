@@ -17,6 +17,7 @@ _ALL_PAIRS = 48
 # vesin 0.6 makes at most 1e5 cells; on long or flat systems above that it divides by zero and takes the process along.
 _MOST_CELLS, _FEWEST_ACROSS = 5e4, 2.0
 _PAIR_BYTES = 100.0  # a pair while it is searched and sorted in
+_CROWD = 1e5  # neighbours of one atom that no real structure has
 
 
 def neighbor_list(positions, cell, pbc, cutoff: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -28,7 +29,7 @@ def neighbor_list(positions, cell, pbc, cutoff: float) -> tuple[np.ndarray, np.n
     are ignored; atoms may lie anywhere. The order is the same from call to call.
 
     Raises StructureError: a position or periodic cell vector that is not finite, a periodic direction without extent,
-    more pairs than memory holds.
+    more pairs than there can be, or than memory holds.
     """
     positions = np.ascontiguousarray(positions, dtype=np.float64)
     pbc = np.asarray(pbc, dtype=bool)
@@ -74,12 +75,11 @@ def coincident_pair(positions, cell, pbc, distance: float) -> tuple[int, int] | 
 
 
 def _refuse_crowd(n: int, volume: float, cutoff: float) -> None:
-    """Raise StructureError where so many atoms in this volume (Å³) make more pairs than memory holds."""
+    """Raise StructureError where so many atoms in this volume (Å³) make more pairs than there can be, or than memory holds."""
     around = n / max(volume, 1e-300) * 4 / 3 * math.pi * cutoff**3
-    if n * around * _PAIR_BYTES > 1e8 and n * around * _PAIR_BYTES > free_memory():
-        raise StructureError(
-            f"about {around:,.0f} neighbours per atom within {cutoff:g} Å: more than memory holds; are cell and positions in Å?"
-        )
+    needed = n * around * _PAIR_BYTES
+    if around > _CROWD or needed > 1e8 and needed > free_memory():
+        raise StructureError(f"about {around:,.0f} neighbours per atom within {cutoff:g} Å: too many; are cell and positions in Å?")
 
 
 def _all_pairs(positions, cutoff):

@@ -132,8 +132,8 @@ _log = logging.getLogger("mlff")
 
 
 def _quiet() -> None:
-    absl_logging.set_verbosity(absl_logging.ERROR)
-    absl_logging.set_stderrthreshold(absl_logging.ERROR)
+    absl_logging.set_verbosity(absl_logging.FATAL)  # errors come as exceptions too, and are told once
+    absl_logging.set_stderrthreshold(absl_logging.FATAL)
 
 
 def _pack(tree: Any) -> tuple[dict[str, np.ndarray], list]:

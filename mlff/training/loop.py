@@ -138,8 +138,8 @@ def finish(task: Task, splits: Splits, params: Params, run: Run, journal: Journa
     """The potential with its final errors in the metadata."""
     metadata = {
         "config": task.config.model_dump(mode="json"),
-        "data": {"train": splits.train.fingerprint, "valid": splits.valid.fingerprint},
-        "test": {name: data.fingerprint for name, data in splits.test.items()},
+        "data": {"train": splits.train.fingerprint, "valid": splits.valid.fingerprint}
+        | {f"test {name}": data.fingerprint for name, data in splits.test.items()},
         "training": {"epochs": run.epoch, "best_epoch": run.best_epoch, "seconds": round(run.seconds + run.overhead, 1)},
         "versions": provenance.versions(),
         "machine": provenance.machine(),

@@ -5,6 +5,7 @@ batch, and through the calculator while everything changes between calls.
 """
 
 import dataclasses
+import json
 import subprocess
 import sys
 
@@ -19,10 +20,15 @@ from mlff import potential as potentials_module
 from mlff.calculator import MLFFCalculator
 from mlff.data import neighbors
 from mlff.data.structure import Structure
+from mlff.derivatives import predict
 from mlff.errors import StructureError
+from mlff.training.checkpoint import Checkpoints
+from mlff.training.journal import Journal
+from mlff.training.trainer import Trainer
 from tests import images
 from tests.conftest import make_potential
 from tests.potentials import BASELINE, lennard_jones
+from tests.training.toy import make_config, make_structures, make_task
 
 CUTOFF, EPSILON, SIGMA = 5.0, 0.1, 2.3
 PAIR = images.lennard_jones(EPSILON, SIGMA, CUTOFF)
@@ -475,3 +481,23 @@ def test_species_that_a_structure_lacks_do_not_touch_it(name):
         assert here.energy == there.energy and np.array_equal(here.forces, there.forces)
     carbon = Atoms("CO", [[0, 0, 0], [1.2, 0, 0]])
     assert potential.predict([carbon])[0].energy != haunted.predict([carbon])[0].energy
+
+
+def test_training_with_species_that_the_data_lack(tmp_path):
+    """Carbon only, in a model of H, C, O and Si: it learns, stays finite, and the parameters of the others get no gradient."""
+    config = make_config(training={"epochs": 3})
+    potential = make_potential("schnet")
+    module = potential.model
+    structures = make_structures(8, seed=0)
+    task = dataclasses.replace(make_task(config, structures, apply=module.apply), params=potential.params)
+    with Checkpoints(tmp_path / "checkpoints", 1) as checkpoints:
+        trainer = Trainer(task, checkpoints, Journal(tmp_path, progress=False), {})
+        trainer.fit()
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert lines[-1]["valid_loss"] < lines[0]["valid_loss"] and trainer.run.skipped == 0
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(trainer.state))
+    graph, labels = task.train.build(*task.train.plan(None)[0])
+    gradient = jax.grad(lambda params: (predict(lambda g: module.apply(params, g), graph).energy ** 2).sum())(potential.params)
+    embedding = np.asarray(gradient["params"]["embedding"])
+    known = potential.elements.index(6)
+    assert np.abs(embedding[known]).max() > 0 and not np.delete(embedding, known, axis=0).any()
