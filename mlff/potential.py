@@ -146,8 +146,8 @@ class Potential:
             if needed > free:
                 atoms, neighbors = graph.neighbors.shape
                 raise StructureError(
-                    f"{atoms:,} atoms x {neighbors} neighbours need {needed / 2**30:.1f} GiB of memory, {free / 2**30:.1f} GiB "
-                    "are free: take fewer atoms at once, a smaller model or cutoff, or a machine with more"
+                    f"{atoms:,} atoms x {neighbors} neighbours need {needed / 2**30:.1f} GiB of memory, {free / 2**30:.1f} GiB are "
+                    "free: take fewer atoms at once, a smaller model or cutoff, or a machine with more"
                 )
             programs[key] = compiled
         return programs[key]
@@ -182,7 +182,8 @@ class Potential:
         filled = [i for i, s in enumerate(structures) if len(s)]
         periodic = np.array([s.pbc.all() for s in structures], bool)
         with_stress = stress is not False and bool(periodic.any())
-        results = [Result(0.0, np.zeros((0, 3)), np.zeros((3, 3)) if with_stress and p else None, np.zeros(0)) for p in periodic]
+        nothing = [np.zeros((3, 3)) if with_stress and whole else None for whole in periodic]
+        results = [Result(0.0, np.zeros((0, 3)), none, np.zeros(0)) for none in nothing]
         if not filled:
             return results
         listed = track(filled, "neighbours", disable=not progress, transient=True)

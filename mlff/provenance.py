@@ -1,4 +1,4 @@
-"""What a run was made with: versions, machine, command. Kept beside what it wrote, one entry for each time it was started."""
+"""What a run was made with: versions, machine, command. Kept beside what it wrote, one entry for each start."""
 
 from __future__ import annotations
 

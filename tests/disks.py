@@ -44,7 +44,9 @@ class SmallDisk:
 def small_disk(root: Path, size: str = "4m") -> Iterator[SmallDisk]:
     """A tmpfs at `root`; skips the test where it may not be mounted."""
     root.mkdir(exist_ok=True)
-    done = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "mlff-test", str(root)], capture_output=True, text=True)
+    done = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", f"size={size}", "mlff-test", str(root)], capture_output=True, text=True
+    )
     if done.returncode:
         pytest.skip(f"no small disk can be mounted here: {done.stderr.strip()}")
     try:

@@ -12,7 +12,7 @@ Pair = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]  #: distances (Å) 
 
 
 def pair_sum(atoms: ase.Atoms, pair: Pair, cutoff: float) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
-    """Energies per atom (n,), forces (n, 3) and, with three periodic directions, stress (3, 3) of all pairs nearer than cutoff.
+    """Energies per atom (n,), forces (n, 3) and, with three periodic directions, stress (3, 3) of pairs nearer than cutoff.
 
     Every atom with every other in every image that can be in reach; positions are first moved into the cell.
     """
@@ -25,7 +25,11 @@ def pair_sum(atoms: ase.Atoms, pair: Pair, cutoff: float) -> tuple[np.ndarray, n
     reach = [range(-r, r + 1) for r in (np.ceil(cutoff / heights).astype(int) + 1)]
     energies, forces, virial = np.zeros(n), np.zeros((n, 3)), np.zeros((3, 3))
     for image in itertools.product(*reach):
-        r_ij = positions[None] - positions[:, None] + np.array(image, float) @ vectors if image else positions[None] - positions[:, None]
+        r_ij = (
+            positions[None] - positions[:, None] + np.array(image, float) @ vectors
+            if image
+            else positions[None] - positions[:, None]
+        )
         lengths = np.sqrt((r_ij**2).sum(-1))
         near = (lengths < cutoff) & (lengths > 0)
         safe = np.where(near, lengths, 1.0)

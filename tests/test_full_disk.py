@@ -83,7 +83,9 @@ def training_result(out):
     times = ("seconds", "structures_per_second")
     lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     weights = load_file(out / "model.safetensors")
-    return [{k: v for k, v in line.items() if k not in times} for line in lines], {k: v.tobytes() for k, v in weights.items()}
+    return [{k: v for k, v in line.items() if k not in times} for line in lines], {
+        k: v.tobytes() for k, v in weights.items()
+    }
 
 
 def dynamics_result(out, name):
@@ -228,7 +230,10 @@ def test_a_full_standard_output_is_one_line():
         command = [sys.executable, "-c", "from mlff.cli import main; main()", "schema"]
         done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True)
     assert done.returncode == 1
-    assert done.stderr == "error: standard output: no space left on device: free space and run the same command again; nothing is lost\n"
+    assert (
+        done.stderr
+        == "error: standard output: no space left on device: free space and run the same command again; nothing is lost\n"
+    )
 
 
 # --- the k-th call fails -------------------------------------------------------------------------------------------------
@@ -280,7 +285,9 @@ def test_a_file_is_old_or_new_whichever_call_fails(tmp_path, monkeypatch, number
         except FileError as error:
             failed += 1
             disk.left = 10**9
-            assert str(error).startswith(f"{path}: {os.strerror(number).lower() if number != errno.EIO else 'cannot be written'}")
+            assert str(error).startswith(
+                f"{path}: {os.strerror(number).lower() if number != errno.EIO else 'cannot be written'}"
+            )
             assert path.read_text() in ("old", "new")
             assert list(tmp_path.iterdir()) == [path]
             continue

@@ -73,7 +73,13 @@ def test_a_command_of_one_go_leaves_nothing_half(folder, monkeypatch, number, co
         arguments = ["lint", folder / "data.xyz", "--json", out]
     else:
         during(monkeypatch, Potential, "predict", number)
-        arguments = [command, folder / "model.safetensors", folder / "data.xyz", *(["--json"] if command == "evaluate" else []), out]
+        arguments = [
+            command,
+            folder / "model.safetensors",
+            folder / "data.xyz",
+            *(["--json"] if command == "evaluate" else []),
+            out,
+        ]
     before, handler = sorted(folder.iterdir()), signal.getsignal(signal.SIGTERM)
     code, _, stderr = call(*arguments, "--quiet")
     assert (code, stderr.strip()) == SIGNALS[number]
@@ -126,7 +132,9 @@ def test_a_relaxation_keeps_how_far_it_came(folder, monkeypatch, number):
     assert not np.array_equal(atoms.positions, begin)
     monkeypatch.setattr("mlff.cli.simulate.make_calculator", lambda *_: Springs(molecule("H2O")))
     during(monkeypatch, Springs, "calculate", number, at=1)
-    code, _, stderr = call("relax", folder / "model.safetensors", folder / "data.xyz", "--out", folder / "relaxed.xyz", "--quiet")
+    code, _, stderr = call(
+        "relax", folder / "model.safetensors", folder / "data.xyz", "--out", folder / "relaxed.xyz", "--quiet"
+    )
     warning, error = stderr.splitlines()
     assert (code, error) == SIGNALS[number]
     assert warning == f"warning: stopped before the end; the last structure is in {folder / 'relaxed.xyz'}"

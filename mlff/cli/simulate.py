@@ -63,7 +63,10 @@ def relax(
     precision: AsPrecision = None,
     quiet: Quiet = False,
 ) -> None:
-    """Relax a structure, with --cell also its cell. Exit code 1 if it does not converge (the last structure is written, after Ctrl-C too)."""
+    """Relax a structure, with --cell also its cell. Exit code 1 if it does not converge.
+
+    The last structure is written in any case, after Ctrl-C too.
+    """
     out = structure.with_suffix(".relaxed.xyz") if out is None else out
     keep_inputs([out, trajectory], [model, structure])
     from mlff.report.structures import write_relaxed

@@ -75,11 +75,12 @@ def coincident_pair(positions, cell, pbc, distance: float) -> tuple[int, int] | 
 
 
 def _refuse_crowd(n: int, volume: float, cutoff: float) -> None:
-    """Raise StructureError where so many atoms in this volume (Å³) make more pairs than there can be, or than memory holds."""
+    """Raise StructureError where n atoms in this volume (Å³) make more pairs than real ones can, or than memory holds."""
     around = n / max(volume, 1e-300) * 4 / 3 * math.pi * cutoff**3
     needed = n * around * _PAIR_BYTES
     if around > _CROWD or needed > 1e8 and needed > free_memory():
-        raise StructureError(f"about {around:,.0f} neighbours per atom within {cutoff:g} Å: too many; are cell and positions in Å?")
+        found = f"about {around:,.0f} neighbours per atom within {cutoff:g} Å"
+        raise StructureError(f"{found}: too many; are cell and positions in Å?")
 
 
 def _all_pairs(positions, cutoff):

@@ -10,7 +10,7 @@ import numpy as np
 import scipy.sparse
 import scipy.sparse.csgraph
 
-WIDE = 100.0  #: Å; within this extent positions are good to 1e-5 Å wherever they are
+WIDE = 100.0  #: Å; positions nearer to the origin are good to 1e-5 Å
 
 
 def gather(positions, cell, pbc, i, j) -> tuple[np.ndarray, np.ndarray] | None:
@@ -18,10 +18,10 @@ def gather(positions, cell, pbc, i, j) -> tuple[np.ndarray, np.ndarray] | None:
 
     positions (n, 3) and cell (3, 3) in Å, wrapped along periodic directions pbc (3,); i, j: a full neighbour list of them.
     Atoms go to positions + vectors @ cell + translations, shifts of pairs to shifts + vectors[i] - vectors[j]. None for
-    structures that are not wide.
+    structures that lie around the origin anyway.
     """
     n = len(positions)
-    if n == 0 or np.ptp(positions, axis=0).max() <= WIDE:
+    if n == 0 or np.abs(positions).max() <= WIDE:
         return None
     links = scipy.sparse.coo_matrix((np.ones(len(i), np.int8), (i, j)), shape=(n, n))
     count, fragment = scipy.sparse.csgraph.connected_components(links, directed=False)

@@ -68,7 +68,8 @@ class Structure:
         """Raise StructureError if the geometry cannot be evaluated at all."""
         shapes = self.numbers.shape, self.positions.shape, self.cell.shape, self.pbc.shape
         if shapes != ((len(self),), (len(self), 3), (3, 3), (3,)):
-            raise StructureError(f"{self.source}: numbers (n,), positions (n, 3), cell (3, 3), pbc (3,) expected, found {shapes}")
+            expected = "numbers (n,), positions (n, 3), cell (3, 3), pbc (3,) expected"
+            raise StructureError(f"{self.source}: {expected}, found {shapes}")
         near = np.abs(self.positions) < _FAR
         if not near.all():
             atom = int(np.flatnonzero(~near.all(axis=1))[0])
@@ -87,7 +88,8 @@ class Structure:
             if self.pbc.all() and self.volume < 1e-6:
                 raise StructureError(f"{self.source}: the cell has no volume")
             if np.linalg.svd(self.cell[self.pbc] / lengths[self.pbc, None], compute_uv=False)[-1] < 1e-9:
-                raise StructureError(f"{self.source}: the periodic cell vectors lie in one plane or line; the cell has no volume")
+                flat = "the periodic cell vectors lie in one plane or line"
+                raise StructureError(f"{self.source}: {flat}; the cell has no volume")
 
     def to_atoms(self) -> ase.Atoms:
         """ASE atoms without labels."""

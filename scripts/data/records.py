@@ -39,7 +39,9 @@ def writing(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         reason = (error.strerror or str(error)).lower()
-        raise SystemExit(f"error: {path}: {reason}: free space or make it writable, and run the same again; nothing is lost") from None
+        raise SystemExit(
+            f"error: {path}: {reason}: free space or make it writable, and run the same again; nothing is lost"
+        ) from None
 
 
 def append(path: Path, record: dict) -> None:

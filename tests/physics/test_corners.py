@@ -13,7 +13,7 @@ import jax
 import numpy as np
 import pytest
 from ase import Atoms
-from ase.build import bulk, molecule
+from ase.build import bulk
 from ase.calculators.lj import LennardJones
 
 from mlff import potential as potentials_module
@@ -475,7 +475,9 @@ def test_species_that_a_structure_lacks_do_not_touch_it(name):
         return leaf
 
     haunted = dataclasses.replace(potential, params=jax.tree_util.tree_map_with_path(haunt, potential.params))
-    changed = [not np.array_equal(a, b) for a, b in zip(*map(jax.tree.leaves, (potential.params, haunted.params)), strict=True)]
+    changed = [
+        not np.array_equal(a, b) for a, b in zip(*map(jax.tree.leaves, (potential.params, haunted.params)), strict=True)
+    ]
     assert any(changed)
     for here, there in zip(potential.predict([atoms]), haunted.predict([atoms]), strict=True):
         assert here.energy == there.energy and np.array_equal(here.forces, there.forces)
@@ -496,8 +498,10 @@ def test_training_with_species_that_the_data_lack(tmp_path):
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert lines[-1]["valid_loss"] < lines[0]["valid_loss"] and trainer.run.skipped == 0
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(trainer.state))
-    graph, labels = task.train.build(*task.train.plan(None)[0])
-    gradient = jax.grad(lambda params: (predict(lambda g: module.apply(params, g), graph).energy ** 2).sum())(potential.params)
+    graph, _ = task.train.build(*task.train.plan(None)[0])
+    gradient = jax.grad(lambda params: (predict(lambda g: module.apply(params, g), graph).energy ** 2).sum())(
+        potential.params
+    )
     embedding = np.asarray(gradient["params"]["embedding"])
     known = potential.elements.index(6)
     assert np.abs(embedding[known]).max() > 0 and not np.delete(embedding, known, axis=0).any()
