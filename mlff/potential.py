@@ -194,7 +194,8 @@ class Potential:
             try:
                 prediction = jax.device_get(self.compute(graph, with_stress))
             except StructureError as error:
-                raise StructureError(f"{structures[filled[indices[0]]].source}: {error}") from None
+                largest = max((structures[filled[k]] for k in indices), key=len)
+                raise StructureError(f"{largest.source}: {error}") from None
             start = 0
             for row, sample_index in enumerate(indices):
                 index = filled[sample_index]
