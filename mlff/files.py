@@ -35,6 +35,8 @@ def writing(path: str | Path, again: str = AGAIN) -> Iterator[None]:
     """The block writes `path`: what the system says against it becomes a FileError that names it."""
     try:
         yield
+    except FileError:  # of a file that the block writes besides
+        raise
     except OSError as error:
         raise cannot_write(path, error, again) from error
 

@@ -144,7 +144,7 @@ def lines(out):
     return [{key: value for key, value in line.items() if key not in times} for line in read]
 
 
-@pytest.mark.parametrize("count", [10, pytest.param(1000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("count", [4, pytest.param(1000, marks=pytest.mark.slow)])
 def test_training_killed_at_any_moment_goes_on(tmp_path, monkeypatch, structures, shared_compilations, count):  # noqa: F811
     monkeypatch.setattr(trainer, "OFTEN", -1.0)  # a checkpoint after every epoch
     task = make_task(make_config(training={"epochs": 3}), structures)
@@ -164,4 +164,4 @@ def test_training_killed_at_any_moment_goes_on(tmp_path, monkeypatch, structures
     for trained in states[1:]:
         pairs = zip(jax.tree.leaves((alone.state, alone.best)), jax.tree.leaves((trained.state, trained.best)), strict=True)
         assert all(np.array_equal(a, b) for a, b in pairs)
-    assert resumptions > count // 4 or resumptions > 20
+    assert resumptions >= min(count // 2, 20)
