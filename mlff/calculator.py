@@ -154,7 +154,8 @@ class MLFFCalculator(Calculator):
     def _evaluate(self, positions: np.ndarray, stress: bool) -> dict:
         n = len(positions)
         if n == 0:
-            return {"energy": 0.0, "free_energy": 0.0, "energies": np.zeros(0), "forces": np.zeros((0, 3))}
+            nothing = {"energy": 0.0, "free_energy": 0.0, "energies": np.zeros(0), "forces": np.zeros((0, 3))}
+            return nothing | ({"stress": np.zeros(6)} if stress else {})
         graph = self._list.graph_at(positions)
         self._programs.add((graph.neighbors.shape, graph.shifts is None, stress))
         prediction = self.potential.compute(graph, stress)

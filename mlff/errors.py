@@ -26,3 +26,7 @@ class StructureError(DataError):
 
 class TrainingError(MLFFError):
     """Training keeps diverging, whatever was tried."""
+
+
+class FileError(MLFFError, OSError):
+    """A file cannot be written: no space, no permission, a read-only disk. Nothing of what was there before is lost."""

@@ -2,30 +2,76 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from mlff.errors import ConfigError, DataError
+from mlff.errors import ConfigError, DataError, FileError
+
+AGAIN = "run the same command again"  #: what to do once there is space
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_CLOSED = (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR)
+
+
+def cannot_write(path: str | Path, error: Exception, again: str = AGAIN) -> FileError:
+    """The one line about a file that cannot be written, and what to do; `error` from the system or quoting it."""
+    text = str(error).lower()
+    for number in (*_FULL, *_CLOSED):
+        if getattr(error, "errno", None) == number or os.strerror(number).lower() in text:
+            reason = os.strerror(number).lower()
+            if number in _FULL:
+                return FileError(f"{path}: {reason}: free space and {again}; nothing is lost")
+            return FileError(f"{path}: {reason}: choose another place, or make it writable and {again}")
+    reason = getattr(error, "strerror", None) or " ".join(str(error).split())[:200] or type(error).__name__
+    return FileError(f"{path}: cannot be written: {reason}")
+
+
+@contextmanager
+def writing(path: str | Path, again: str = AGAIN) -> Iterator[None]:
+    """The block writes `path`: what the system says against it becomes a FileError that names it."""
+    try:
+        yield
+    except FileError:  # of a file that the block writes besides
+        raise
+    except OSError as error:
+        raise cannot_write(path, error, again) from error
+
+
+def sync(path: str | Path) -> None:
+    """Force a file, or the names in a directory, to disk."""
+    number = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(number)
+    finally:
+        os.close(number)
 
 
 @contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
-    """A temporary path beside `path` that takes its place when the block ends well. Raises DataError: no such directory."""
+    """A temporary path beside `path` that takes its place, whole and on disk, when the block ends well.
+
+    Raises DataError: no such directory; FileError: no space, no permission. What was at `path` is then still there.
+    """
     path = Path(path)
     if path.is_dir():
         raise DataError(f"{path}: is a directory")
     if not path.parent.is_dir():
         raise DataError(f"{path}: no such directory: {path.parent}")
     temporary = path.with_name(f".{path.stem}.{os.getpid()}.tmp{path.suffix}")
-    try:
-        yield temporary
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with writing(path):
+        try:
+            yield temporary
+            sync(temporary)
+            os.replace(temporary, path)
+        finally:
+            with suppress(OSError):
+                temporary.unlink()
+        with suppress(OSError):  # some file systems cannot
+            sync(path.parent)
 
 
 @contextmanager
@@ -34,17 +80,20 @@ def alone(lock: str | Path, busy: str) -> Iterator[None]:
 
     A block that ends removes the file; a killed process leaves it, unlocked.
 
-    Raises ConfigError with the message `busy` when another process (or another block of this one) holds it.
+    Raises ConfigError with the message `busy` when another process (or another block of this one) holds it; FileError.
     """
     held = FileLock(lock, timeout=0)
     try:
         held.acquire()
     except Timeout:
         raise ConfigError(busy) from None
+    except OSError as error:
+        raise cannot_write(lock, error) from error
     try:
         yield
     finally:
-        Path(lock).unlink(missing_ok=True)
+        with suppress(OSError):
+            Path(lock).unlink()
         held.release()
 
 

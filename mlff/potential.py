@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import hashlib
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
@@ -32,11 +33,12 @@ from mlff.files import replacing
 from mlff.graph import Graph, Prediction
 from mlff.models import registry
 from mlff.models.atoms import Statistics
-from mlff.runtime import quick_compile
+from mlff.runtime import free_memory, quick_compile
 
 FORMAT_VERSION = 2  #: 1: without the core of `Statistics`
 CERTIFICATE = "certificate"  #: where the certificate stands in the metadata
 _ATOMS = 512  #: atoms evaluated at once: enough to keep two cores busy, little enough for their caches
+_LARGE = 500_000  #: padded pairs from which on a program's memory is looked at before it runs
 _PAIRS_PER_COMPILATION = 1e6  #: padded pairs evaluated in the time of one compilation (many-body model, two cores)
 _PROGRAMS = {
     "forces": derivatives.predict,
@@ -78,6 +80,15 @@ class Potential:
     def dtype(self) -> type:
         return np.float64 if self.precision == "float64" else np.float32
 
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 of model, parameters, elements, reference energies and statistics: what decides about its results."""
+        constants = self.config.model_dump(mode="json"), self.elements, sorted(self.baseline.items()), self.statistics
+        digest = hashlib.sha256(json.dumps(constants).encode())
+        for name, value in sorted(traverse_util.flatten_dict(self.params).items()):
+            digest.update("/".join(name).encode() + np.asarray(value).tobytes())
+        return digest.hexdigest()
+
     @property
     def reference_structures(self) -> list[ase.Atoms]:
         """The structures that travel with it."""
@@ -112,9 +123,34 @@ class Potential:
     # --- asking -------------------------------------------------------------------------------------------------
 
     def compute(self, graph: Graph, stress: bool = False) -> Prediction:
-        """Energies, forces (and stress) of a padded graph, on the device; baseline not added. One compilation per shape."""
+        """Energies, forces (and stress) of a padded graph, on the device; baseline not added. One compilation per shape.
+
+        Raises StructureError for a large graph that needs more memory than there is.
+        """
+        name = "stress" if stress else "forces"
         with self.scope():
-            return self._program("stress" if stress else "forces")(self._device_params, graph)
+            if graph.neighbors.size < _LARGE:
+                return self._program(name)(self._device_params, graph)
+            return self._large_program(name, graph)(self._device_params, graph)
+
+    def _large_program(self, name: str, graph: Graph):
+        """`_program` compiled for the shape of `graph`, if it fits into memory."""
+        programs = self.__dict__.setdefault("_large", {})
+        key = name, graph.neighbors.shape, graph.n_atoms.shape, graph.shifts is None
+        if key not in programs:
+            compiled = self._program(name).lower(self._device_params, graph).compile()
+            sizes = compiled.memory_analysis()
+            needed = 0 if sizes is None else sizes.temp_size_in_bytes + sizes.output_size_in_bytes
+            device = jax.local_devices()[0].memory_stats()
+            free = device["bytes_limit"] - device["bytes_in_use"] if device else free_memory()
+            if needed > free:
+                atoms, neighbors = graph.neighbors.shape
+                raise StructureError(
+                    f"{atoms:,} atoms x {neighbors} neighbours need {needed / 2**30:.1f} GiB of memory, {free / 2**30:.1f} GiB are "
+                    "free: take fewer atoms at once, a smaller model or cutoff, or a machine with more"
+                )
+            programs[key] = compiled
+        return programs[key]
 
     def _program(self, name: str):
         """One of `_PROGRAMS` as a compiled function of parameters, graph and what else it takes; made once."""
@@ -130,7 +166,7 @@ class Potential:
     def predict(
         self, structures: Iterable[ase.Atoms | Structure], stress: bool | None = None, progress: bool = False
     ) -> list[Result]:
-        """Evaluate many structures, batched by size; results in the order given.
+        """Evaluate many structures, batched by size; results in the order given. No atoms: zeros in the shapes of n = 0.
 
         `stress`: False never computes it; else it is computed where a structure is periodic in three directions. Raises
         StructureError (unknown element, NaN, atoms on top of each other) before anything is computed.
@@ -144,17 +180,22 @@ class Potential:
         for structure in structures:
             self.check(structure)
         filled = [i for i, s in enumerate(structures) if len(s)]
-        results: list[Result | None] = [Result(0.0, np.zeros((0, 3)), None, np.zeros(0))] * len(structures)
+        periodic = np.array([s.pbc.all() for s in structures], bool)
+        with_stress = stress is not False and bool(periodic.any())
+        nothing = [np.zeros((3, 3)) if with_stress and whole else None for whole in periodic]
+        results = [Result(0.0, np.zeros((0, 3)), none, np.zeros(0)) for none in nothing]
         if not filled:
             return results
-        periodic = np.array([s.pbc.all() for s in structures])
-        with_stress = stress is not False and bool(periodic.any())
         listed = track(filled, "neighbours", disable=not progress, transient=True)
         samples = [make_sample(structures[i], self.cutoff) for i in listed]
         batches = _batches(samples, self.dtype)
         for sizes, indices in track(batches.plan(None), "evaluating", disable=not progress):
             graph = make_graph([samples[i] for i in indices], _rungs(sizes), self.dtype, batches.shifts)
-            prediction = jax.device_get(self.compute(graph, with_stress))
+            try:
+                prediction = jax.device_get(self.compute(graph, with_stress))
+            except StructureError as error:
+                largest = max((structures[filled[k]] for k in indices), key=len)
+                raise StructureError(f"{largest.source}: {error}") from None
             start = 0
             for row, sample_index in enumerate(indices):
                 index = filled[sample_index]
@@ -194,6 +235,8 @@ class Potential:
 
     def hessian(self, atoms: ase.Atoms | Structure) -> np.ndarray:
         """d²E/dR² (3n, 3n), eV/Å²; use float64 for vibrations."""
+        if len(atoms) == 0:
+            return np.zeros((0, 0))
         graph, n = self._single(atoms)
         with self.scope():
             matrix = self._program("hessian")(self._device_params, graph)
@@ -201,6 +244,8 @@ class Potential:
 
     def hessian_vector_product(self, atoms: ase.Atoms | Structure, vector: np.ndarray) -> np.ndarray:
         """H v for v (n, 3): (n, 3), eV/Å² times the unit of v."""
+        if len(atoms) == 0:
+            return np.zeros((0, 3))
         graph, n = self._single(atoms)
         with self.scope():
             vector = jax.numpy.asarray(np.asarray(vector).reshape(n, 3), self.dtype)

@@ -1,4 +1,4 @@
-"""How the process is set up before JAX starts: memory allocator and compilation cache.
+"""How the process is set up before JAX starts: memory allocator and compilation cache; and how much memory there is.
 
 XLA on the CPU allocates its temporaries anew in each call; glibc hands such blocks back to the system and faults them
 in again, which costs about half of the speed. `tune_allocator` makes glibc keep them. It is called when mlff is
@@ -28,6 +28,40 @@ def tune_allocator() -> bool:
     mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
     mallopt(_M_TOP_PAD, 64 * 2**20)
     return True
+
+
+class _Heap(ctypes.Structure):
+    """glibc's `struct mallinfo2`."""
+
+    _names = "arena ordblks smblks hblks hblkhd usmblks fsmblks uordblks fordblks keepcost"
+    _fields_ = [(name, ctypes.c_size_t) for name in _names.split()]
+
+
+def free_memory() -> float:
+    """Bytes that this process can still take: of the host, less what a control group forbids; inf where nobody says.
+
+    What the allocator keeps for later (see above) counts as free.
+    """
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+        (available,) = [1024.0 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable")]
+    except (OSError, ValueError):
+        return float("inf")
+    for limit, used in (
+        ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
+        ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
+    ):
+        try:
+            available = min(available, float(Path(limit).read_text()) - float(Path(used).read_text()))
+        except (OSError, ValueError):
+            continue  # no such group, or no limit ("max")
+    try:
+        mallinfo = ctypes.CDLL("libc.so.6").mallinfo2
+        mallinfo.restype = _Heap
+        available += mallinfo().fordblks
+    except (OSError, AttributeError):
+        pass
+    return max(available, 0.0)
 
 
 def quick_compile() -> dict:

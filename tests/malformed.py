@@ -19,6 +19,7 @@ import numpy as np
 from ase import Atoms
 from ase.build import bulk, molecule
 from ase.io import write
+from filelock import FileLock
 from safetensors.numpy import load_file, save_file
 
 from mlff.config import SchNet
@@ -215,6 +216,27 @@ def damaged_checkpoints(folder: Path) -> list:
     return ["train", folder / "good.yaml", "--out", folder / "bad_run", "--quiet"]
 
 
+def good_config(folder: Path) -> Path:
+    (folder / "ok.yaml").write_text(json.dumps(CONFIG))
+    return folder
+
+
+def busy_run(folder: Path) -> list:
+    good_config(folder)
+    _held.append(FileLock(folder / "run" / ".lock"))
+    _held[-1].acquire()
+    return ["train", folder / "ok.yaml", "--out", folder / "run", "--quiet"]
+
+
+def busy_trajectory(folder: Path) -> list:
+    _held.append(FileLock(folder / ".md.xyz.lock"))
+    _held[-1].acquire()
+    return ["md", folder / "good.safetensors", folder / "water.xyz", "--out", folder / "md.xyz", "--quiet"]
+
+
+_held: list[FileLock] = []  #: locks that other processes would hold; until this one ends
+
+
 def other_run(folder: Path) -> list:
     (folder / "bad.yaml").write_text(json.dumps(CONFIG | {"seed": 7}))
     return ["train", folder / "bad.yaml", "--out", folder / "run", "--quiet"]
@@ -226,6 +248,15 @@ def structure(command: str, atoms: Callable[[], Atoms], *options):
         return [command, folder / "good.safetensors", folder / "bad.xyz", *options, "--out", folder / "out.xyz", "--quiet"]
 
     return arguments
+
+
+def parallel() -> Atoms:
+    return Atoms("OH", positions=[[0, 0, 0], [1, 0, 0]], cell=[[5, 0, 0], [9, 0, 0], [0, 0, 5]], pbc=(True, True, False))
+
+
+def speck() -> Atoms:
+    """One atom that would have 100 million images of itself within the cutoff."""
+    return Atoms("O", cell=[0.008, 0.03, 0.01], pbc=True, info={"REF_energy": -2041.0})
 
 
 def no_cell() -> Atoms:
@@ -292,6 +323,9 @@ CASES = [
     Case("two atoms in one place", train(frames=lambda: moved(1, waters(2)[1].positions[0])), ("bad.xyz, structure 1", "atoms 0 and 1")),
     Case("symbol that is no element", evaluate(text("1\nProperties=species:S:1:pos:R:3\nXq 0 0 0\n")), ("bad.xyz, structure 0", "Xq")),
     Case("periodic structure without a cell", structure("relax", no_cell), ("bad.xyz", "periodic along a", "zero")),
+    Case("slab whose two periodic vectors are parallel", structure("relax", parallel), ("bad.xyz", "periodic cell vectors", "no volume")),
+    Case("cell of a hundredth of its size", evaluate(lambda _: [speck()]), ("bad.xyz, structure 0", "neighbours per atom", "in Å?")),
+    Case("structure without atoms", structure("md", Atoms), ("bad.xyz",)),
     Case(
         "element the model does not know, in evaluate",
         evaluate(lambda _: [Atoms("Au", info={"REF_energy": -1.0}, cell=[5, 5, 5], pbc=True)]),
@@ -342,6 +376,14 @@ CASES = [
     Case("model with an unknown architecture", info(model(header=lambda h: h["model"].update(architecture="os.system"))), ("bad.safetensors", "os.system")),
     Case("model whose header lacks the elements", info(model(header=lambda h: h.pop("elements"))), ("bad.safetensors", "elements")),
     Case("run directory without a model", lambda d: ["info", (d / "empty").mkdir() or d / "empty"], ("empty", "no such model file")),
+    Case("run directory below a file", lambda d: ["train", d / "ok.yaml", "--out", good_config(d) / "train.xyz" / "run"], ("train.xyz/run", "not a directory")),
+    Case("run directory that another process uses", busy_run, ("run", "another process trains there")),
+    Case("trajectory that another process writes", busy_trajectory, ("md.xyz", "another process writes it")),
+    Case(
+        "errors to write where there is no directory",
+        lambda d: ["evaluate", d / "good.safetensors", d / "test.xyz", "--json", d / "gone" / "errors.json", "--quiet"],
+        ("gone/errors.json", "no such directory"),
+    ),
     Case("run directory of another config", other_run, ("run", "seed (0 there, 7 here)", "choose another --out")),
     Case("run whose checkpoints are all damaged", damaged_checkpoints, ("bad_run", "no checkpoint is whole")),
     Case(

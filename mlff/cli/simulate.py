@@ -22,6 +22,7 @@ from mlff.cli.options import (
 )
 from mlff.errors import DataError
 from mlff.files import keep_inputs
+from mlff.interruption import Terminated
 
 
 @app.command(epilog="Example: mlff predict runs/si/model.safetensors candidates.xyz predicted.xyz --stress")
@@ -62,7 +63,10 @@ def relax(
     precision: AsPrecision = None,
     quiet: Quiet = False,
 ) -> None:
-    """Relax a structure, with --cell also its cell. Exit code 1 if it does not converge (the last structure is written)."""
+    """Relax a structure, with --cell also its cell. Exit code 1 if it does not converge.
+
+    The last structure is written in any case, after Ctrl-C too.
+    """
     out = structure.with_suffix(".relaxed.xyz") if out is None else out
     keep_inputs([out, trajectory], [model, structure])
     from mlff.report.structures import write_relaxed
@@ -71,17 +75,22 @@ def relax(
     atoms = read_structure(structure, frame)
     calculator = make_calculator(model, precision)
     with about(structure):
-        result = run_relaxation(
-            atoms,
-            calculator,
-            fmax=fmax,
-            cell=cell,
-            pressure=pressure,
-            steps=steps,
-            optimizer=optimizer,
-            trajectory=trajectory,
-            progress=not quiet,
-        )
+        try:
+            result = run_relaxation(
+                atoms,
+                calculator,
+                fmax=fmax,
+                cell=cell,
+                pressure=pressure,
+                steps=steps,
+                optimizer=optimizer,
+                trajectory=trajectory,
+                progress=not quiet,
+            )
+        except (KeyboardInterrupt, Terminated):
+            write_relaxed(atoms, out)
+            say("warning", f"stopped before the end; the last structure is in {out}")
+            raise
     write_relaxed(atoms, out)
     change = f"{result.energy:.6f} eV ({result.energy_change:+.6f})"
     print(f"{result.steps} steps: {change}, largest force {result.forces_max:.2g} eV/Å")

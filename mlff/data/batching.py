@@ -13,6 +13,7 @@ import numpy as np
 
 from mlff.data import baseline as baselines
 from mlff.data.neighbors import neighbor_list
+from mlff.data.placement import gather
 from mlff.data.structure import COINCIDENT, Structure
 from mlff.errors import StructureError
 from mlff.graph import Graph, Labels
@@ -32,7 +33,7 @@ class Sample(NamedTuple):
     """One structure, ready to be copied into a batch. float64; absent labels are None."""
 
     numbers: np.ndarray  #: (n,) int32
-    positions: np.ndarray  #: (n, 3) Å, wrapped into the cell along periodic directions, else centred
+    positions: np.ndarray  #: (n, 3) Å, wrapped into the cell along periodic directions, else centred; or see `placement`
     cell: np.ndarray  #: (3, 3) Å
     neighbors: np.ndarray  #: (n, k) int32, empty slots hold the atom itself
     mask: np.ndarray  #: (n, k) bool
@@ -50,16 +51,22 @@ class Sample(NamedTuple):
 def make_sample(structure: Structure, cutoff: float, baseline: dict[int, float] | None = None) -> Sample:
     """Neighbour arrays of one structure; `baseline` (Z -> eV) is taken off the energy in float64.
 
-    Raises StructureError when two atoms are on top of each other.
+    Raises StructureError when two atoms are on top of each other, or when there are too many pairs.
     """
     positions = _wrap(structure)
-    i, j, shifts = neighbor_list(positions, structure.cell, structure.pbc, cutoff)
-    neighbors, mask, (dense_shifts,) = to_dense(len(structure), i, j, shifts)
+    try:
+        i, j, shifts = neighbor_list(positions, structure.cell, structure.pbc, cutoff)
+    except StructureError as error:
+        raise StructureError(f"{structure.source}: {error}") from None
     vectors = positions[j] - positions[i] + shifts @ structure.cell
     too_close = np.einsum("pa,pa->p", vectors, vectors) < COINCIDENT**2
     if too_close.any():
         pair = int(np.flatnonzero(too_close)[0])
         raise StructureError(f"{structure.source}: atoms {i[pair]} and {j[pair]} are on top of each other")
+    if moves := gather(positions, structure.cell, structure.pbc, i, j):
+        positions = positions + moves[0] @ structure.cell + moves[1]
+        shifts = shifts + (moves[0][i] - moves[0][j]).astype(np.int32)
+    neighbors, mask, (dense_shifts,) = to_dense(len(structure), i, j, shifts)
     energy = structure.energy
     if energy is not None and baseline is not None:
         energy = energy - baselines.energy(baseline, structure.numbers)

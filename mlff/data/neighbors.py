@@ -10,11 +10,14 @@ import scipy.spatial
 import vesin
 
 from mlff.errors import StructureError
+from mlff.runtime import free_memory
 
 # Below so many atoms without periodicity all distances in numpy are faster than building cells.
 _ALL_PAIRS = 48
 # vesin 0.6 makes at most 1e5 cells; on long or flat systems above that it divides by zero and takes the process along.
 _MOST_CELLS, _FEWEST_ACROSS = 5e4, 2.0
+_PAIR_BYTES = 100.0  # a pair while it is searched and sorted in
+_CROWD = 1e5  # neighbours of one atom that no real structure has
 
 
 def neighbor_list(positions, cell, pbc, cutoff: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -25,7 +28,8 @@ def neighbor_list(positions, cell, pbc, cutoff: float) -> tuple[np.ndarray, np.n
     neighbours; an atom is never its own neighbour in the home cell. Cell vectors of directions that are not periodic
     are ignored; atoms may lie anywhere. The order is the same from call to call.
 
-    Raises StructureError: a position or periodic cell vector that is not finite, a periodic direction without extent.
+    Raises StructureError: a position or periodic cell vector that is not finite, a periodic direction without extent,
+    more pairs than there can be, or than memory holds.
     """
     positions = np.ascontiguousarray(positions, dtype=np.float64)
     pbc = np.asarray(pbc, dtype=bool)
@@ -39,6 +43,8 @@ def neighbor_list(positions, cell, pbc, cutoff: float) -> tuple[np.ndarray, np.n
     if len(positions) == 0 or not pbc.any() and len(positions) <= _ALL_PAIRS:
         return _all_pairs(positions, cutoff)
     box, inverse, heights = _box(positions, cell, pbc)
+    free = np.prod((heights + cutoff)[~pbc])  # across directions that are not periodic
+    _refuse_crowd(len(positions), free * (abs(np.linalg.det(box)) if pbc.any() else 1.0), cutoff)
     home = np.floor(positions @ inverse) * pbc
     wrapped = positions - home @ box
     cells = np.maximum(heights / cutoff, 1.0)
@@ -66,6 +72,15 @@ def coincident_pair(positions, cell, pbc, distance: float) -> tuple[int, int] | 
     vectors = positions[j] - positions[i] + shifts @ cell
     close = np.flatnonzero(np.einsum("pk,pk->p", vectors, vectors) < distance**2)
     return (int(i[close[0]]), int(j[close[0]])) if len(close) else None
+
+
+def _refuse_crowd(n: int, volume: float, cutoff: float) -> None:
+    """Raise StructureError where n atoms in this volume (Å³) make more pairs than real ones can, or than memory holds."""
+    around = n / max(volume, 1e-300) * 4 / 3 * math.pi * cutoff**3
+    needed = n * around * _PAIR_BYTES
+    if around > _CROWD or needed > 1e8 and needed > free_memory():
+        found = f"about {around:,.0f} neighbours per atom within {cutoff:g} Å"
+        raise StructureError(f"{found}: too many; are cell and positions in Å?")
 
 
 def _all_pairs(positions, cutoff):

@@ -16,7 +16,7 @@ _FAR = 1e9  # Å; integers of lattice vectors would overflow
 
 @dataclass(frozen=True, eq=False)
 class Structure:
-    """Atoms and, where known, labels. Arrays are float64, C-contiguous and native byte order.
+    """Atoms and, where known, labels. Arrays become float64, C-contiguous and native byte order, whatever is given.
 
     Absent labels are None, never 0. Constraints do not exist here: forces are those of the reference method.
     """
@@ -32,6 +32,14 @@ class Structure:
     group: str | None = None  #: frames of one group never straddle a split
     source: str = "structure"  #: where it came from, for messages: "file.xyz, structure 12"
     info: dict = field(default_factory=dict)  #: what else the file said about it
+
+    def __post_init__(self) -> None:
+        types = {"numbers": np.int32, "positions": np.float64, "cell": np.float64, "pbc": bool}
+        types |= {"forces": np.float64, "stress": np.float64}
+        for name, dtype in types.items():
+            value = getattr(self, name)
+            if value is not None:
+                object.__setattr__(self, name, np.ascontiguousarray(value, dtype))
 
     def __len__(self) -> int:
         return len(self.numbers)
@@ -51,19 +59,17 @@ class Structure:
 
         Raises StructureError for NaN, an unknown element (Z < 1 or > 118) or a periodic direction without a vector.
         """
-        structure = cls(
-            numbers=np.array(atoms.numbers, dtype=np.int32),
-            positions=np.array(atoms.positions, dtype=np.float64, order="C"),
-            cell=np.array(atoms.cell.array, dtype=np.float64, order="C"),
-            pbc=np.array(atoms.pbc, dtype=bool),
-            source=source,
-            **labels,
-        )
+        copies = {"numbers": atoms.numbers.copy(), "positions": atoms.positions.copy()}
+        structure = cls(**copies, cell=atoms.cell.array.copy(), pbc=atoms.pbc.copy(), source=source, **labels)
         structure.check()
         return structure
 
     def check(self) -> None:
         """Raise StructureError if the geometry cannot be evaluated at all."""
+        shapes = self.numbers.shape, self.positions.shape, self.cell.shape, self.pbc.shape
+        if shapes != ((len(self),), (len(self), 3), (3, 3), (3,)):
+            expected = "numbers (n,), positions (n, 3), cell (3, 3), pbc (3,) expected"
+            raise StructureError(f"{self.source}: {expected}, found {shapes}")
         near = np.abs(self.positions) < _FAR
         if not near.all():
             atom = int(np.flatnonzero(~near.all(axis=1))[0])
@@ -81,6 +87,9 @@ class Structure:
                 raise StructureError(f"{self.source}: periodic along {axis}, but the cell vector {axis} is zero; set the cell or pbc")
             if self.pbc.all() and self.volume < 1e-6:
                 raise StructureError(f"{self.source}: the cell has no volume")
+            if np.linalg.svd(self.cell[self.pbc] / lengths[self.pbc, None], compute_uv=False)[-1] < 1e-9:
+                flat = "the periodic cell vectors lie in one plane or line"
+                raise StructureError(f"{self.source}: {flat}; the cell has no volume")
 
     def to_atoms(self) -> ase.Atoms:
         """ASE atoms without labels."""

@@ -85,6 +85,8 @@ def write_relaxed(atoms: ase.Atoms, out: Path) -> None:
     with replacing(out) as temporary:
         try:
             ase.io.write(temporary, clean, format="extxyz" if out.suffix == ".xyz" else None)
+        except OSError:
+            raise
         except Exception as error:
             raise DataError(f"{out}: cannot be written: {error}") from None
 

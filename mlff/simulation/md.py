@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import signal
-import threading
 import time
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import ase
 import numpy as np
 
-from mlff.errors import ConfigError, DataError, MLFFError
-from mlff.files import alone
+from mlff import provenance
+from mlff.errors import ConfigError, DataError, FileError, MLFFError
+from mlff.files import alone, writing
+from mlff.interruption import Stop
 from mlff.simulation.guard import Guard, Limits, SimulationError
 from mlff.simulation.integrators import Ensemble, Integrator, Settings, Thermostat, make_integrator
 from mlff.simulation.progress import MDProgress
@@ -23,6 +23,7 @@ from mlff.simulation.record import (
     check_trajectory_name,
     load_state,
     lock_path,
+    record_path,
     save_state,
     state_path,
     truncate_trajectory,
@@ -75,8 +76,9 @@ def run_md(
     .xyz) and a line to `log` (JSON lines, or .csv). Momenta are drawn at `temperature` unless `keep_velocities`.
     With `restart`, `atoms` are only the starting structure of the earlier run: the state beside `trajectory` is taken up
     (bitwise for NVE and Langevin on the same machine) until `steps` steps are done in all.
-    Raises SimulationError when the run blows up; Ctrl-C ends it after the current step (KeyboardInterrupt). In both
-    cases the trajectory and the state of the last good record are on disk.
+    Raises SimulationError when the run blows up, FileError where nothing can be written; Ctrl-C (SIGTERM) ends it after
+    the current step with KeyboardInterrupt (Terminated). The trajectory and the state of the last good record are then
+    on disk, beside a record of versions, machine and settings (.run.json).
     """
     settings = Settings(ensemble, temperature, timestep, thermostat, tau, pressure, tau_pressure)
     if steps < 0 or interval < 1:
@@ -105,8 +107,14 @@ def run_md(
             if state is not None:
                 integrator.restore(state)
             run = _Run(atoms, integrator, settings, guard, interval, trajectory, log, state)
-            with run, _interrupts() as interrupted, MDProgress(progress, run.step, steps, timestep) as shown:
-                return run.until(steps, shown, interrupted)
+            if trajectory is not None:
+                facts = {"settings": asdict(settings), "seed": seed, "steps": steps, "interval": interval}
+                facts |= {"formula": atoms.get_chemical_formula(), "keep_velocities": keep_velocities, "from_step": run.step}
+                potential = getattr(calculator, "potential", None)
+                facts["model"] = None if potential is None else potential.fingerprint
+                provenance.record(record_path(trajectory), go_on=restart, **facts)
+            with run, Stop() as stop, MDProgress(progress, run.step, steps, timestep) as shown:
+                return run.until(steps, shown, stop)
         finally:
             atoms.set_constraint(constraints)
             _set_stress_mode(calculator, None)
@@ -130,6 +138,9 @@ class _Run:
         else:
             self.freedom = int(state["degrees_of_freedom"])
         self.state_file = None if trajectory is None else state_path(trajectory)
+        if state is None and self.state_file is not None:  # that of an earlier run; never to be taken for this one's
+            with writing(self.state_file):
+                self.state_file.unlink(missing_ok=True)
         if state is not None:
             truncate_trajectory(Path(trajectory), int(state["frames"]))
         self.trajectory = None if trajectory is None else Trajectory(trajectory, append=state is not None)
@@ -142,27 +153,34 @@ class _Run:
     def __enter__(self) -> _Run:
         return self
 
-    def __exit__(self, *_) -> None:
-        if self.good is not None:
-            self._save()
-        for file in (self.trajectory, self.log):
-            if file is not None:
-                file.close()
+    def __exit__(self, kind, *_) -> None:
+        try:
+            if self.good is not None:
+                self._save()
+        except FileError:
+            if kind is None:  # else the first error is the one to tell
+                raise
+        finally:
+            for file in (self.trajectory, self.log):
+                if file is not None:
+                    file.close()
 
-    def until(self, steps: int, shown: MDProgress, interrupted: threading.Event) -> Summary:
+    def until(self, steps: int, shown: MDProgress, stop: Stop) -> Summary:
         begin = time.perf_counter()
         try:
-            self.record(write=self.step == 0)
-            while self.step < steps and not interrupted.is_set():
+            self.record(write=self.good is None)  # the frame of a state that is restarted from is there already
+            while self.step < steps and not stop.asked:
                 self.integrator.step()
                 self.step += 1
                 self.guard.check_step(self.atoms.get_forces(md=True), self.temperature)
                 if self.step % self.interval == 0 or self.step == steps:
                     self.record()
                     shown.update(self.step, self.temperature, self.drift())
-            if interrupted.is_set():
+            if stop.asked:
                 self.record(write=self.step % self.interval == 0)
-                raise KeyboardInterrupt
+                raise stop.error()
+        except FileError:
+            raise
         except MLFFError as error:
             raise SimulationError(f"stopped at step {self.step}: {error}; {self._last_good()}") from error
         return self.summary(time.perf_counter() - begin)
@@ -258,6 +276,9 @@ class _Run:
 
     def _save(self) -> None:
         if self.state_file is not None:
+            for file in (self.trajectory, self.log):
+                if file is not None:
+                    file.sync()  # a state on disk never knows of frames that are not
             save_state(self.state_file, self.good)
             self.saved_at = time.monotonic()
 
@@ -314,24 +335,3 @@ def _warm_up(calculator, state: dict[str, np.ndarray]) -> None:
 def _set_stress_mode(calculator, always: bool | None) -> None:
     if hasattr(calculator, "always_stress"):
         calculator.always_stress = always
-
-
-@contextmanager
-def _interrupts():
-    """An event set by Ctrl-C or SIGTERM, so that a step is never cut in two; a second Ctrl-C interrupts at once."""
-    event = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield event
-        return
-
-    def handler(number, frame):
-        if event.is_set():
-            raise KeyboardInterrupt
-        event.set()
-
-    before = {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield event
-    finally:
-        for number, previous in before.items():
-            signal.signal(number, previous)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
-import os
+from contextlib import suppress
 from pathlib import Path
 
 import ase
@@ -15,8 +15,10 @@ from ase.io.extxyz import write_extxyz
 from ase.io.trajectory import TrajectoryReader, TrajectoryWriter
 
 from mlff.errors import DataError
+from mlff.files import replacing, sync, write_text, writing
 
 SUFFIXES = (".traj", ".xyz", ".extxyz")
+GO_ON = "go on with --restart (with --force where there is no state yet)"
 
 
 def check_trajectory_name(path: str | Path) -> Path:
@@ -38,7 +40,8 @@ class Trajectory:
         self.frames = _count(self.path) if append else 0
         self._text = self.path.suffix != ".traj"
         mode = "a" if append else "w"
-        self._file = open(self.path, mode, encoding="utf-8") if self._text else TrajectoryWriter(self.path, mode)
+        with writing(self.path, GO_ON):
+            self._file = open(self.path, mode, encoding="utf-8") if self._text else TrajectoryWriter(self.path, mode)
 
     def write(self, atoms: ase.Atoms, energy: float, forces: np.ndarray, **info) -> None:
         """One frame: energy in eV, forces (n, 3) in eV/Å; info goes into the frame's info."""
@@ -46,21 +49,28 @@ class Trajectory:
             atoms.numbers, positions=atoms.positions, cell=atoms.cell, pbc=atoms.pbc, momenta=atoms.get_momenta(), info=info
         )
         frame.set_masses(atoms.get_masses())
-        if self._text:
-            frame.info["mlff_energy"] = energy
-            frame.arrays["mlff_forces"] = forces
-            write_extxyz(
-                self._file, [frame], columns=["symbols", "positions", "momenta", "mlff_forces"], write_results=False
-            )
-            self._file.flush()
-        else:
-            frame.calc = SinglePointCalculator(frame, energy=energy, forces=forces)
-            frame.calc.name = "mlff"
-            self._file.write(frame)
+        with writing(self.path, GO_ON):
+            if self._text:
+                frame.info["mlff_energy"] = energy
+                frame.arrays["mlff_forces"] = forces
+                write_extxyz(
+                    self._file, [frame], columns=["symbols", "positions", "momenta", "mlff_forces"], write_results=False
+                )
+                self._file.flush()
+            else:
+                frame.calc = SinglePointCalculator(frame, energy=energy, forces=forces)
+                frame.calc.name = "mlff"
+                self._file.write(frame)
         self.frames += 1
 
+    def sync(self) -> None:
+        """Force what was written to disk."""
+        with writing(self.path, GO_ON):
+            sync(self.path)
+
     def close(self) -> None:
-        self._file.close()
+        with suppress(OSError):  # frames are flushed one by one: only a failed one is left, and was told
+            self._file.close()
 
 
 def truncate_trajectory(path: Path, frames: int) -> None:
@@ -70,19 +80,16 @@ def truncate_trajectory(path: Path, frames: int) -> None:
         raise DataError(f"{path}: has {there} frames, but the state to restart from was saved after {frames}")
     if there == frames:
         return
-    kept = path.with_name(f".{path.name}.tmp{path.suffix}")
     if path.suffix == ".traj":
-        with TrajectoryReader(path) as reader, TrajectoryWriter(kept, "w") as writer:
+        with replacing(path) as kept, TrajectoryReader(path) as reader, TrajectoryWriter(kept, "w") as writer:
             for index in range(frames):
                 writer.write(reader[index])
-    else:
-        with open(path, encoding="utf-8") as source, open(kept, "w", encoding="utf-8") as target:
-            for _ in range(frames):
-                head = source.readline()
-                target.write(head)
-                for _ in range(int(head) + 1):
-                    target.write(source.readline())
-    os.replace(kept, path)
+        return  # text is cut where it is, which needs no space
+    with writing(path, GO_ON), open(path, "rb+") as file:
+        for _ in range(frames):
+            for _ in range(int(file.readline()) + 1):
+                file.readline()
+        file.truncate(file.tell())
 
 
 def _count(path: Path) -> int:
@@ -116,31 +123,38 @@ class Log:
         self._header = True
         if keep_until is not None and self.path.exists():
             self._drop_after(keep_until)
-        elif keep_until is None:
-            self.path.write_text("", encoding="utf-8")
-        self._file = open(self.path, "a", encoding="utf-8", newline="")
+        with writing(self.path, GO_ON):
+            if keep_until is None:
+                self.path.write_text("", encoding="utf-8")
+            self._file = open(self.path, "a", encoding="utf-8", newline="")
         self._header = self._csv and self._file.tell() == 0
 
     def write(self, record: dict) -> None:
         """Values are numbers or None (an empty cell in CSV)."""
-        if self._csv:
-            writer = csv.DictWriter(self._file, list(record))
-            if self._header:
-                writer.writeheader()
-                self._header = False
-            writer.writerow(record)
-        else:
-            self._file.write(json.dumps(record) + "\n")
-        self._file.flush()
+        with writing(self.path, GO_ON):
+            if self._csv:
+                writer = csv.DictWriter(self._file, list(record))
+                if self._header:
+                    writer.writeheader()
+                    self._header = False
+                writer.writerow(record)
+            else:
+                self._file.write(json.dumps(record) + "\n")
+            self._file.flush()
+
+    def sync(self) -> None:
+        """Force what was written to disk."""
+        with writing(self.path, GO_ON):
+            sync(self.path)
 
     def close(self) -> None:
-        self._file.close()
+        with suppress(OSError):  # lines are flushed one by one: only a failed one is left, and was told
+            self._file.close()
 
     def _drop_after(self, step: int) -> None:
-        kept = [line for line in self.path.read_text(encoding="utf-8").splitlines(keepends=True) if self._keep(line, step)]
-        temporary = self.path.with_name(f".{self.path.name}.tmp")
-        temporary.write_text("".join(kept), encoding="utf-8")
-        os.replace(temporary, self.path)
+        with open(self.path, encoding="utf-8", newline="") as file:
+            kept = [line for line in file if line.endswith("\n") and self._keep(line, step)]
+        write_text(self.path, "".join(kept))
 
     def _keep(self, line: str, step: int) -> bool:
         try:
@@ -154,6 +168,11 @@ def state_path(trajectory: str | Path) -> Path:
     return Path(trajectory).with_suffix(".state.npz")
 
 
+def record_path(trajectory: str | Path) -> Path:
+    """Where versions, machine and settings of the run stand, one entry for each time it was started."""
+    return Path(trajectory).with_suffix(".run.json")
+
+
 def lock_path(trajectory: str | Path) -> Path:
     """The file that the process that writes the trajectory holds."""
     path = Path(trajectory)
@@ -162,12 +181,8 @@ def lock_path(trajectory: str | Path) -> Path:
 
 def save_state(path: Path, state: dict[str, np.ndarray]) -> None:
     """Arrays, atomically (a file at `path` is always whole)."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    with open(temporary, "wb") as file:
+    with replacing(path) as temporary, open(temporary, "wb") as file:
         np.savez(file, **state)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
 
 
 def load_state(path: Path) -> dict[str, np.ndarray]:

@@ -15,7 +15,8 @@ from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from scipy.spatial.transform import Rotation
 
-from mlff.errors import ConfigError, MLFFError
+from mlff.errors import ConfigError, FileError, MLFFError
+from mlff.interruption import Stop
 from mlff.simulation.guard import Guard, Limits, SimulationError
 from mlff.simulation.record import Trajectory
 from mlff.units import STRESS
@@ -53,7 +54,8 @@ def relax(
 
     With `cell` the cell relaxes too, against `pressure` (GPa), and the forces on it (ASE's FrechetCellFilter: stress
     times volume, per atom) have to fall below `fmax` as well. auto: BFGS up to 200 atoms, FIRE beyond.
-    Raises ConfigError; SimulationError if atoms fuse or fly off on the way.
+    Raises ConfigError, FileError; SimulationError if atoms fuse or fly off on the way. Ctrl-C (SIGTERM) ends it after the
+    current step with KeyboardInterrupt (Terminated); `atoms` are then where they have come.
     """
     if optimizer not in ("auto", *_OPTIMIZERS):
         raise ConfigError(f"unknown optimizer {optimizer!r}; known: auto, {', '.join(_OPTIMIZERS)}")
@@ -73,7 +75,7 @@ def relax(
     moving = FrechetCellFilter(atoms, scalar_pressure=pressure * STRESS["GPa"]) if cell else atoms
     written = None if trajectory is None else Trajectory(trajectory)
     try:
-        with _OPTIMIZERS[optimizer](moving, logfile=None) as driver, _bar(progress) as bar:
+        with _OPTIMIZERS[optimizer](moving, logfile=None) as driver, Stop() as stop, _bar(progress) as bar:
             task = bar.add_task("relax", total=None, note="")
             for _ in driver.irun(fmax=fmax, steps=steps):
                 guard.check_geometry(atoms)
@@ -81,8 +83,12 @@ def relax(
                 if written is not None:
                     written.write(atoms, energy, atoms.get_forces(apply_constraint=False), step=driver.nsteps)
                 bar.update(task, note=f"step {driver.nsteps}  {energy:.4f} eV  largest force {longest:.4f} eV/Å")
+                if stop.asked:
+                    raise stop.error()
             converged = bool(driver.converged(moving.get_forces().ravel()))
             done = driver.nsteps
+    except FileError:
+        raise
     except MLFFError as error:
         raise SimulationError(f"relaxation stopped: {error}") from error
     finally:

@@ -7,6 +7,7 @@ import numpy as np
 
 from mlff.data.batching import Sample, Sizes, make_graph, round_up, to_dense
 from mlff.data.neighbors import neighbor_list
+from mlff.data.placement import gather
 from mlff.data.structure import COINCIDENT
 from mlff.errors import StructureError
 from mlff.graph import Graph
@@ -53,6 +54,11 @@ class VerletList:
         close = np.flatnonzero(np.einsum("pa,pa->p", vectors, vectors) < COINCIDENT**2)
         if len(close):
             raise StructureError(f"atoms {i[close[0]]} and {j[close[0]]} are on top of each other")
+        if moves := gather(wrapped, self._cell, self._pbc, i, j):
+            self._lattice, self._center = self._lattice + moves[0], self._center - moves[1]
+            self._offsets = self._lattice @ self._cell - self._center
+            wrapped = self._positions + self._offsets
+            shifts = shifts + (moves[0][i] - moves[0][j]).astype(np.int32)
         neighbors, mask, (images,) = to_dense(len(numbers), i, j, shifts)
         periodic = bool(self._pbc.any())
         sample = Sample(

@@ -9,6 +9,8 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +18,15 @@ import jax
 import numpy as np
 from absl import logging as absl_logging
 
-from mlff.errors import ModelFileError
+from mlff.errors import FileError, MLFFError, ModelFileError
+from mlff.files import cannot_write
 
 
 class Checkpoints:
     """The newest few checkpoints of one run directory.
 
-    `save` returns within milliseconds; `close` (or leaving the `with` block) waits until the last one is on disk.
+    `save` returns within milliseconds; `close` (or leaving the `with` block) waits until the last one is on disk. What
+    goes wrong on the way there is a FileError of the next `save` or of `close`; the ones before are still whole.
     """
 
     def __init__(self, directory: str | Path, keep: int = 2):
@@ -31,13 +35,19 @@ class Checkpoints:
         _quiet()
         self.directory = Path(directory).absolute()
         self._orbax = orbax
-        self._manager = orbax.CheckpointManager(self.directory, options=orbax.CheckpointManagerOptions(max_to_keep=keep))
+        with self._writing():
+            options = orbax.CheckpointManagerOptions(max_to_keep=keep)
+            self._manager = orbax.CheckpointManager(self.directory, options=options)
 
     def __enter__(self) -> Checkpoints:
         return self
 
-    def __exit__(self, *_) -> None:
-        self.close()
+    def __exit__(self, kind, *_) -> None:
+        try:
+            self.close()
+        except FileError:
+            if kind is None:  # else the first error is the one to tell
+                raise
 
     @property
     def numbers(self) -> list[int]:
@@ -49,11 +59,12 @@ class Checkpoints:
         vectors, layout = _pack(tree)
         content = {"record": record, "layout": layout, "digest": _digest(vectors, record)}
         args = self._orbax.args
-        self._manager.wait_until_finished()
-        if number in self._manager.all_steps():
-            self._manager.delete(number)
         items = args.Composite(arrays=args.StandardSave(vectors), record=args.JsonSave(content))
-        self._manager.save(number, args=items, force=True)
+        with self._writing():
+            self._manager.wait_until_finished()
+            if number in self._manager.all_steps():
+                self._manager.delete(number)
+            self._manager.save(number, args=items, force=True)
 
     def restore(self, template: Any) -> tuple[Any, dict] | None:
         """The newest checkpoint that is whole, shaped like `template`: (tree of numpy arrays, record). None: there is none.
@@ -89,8 +100,20 @@ class Checkpoints:
         return None
 
     def close(self) -> None:
-        self._manager.wait_until_finished()
-        self._manager.close()
+        with self._writing():
+            try:
+                self._manager.wait_until_finished()
+            finally:
+                self._manager.close()
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except MLFFError:
+            raise
+        except Exception as error:  # Orbax and TensorStore wrap what the system says
+            raise cannot_write(self.directory, error) from error
 
     def _read(self, number: int) -> tuple[dict[str, np.ndarray], dict]:
         args = self._orbax.args
@@ -109,8 +132,8 @@ _log = logging.getLogger("mlff")
 
 
 def _quiet() -> None:
-    absl_logging.set_verbosity(absl_logging.ERROR)
-    absl_logging.set_stderrthreshold(absl_logging.ERROR)
+    absl_logging.set_verbosity(absl_logging.FATAL)  # errors come as exceptions too, and are told once
+    absl_logging.set_stderrthreshold(absl_logging.FATAL)
 
 
 def _pack(tree: Any) -> tuple[dict[str, np.ndarray], list]:

@@ -5,11 +5,15 @@ from __future__ import annotations
 import json
 import logging
 import math
+import threading
 import time
 from pathlib import Path
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
+
+from mlff.errors import FileError
+from mlff.files import write_text, writing
 
 _log = logging.getLogger("mlff")
 _QUIET = 30.0  #: seconds between lines where there is no terminal to draw a bar on
@@ -22,6 +26,7 @@ class Journal:
         self.metrics = out / "metrics.jsonl"
         self._events = out / "tensorboard" if tensorboard else None
         self._writer = None
+        self._excepthook = None
         self._console = Console(stderr=True) if progress else None
         self._bar: Progress | None = None
         self._task = None
@@ -37,16 +42,31 @@ class Journal:
         if self._events is not None:
             from tensorboard.summary import Writer  # a slow import that only a run needs
 
-            self._writer = Writer(str(self._events))
+            self._excepthook, threading.excepthook = threading.excepthook, self._silence
+            with writing(self._events):
+                self._writer = Writer(str(self._events))
         return self
 
-    def __exit__(self, *_) -> None:
+    def __exit__(self, kind, *_) -> None:
         if self._bar is not None:
             self._bar.stop()
             self._bar = None
-        if self._writer is not None:
-            self._writer.close()
-            self._writer = None
+        writer, self._writer = self._writer, None
+        try:
+            if writer is not None:
+                with writing(self._events):
+                    writer.close()
+        except FileError:
+            if kind is None:  # else the first error is the one to tell
+                raise
+        finally:
+            if self._excepthook is not None:
+                threading.excepthook, self._excepthook = self._excepthook, None
+
+    def _silence(self, failed) -> None:
+        """TensorBoard's thread dies with an OSError and hands it to the next `record`: no traceback on the way."""
+        if not isinstance(failed.exc_value, OSError):
+            self._excepthook(failed)
 
     def say(self, text: str) -> None:
         """A message for the user."""
@@ -76,18 +96,22 @@ class Journal:
     def record(self, line: dict) -> None:
         """Append one line of metrics (six digits; what is not finite becomes null) and its TensorBoard events."""
         clean = {key: _rounded(value) if isinstance(value, float) else value for key, value in line.items()}
-        with self.metrics.open("a", encoding="utf-8") as file:
+        with writing(self.metrics), self.metrics.open("a", encoding="utf-8") as file:
             file.write(json.dumps(clean) + "\n")
         if self._writer is not None:
-            for key, value in clean.items():
-                if key not in ("epoch", "step") and value is not None:
-                    group, _, name = key.partition("_")
-                    tag = f"{name}/{group}" if group in ("train", "valid") else key
-                    self._writer.add_scalar(tag, float(value), step=clean["step"])
+            with writing(self._events):
+                self._add_events(clean)
         self.show(errors=errors(clean))
         if self._bar is None and time.monotonic() - self._last_line > _QUIET:
             self._last_line = time.monotonic()
             self.say(f"epoch {clean['epoch']}  loss {_text(clean['train_loss'])}  {errors(clean)}")
+
+    def _add_events(self, line: dict) -> None:
+        for key, value in line.items():
+            if key not in ("epoch", "step") and value is not None:
+                group, _, name = key.partition("_")
+                tag = f"{name}/{group}" if group in ("train", "valid") else key
+                self._writer.add_scalar(tag, float(value), step=line["step"])
 
     def rewind(self, epochs: int) -> None:
         """Drop the lines of metrics past `epochs`: a resumed run writes them again."""
@@ -100,9 +124,7 @@ class Journal:
                     kept.append(text + "\n")
             except (ValueError, KeyError, TypeError):
                 continue  # a line cut short when the process was killed
-        draft = self.metrics.with_suffix(".jsonl.new")
-        draft.write_text("".join(kept), encoding="utf-8")
-        draft.replace(self.metrics)
+        write_text(self.metrics, "".join(kept))
 
 
 def errors(line: dict) -> str:

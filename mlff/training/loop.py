@@ -6,11 +6,8 @@ Load the data, look for contradictions, take off the baseline, batch, initialise
 from __future__ import annotations
 
 import dataclasses
-import os
-import platform
 import time
 from collections.abc import Callable, Iterator
-from importlib.metadata import version
 from pathlib import Path
 
 import jax
@@ -18,14 +15,15 @@ import jax.numpy as jnp
 import numpy as np
 from rich.progress import track
 
-from mlff import references
+from mlff import provenance, references
 from mlff.config import Config, dump_config
 from mlff.data import baseline as baselines
 from mlff.data.batching import Batches, make_sample
 from mlff.data.dataset import Dataset, Splits, load_data
 from mlff.data.lint import lint
 from mlff.errors import ConfigError, DataError
-from mlff.files import alone, write_text
+from mlff.files import alone, write_text, writing
+from mlff.interruption import Terminated
 from mlff.models import registry
 from mlff.potential import Potential, initial_params
 from mlff.training import losses, statistics
@@ -51,8 +49,8 @@ def train(config: Config, out_dir: str | Path, *, progress: bool = True, data: S
     run that was stopped and resumed on the same CPU ends bitwise as if it had never stopped.
 
     Raises ConfigError when the directory holds a run with another configuration or other data, or one at work; DataError
-    for unusable data, TrainingError when training keeps diverging, KeyboardInterrupt after Ctrl-C, once a checkpoint is
-    written.
+    for unusable data, TrainingError when training keeps diverging, FileError where nothing can be written,
+    KeyboardInterrupt (Terminated) after Ctrl-C (SIGTERM), once a checkpoint is written.
     """
     started = time.monotonic()
     out = Path(out_dir)
@@ -60,7 +58,8 @@ def train(config: Config, out_dir: str | Path, *, progress: bool = True, data: S
         raise ConfigError(f"{out}: is a file, not a run directory; choose another --out")
     journal = Journal(out, progress, config.training.tensorboard)
     splits = load_data(config.data, config.seed, config.loss, progress) if data is None else data
-    out.mkdir(parents=True, exist_ok=True)
+    with writing(out):
+        out.mkdir(parents=True, exist_ok=True)
     with alone(out / ".lock", f"{out}: another process trains there; wait for it or choose another --out"):
         return _train(config, out, splits, journal, progress, started)
 
@@ -77,6 +76,7 @@ def _train(config: Config, out: Path, splits: Splits, journal: Journal, progress
         journal.say(str(splits.train.census))
         inspect(config, splits, journal.warn)
         write_text(out / "config.yaml", dump_config(config))
+        provenance.record(out / "run.json", go_on=record is not None, seed=config.seed, data=identity["content of data"])
 
         task = prepare(config, splits, progress)
         journal.say(task.describe())
@@ -85,7 +85,7 @@ def _train(config: Config, out: Path, splits: Splits, journal: Journal, progress
         trainer.run.overhead += time.monotonic() - started
         try:
             params = trainer.fit()
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, Terminated):
             journal.say(f"stopped after {trainer.run.epoch} epochs; the same command on {out} goes on from here")
             raise
     journal.say(_outcome(trainer.run))
@@ -138,10 +138,11 @@ def finish(task: Task, splits: Splits, params: Params, run: Run, journal: Journa
     """The potential with its final errors in the metadata."""
     metadata = {
         "config": task.config.model_dump(mode="json"),
-        "data": {"train": splits.train.fingerprint, "valid": splits.valid.fingerprint},
+        "data": {"train": splits.train.fingerprint, "valid": splits.valid.fingerprint}
+        | {f"test {name}": data.fingerprint for name, data in splits.test.items()},
         "training": {"epochs": run.epoch, "best_epoch": run.best_epoch, "seconds": round(run.seconds + run.overhead, 1)},
-        "versions": {name: version(name) for name in ("mlff", "jax", "jaxlib")},
-        "machine": f"{platform.platform()}, Python {platform.python_version()}, {os.cpu_count()} cores",
+        "versions": provenance.versions(),
+        "machine": provenance.machine(),
     }
     potential = Potential(
         config=task.config.model,

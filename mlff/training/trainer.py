@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import collections
-import signal
-import threading
 import time
 from dataclasses import dataclass
 
@@ -15,6 +13,7 @@ import numpy as np
 from mlff.config import Config
 from mlff.data.batching import Batches, Sizes
 from mlff.errors import TrainingError
+from mlff.interruption import Stop
 from mlff.models.atoms import Statistics
 from mlff.training import losses, optimizer
 from mlff.training.checkpoint import Checkpoints
@@ -63,7 +62,7 @@ class Trainer:
         stress = any(sample.stress is not None for sample in task.valid.samples)
         self.measure = make_measure(task.apply, self.config, scale, stress)
         self._compiled: set[tuple[str, Sizes]] = set()
-        self._stop = threading.Event()
+        self._stop = Stop()
         self._mark = self._saved = self._shown = time.monotonic()
         self._share = self._speed = 0.0  # progress at the last step, structures per second in the last epoch
         self._reported = 0  # skipped steps the user knows of
@@ -86,16 +85,16 @@ class Trainer:
     def fit(self) -> Params:
         """Run until epochs, hours or patience end; the averaged parameters of the best validation.
 
-        Raises TrainingError when backing off does not help, KeyboardInterrupt when asked to stop, after a checkpoint.
+        Raises TrainingError when backing off does not help, FileError; KeyboardInterrupt or Terminated, after a checkpoint.
         """
         run = self.run
         self._mark = self._saved = time.monotonic()
-        with self.journal, _Signals(self._stop):
+        with self.journal, self._stop:
             while not run.over(self.config):
                 self._train_epoch()
-                if self._stop.is_set():
+                if self._stop.asked:
                     self.save()
-                    raise KeyboardInterrupt
+                    raise self._stop.error()
                 self._end_epoch()
         return self.best.average
 
@@ -111,7 +110,7 @@ class Trainer:
         plan = self.task.train.plan(np.random.default_rng([self.config.seed, run.epoch]))
         begun, structures = run.seconds, 0
         pending: collections.deque[jax.Array] = collections.deque()
-        while run.position < len(plan) and not run.out_of_time(self.config) and not self._stop.is_set():
+        while run.position < len(plan) and not run.out_of_time(self.config) and not self._stop.asked:
             sizes, indices = plan[run.position]
             graph, labels = self.task.train.build(sizes, indices)
             self._share = run.share(self.config, len(plan))
@@ -147,7 +146,7 @@ class Trainer:
         line |= {"skipped": run.skipped, "seconds": round(run.seconds, 2), "structures_per_second": round(self._speed, 1)}
         self.journal.record(line)
         due = run.epoch % config.training.checkpoint_every == 0 and time.monotonic() - self._saved > OFTEN
-        if due or run.over(config) or self._stop.is_set():
+        if due or run.over(config) or self._stop.asked:
             self.save()
 
     def _validate(self) -> dict[str, float]:
@@ -224,30 +223,6 @@ class Trainer:
     def _epoch_text(self) -> str:
         epochs = self.config.training.epochs
         return f"{self.run.epoch + 1}/{epochs}" if epochs else f"{self.run.epoch + 1}"
-
-
-class _Signals:
-    """Within the block the first Ctrl-C (or SIGTERM) asks to stop, a second one stops at once."""
-
-    def __init__(self, stop: threading.Event):
-        self._stop = stop
-        self._old: dict[int, object] = {}
-
-    def __enter__(self) -> None:
-        if threading.current_thread() is threading.main_thread():
-            self._old = {number: signal.signal(number, self._handle) for number in (signal.SIGINT, signal.SIGTERM)}
-
-    def __exit__(self, *_) -> None:
-        self._restore()
-
-    def _handle(self, *_) -> None:
-        self._stop.set()
-        self._restore()
-
-    def _restore(self) -> None:
-        for number, handler in self._old.items():
-            signal.signal(number, handler)
-        self._old = {}
 
 
 def _copy(tree):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from rich.console import Console
@@ -22,7 +24,7 @@ def load(path: Path) -> list[dict]:
     """Complete records of a JSON-lines file (torn lines are ignored)."""
     records = []
     if path.exists():
-        for line in path.read_text().splitlines():
+        for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
             try:
                 records.append(json.loads(line))
             except json.JSONDecodeError:
@@ -30,18 +32,45 @@ def load(path: Path) -> list[dict]:
     return records
 
 
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """What the system says against writing `path` ends the program with one line; what was written before stays."""
+    try:
+        yield
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        raise SystemExit(
+            f"error: {path}: {reason}: free space or make it writable, and run the same again; nothing is lost"
+        ) from None
+
+
 def append(path: Path, record: dict) -> None:
-    """Append one record and force it to disk."""
-    torn = path.exists() and path.stat().st_size > 0 and path.read_bytes()[-1:] != b"\n"
-    with open(path, "a") as f:
-        f.write(("\n" if torn else "") + json.dumps(record) + "\n")
-        f.flush()
-        os.fsync(f.fileno())
+    """Append one record and force it to disk; if that fails, nothing of it stays. Raises SystemExit with one line."""
+    with writing(path):
+        size = path.stat().st_size if path.exists() else 0
+        torn = size > 0 and path.read_bytes()[-1:] != b"\n"
+        try:
+            with open(path, "ab") as f:
+                f.write((("\n" if torn else "") + json.dumps(record) + "\n").encode())
+                f.flush()
+                os.fsync(f.fileno())
+        except OSError:
+            with suppress(OSError):
+                os.truncate(path, size)
+            raise
 
 
 def atomic_write(path: Path, text: str) -> None:
-    """Write a file in one step."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Write a file in one step, or leave what was there. Raises SystemExit with one line."""
     tmp = path.with_name(f".{path.name}.tmp")
-    tmp.write_text(text)
-    os.replace(tmp, path)
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with open(tmp, "w", encoding="utf-8") as f:
+                f.write(text)
+                f.flush()
+                os.fsync(f.fileno())
+            os.replace(tmp, path)
+        finally:
+            with suppress(OSError):
+                tmp.unlink()

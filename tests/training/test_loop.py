@@ -66,6 +66,10 @@ def test_a_run_leaves_a_potential_its_config_metrics_and_events(finished, files)
     assert set(errors) == {"validation", "test cold"} and errors["test cold"]["structures"] == 6
     splits = load_data(settings(files).data, 0, settings(files).loss)
     assert loaded.metadata["data"]["train"] == splits.train.fingerprint
+    assert loaded.metadata["data"]["test cold"] == splits.test["cold"].fingerprint
+    started = json.loads((out / "run.json").read_text())[0]
+    assert started["seed"] == 0 and started["data"] == {name: loaded.metadata["data"][name] for name in ("train", "valid")}
+    assert started["versions"] == loaded.metadata["versions"] and started["machine"] == loaded.metadata["machine"]
     assert evaluate(loaded, splits.test["cold"]).forces_rmse == pytest.approx(errors["test cold"]["forces_rmse"], rel=1e-4)
 
 
