@@ -11,6 +11,7 @@ from rich.table import Table
 
 from mlff.certificate import checks, scans
 from mlff.certificate.line import Line
+from mlff.certificate.probe import Probe
 from mlff.certificate.scans import Scan
 from mlff.data.structure import Structure
 from mlff.errors import DataError
@@ -62,10 +63,12 @@ def certify(
     frames = [atoms for atoms in frames if 1 < len(atoms) <= _LARGEST]
     if not frames:
         raise DataError(f"nothing to certify the potential on: give structures of 2 to {_LARGEST} atoms")
-    double, rng = potential.with_precision("float64"), np.random.default_rng(0)
+    ask, rng = Probe(potential, frames), np.random.default_rng(0)
+    other = Probe(potential.with_precision("float32" if potential.precision == "float64" else "float64"), frames)
+    single, double = (other, ask) if potential.precision == "float64" else (ask, other)
     lines = checks.errors(potential)
     on_check("symmetries")
-    lines += checks.symmetries(potential, frames, rng)
+    lines += checks.symmetries(ask, frames, rng)
     on_check("derivatives")
     lines += checks.derivatives(double, frames, rng)
     on_check("cutoff")
@@ -74,7 +77,7 @@ def certify(
     pairs, bonds = scans.dimers(double), scans.bonds(double, frames)
     lines += checks.smoothness(pairs, bonds)
     on_check("size and rounding")
-    lines += checks.extensivity(potential, frames) + checks.precision(potential, frames)
+    lines += checks.extensivity(ask, frames) + checks.precision(single, double, frames)
     on_check("dynamics")
     lines += checks.drift(potential, frames)
     return Certificate(tuple(lines), (*pairs, *bonds))
