@@ -54,6 +54,28 @@ class Environments:
             result[mine] = _distances(prints[mine], self.chosen[z].astype(np.float64)).min(axis=1) / self.units[z]
         return result
 
+    def pack(self) -> tuple[dict, dict[str, np.ndarray]]:
+        """Plain values for a header, and arrays by name."""
+        header = {"reach": self.reach, "elements": list(self.elements), "units": {str(z): u for z, u in self.units.items()}}
+        return header, {f"environments/{z}": np.ascontiguousarray(prints) for z, prints in self.chosen.items()}
+
+    @classmethod
+    def unpack(cls, header: dict, arrays: dict[str, np.ndarray]) -> Environments:
+        """What `pack` gave. Raises KeyError, TypeError or ValueError for anything else."""
+        reach, elements = float(header["reach"]), tuple(int(z) for z in header["elements"])
+        units = {int(z): float(unit) for z, unit in header["units"].items()}
+        chosen = {z: arrays[f"environments/{z}"] for z in units}
+        width = _weights(elements).shape[1] * _GAUSSIANS * (_DEGREE + 1)
+        if len(arrays) != len(chosen) or not set(units) <= set(elements) or not all(1 <= z <= 118 for z in elements):
+            raise ValueError("the training environments are not those of its elements")
+        for prints in chosen.values():
+            if prints.dtype != np.float32 or prints.ndim != 2 or prints.shape[1] != width or not len(prints):
+                raise ValueError(f"the training environments have shape {prints.shape}, expected (m, {width}) in float32")
+        finite = all(np.isfinite(prints).all() for prints in chosen.values())
+        if not finite or not (np.isfinite(reach) and reach > 0) or not all(0 < unit < np.inf for unit in units.values()):
+            raise ValueError("the training environments hold values that make no sense")
+        return cls(reach, elements, chosen, units)
+
 
 def summarise(structures: Sequence[Structure], elements: tuple[int, ...], cutoff: float, seed: int = 0) -> Environments:
     """The summary of a training set, for a potential with this cutoff (Å)."""
@@ -81,12 +103,12 @@ def fingerprints(structure: Structure, elements: tuple[int, ...], reach: float) 
     i, j, shifts = neighbor_list(structure.positions, structure.cell, structure.pbc, reach)
     vectors = structure.positions[j] - structure.positions[i] + shifts @ structure.cell
     r = np.linalg.norm(vectors, axis=1)
-    centers = np.linspace(0.5, reach, _GAUSSIANS + 1)[:-1]
-    radial = np.exp(-0.5 * ((r[:, None] - centers) / (centers[1] - centers[0])) ** 2)
+    width = reach / (_GAUSSIANS + 1)
+    radial = np.exp(-0.5 * (r[:, None] / width - np.arange(1, _GAUSSIANS + 1)) ** 2)
     radial *= 0.5 + 0.5 * np.cos(np.pi * r / reach)[:, None]
     table = np.zeros((119, weights.shape[1]))
     table[list(elements)] = weights
-    radial = (radial[:, :, None] * table[structure.numbers[j]][:, None]).reshape(len(r), -1)
+    radial = (radial[:, :, None] * table[structure.numbers[j]][:, None]).reshape(len(r), _GAUSSIANS * weights.shape[1])
     parts, starts = [], np.searchsorted(i, np.arange(n))
     alone = np.bincount(i, minlength=n) == 0
     for l, harmonics in enumerate(spherical_harmonics(_DEGREE, vectors / np.maximum(r, 1e-12)[:, None])):

@@ -20,6 +20,7 @@ from mlff.simulation.md import run_md
 _H = 1e-3  #: Å and strain: step of finite differences, taken with four points
 _FOUR_POINTS = ((-2, 1 / 12), (-1, -2 / 3), (1, 2 / 3), (2, -1 / 12))
 _APART = 60.0  #: Å between what must not see each other
+_STEEPEST = 50.0  #: eV/Å: no diatomic molecule pulls with more than about 13 (N2, CO)
 NVE_STEPS = 4000
 
 
@@ -97,11 +98,14 @@ def smoothness(dimers: list[Scan], bonds: list[Scan]) -> list[Line]:
     wells = {scan.name: scan.minima for scan in bonds if len(scan.minima) > 1}
     soft = [scan.name for scan in dimers if not _repulsive(scan)]
     dips = sum(max(0, len(scan.minima) - 1) for scan in dimers)
+    steepest = max(dimers, key=lambda scan: scan.slopes.max())
+    where = f"{steepest.name} at {steepest.distances[steepest.slopes.argmax()]:.2f} Å; a hole where no data reach"
     many = f"{len(dimers)} pairs of elements, {len(bonds)} bonds"
     return [
         Line("kinks", sum(map(len, kinks.values())), "", 0, f"{many}{_where(kinks)}"),
         Line("false minima of bonds", sum(len(w) - 1 for w in wells.values()), "", 0, f"{len(bonds)} bonds{_where(wells)}"),
         Line("dimers that attract at short range", len(soft), "", 0, f"from {SHORTEST} Å; {', '.join(soft) or 'none'}"),
+        Line("steepest attraction of dimers", max(0.0, float(steepest.slopes.max())), "eV/Å", _STEEPEST, where),
         Line("false minima of dimers", dips, "", None, "free pairs of atoms are seldom in the training data"),
     ]
 

@@ -47,7 +47,7 @@ def evaluate(
         raise DataError(f"{data}: no structures to evaluate")
     stress = any(structure.stress is not None for structure in structures)
     results = potential.predict(structures, stress=stress, progress=not quiet)
-    metrics = compare(structures, results)
+    metrics = compare(structures, results, potential.environments)
     Console().print(metrics.table(f"{model} on {data}"))
     if json_file is not None:
         content = {"model": str(model), "data": str(data), "fingerprint": dataset.fingerprint, **metrics.to_dict()}
