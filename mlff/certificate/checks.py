@@ -158,17 +158,24 @@ def calculator(potential: Potential) -> MLFFCalculator:
         return MLFFCalculator(potential)
 
 
-def errors(potential: Potential) -> list[Line]:
-    """Errors on held-out data, as the model file has them."""
+def errors(sets: dict[str, dict]) -> list[Line]:
+    """Errors on held-out data (name -> `Metrics.to_dict()`); by element and by distance in the note."""
     lines = []
-    for name, figures in (potential.metadata.get("errors") or {}).items():
-        for key, what, unit in (
-            ("energy_rmse_per_atom", "energy", "meV/atom"),
-            ("forces_rmse", "forces", "meV/Å"),
-            ("stress_rmse", "stress", "meV/Å³"),
+    for name, figures in sets.items():
+        elements = [f"on {symbol} {rmse:.3g}" for symbol, rmse in (figures.get("forces_rmse_by_element") or {}).items()]
+        bins = figures.get("by_distance") or []
+        energies, forces = (
+            [f"{row['name']} {row[key]:.3g} ({row[count]:,} {count})" for row in bins if row[key] is not None]
+            for key, count in (("energy_rmse_per_atom", "structures"), ("forces_rmse", "atoms"))
+        )
+        for key, what, unit, more in (
+            ("energy_rmse_per_atom", "energy", "meV/atom", energies),
+            ("forces_rmse", "forces", "meV/Å", elements + forces),
+            ("stress_rmse", "stress", "meV/Å³", []),
         ):
             if figures.get(key) is not None:
-                lines.append(Line(f"RMSE, {what}, {name}", figures[key], unit, None, f"{figures['structures']} structures"))
+                note = "; ".join([f"{figures['structures']} structures", *more])
+                lines.append(Line(f"RMSE, {what}, {name}", figures[key], unit, None, note))
     return lines
 
 
