@@ -351,7 +351,7 @@ def labelled() -> Atoms:
 
 def test_certify_writes_into_the_model_and_fails_on_a_failed_line(folder, tmp_path, monkeypatch):
     monkeypatch.setattr(checks, "NVE_STEPS", 200)
-    model, plot = tmp_path / "bonds.safetensors", tmp_path / "scans.png"
+    model, plot = tmp_path / "bonds.safetensors", tmp_path / "certificate.png"
     morse().save(model)
     write(tmp_path / "water.xyz", molecule("H2O"))
     code, out, err = call("certify", model, tmp_path / "water.xyz", "--plot", plot, "--json", tmp_path / "lines.json", "--quiet")

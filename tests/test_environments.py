@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 import ase
+import ase.io
 import numpy as np
 import pytest
 from ase.build import bulk, molecule
@@ -12,6 +13,7 @@ from mlff import Potential, evaluate
 from mlff.data.structure import Structure
 from mlff.environments import fingerprints, summarise
 from mlff.errors import ModelFileError
+from mlff.report.structures import write_predictions
 from tests.potentials import morse
 
 ELEMENTS = (1, 6, 8)
@@ -90,6 +92,15 @@ def test_it_travels_in_the_file(environments, tmp_path):
     assert (tmp_path / "again.safetensors").read_bytes() == (tmp_path / "model.safetensors").read_bytes()
 
 
+def test_predictions_tell_the_distance(environments, tmp_path):
+    potential = replace(morse(), elements=ELEMENTS, baseline={z: -1.0 for z in ELEMENTS}, environments=environments)
+    structure = ethanol(0.1, 7)
+    ase.io.write(tmp_path / "in.xyz", structure.to_atoms())
+    write_predictions(potential, tmp_path / "in.xyz", tmp_path / "out.xyz", progress=False)
+    written = ase.io.read(tmp_path / "out.xyz").arrays["mlff_distance"]
+    assert written == pytest.approx(environments.distances(structure), abs=1e-4)
+
+
 @pytest.mark.parametrize(
     "damage",
     [
@@ -102,7 +113,9 @@ def test_it_travels_in_the_file(environments, tmp_path):
     ],
 )
 def test_damaged_ones_are_refused(environments, damage, tmp_path):
-    copy = replace(environments, chosen={z: p.copy() for z, p in environments.chosen.items()}, units=dict(environments.units))
+    copy = replace(
+        environments, chosen={z: p.copy() for z, p in environments.chosen.items()}, units=dict(environments.units)
+    )
     damage(copy)
     replace(morse(), environments=copy).save(tmp_path / "model.safetensors")
     with pytest.raises(ModelFileError, match="training environments"):

@@ -155,7 +155,9 @@ def nve(potential: Potential, atoms: ase.Atoms, length: float = LENGTH / 2, prog
         time, total, kinetic = (np.array([line[key] for line in log]) for key in ("time_ps", "etot_ev", "ekin_ev"))
         drift = float(np.polyfit(time - time.mean(), total, 1)[0])
         slope, share = 1000 * drift / len(atoms), float(abs(drift) * np.ptp(time) / max(kinetic.std(), 1e-12))
-    names = (_named(name, length, LENGTH / 2) for name in ("NVE drift, 1 fs", "NVE drift over the spread of the kinetic energy"))
+    names = (
+        _named(name, length, LENGTH / 2) for name in ("NVE drift, 1 fs", "NVE drift over the spread of the kinetic energy")
+    )
     return [Line(next(names), slope, "meV/atom/ps", _DRIFT, note), Line(next(names), share, "", 1.0, note)]
 
 

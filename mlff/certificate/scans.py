@@ -65,7 +65,9 @@ class Scan:
             around = np.abs(g[max(0, k - 10) : k + 11]).max()
             if fine[k] < max(_SUSPECT[0], _SUSPECT[1] * around) or fine[k] < fine[k - 1 : k + 2].max():
                 continue
-            if fine[k] > 0.3 * coarse[max(0, k - 3) : k + 4].max() and (not found or self.distances[k] - found[-1] > 5 * STEP):
+            if fine[k] > 0.3 * coarse[max(0, k - 3) : k + 4].max() and (
+                not found or self.distances[k] - found[-1] > 5 * STEP
+            ):
                 found.append(float(self.distances[k]))
         return found
 
@@ -146,7 +148,9 @@ def dimers(ask: Probe) -> list[Scan]:
     paths = []
     for pair in combinations_with_replacement(potential.elements, 2):
         name = "-".join(chemical_symbols[z] for z in pair)
-        paths.append(Path(name, ase.Atoms(pair, np.zeros((2, 3))), 0.0, along, grid, potential.baseline_energy(np.array(pair))))
+        paths.append(
+            Path(name, ase.Atoms(pair, np.zeros((2, 3))), 0.0, along, grid, potential.baseline_energy(np.array(pair)))
+        )
     return follow(ask, paths)
 
 

@@ -56,17 +56,24 @@ def evaluate(
         plots.parity(structures, results, plot, title=data.name)
 
 
-@app.command(epilog="Examples: mlff certify runs/si/model.safetensors --plot scans.png; mlff certify runs/si test.xyz --full")
+@app.command(
+    epilog="Examples: mlff certify runs/si/model.safetensors --plot certificate.png; mlff certify runs/si test.xyz --full"
+)
 def certify(
     model: Model,
     data: Annotated[
         Path | None,
-        typer.Argument(help="structures to measure on; labelled: errors too", show_default="those that travel in the model file"),
+        typer.Argument(
+            help="structures to measure on; labelled: errors too", show_default="those that travel in the model file"
+        ),
     ] = None,
     full: Annotated[
-        bool, typer.Option("--full", help="stability, NVE, heating and dimers as the field's benchmarks measure them; minutes")
+        bool,
+        typer.Option("--full", help="stability, NVE, heating and dimers as the field's benchmarks measure them; minutes"),
     ] = False,
-    length: Annotated[float, typer.Option(min=0.1, help="ps of stability with --full; half of it NVE, a tenth heating")] = 100.0,
+    length: Annotated[
+        float, typer.Option(min=0.1, help="ps of stability with --full; half of it NVE, a tenth heating")
+    ] = 100.0,
     json_file: Annotated[Path | None, typer.Option("--json", help="write the lines to this file")] = None,
     plot: Annotated[Path | None, typer.Option(help="draw the lines, dimers and stretched bonds into this PNG file")] = None,
     key: Keys = None,
@@ -78,8 +85,6 @@ def certify(
     Exit code 1 if a line fails.
     """
     keep_inputs([json_file, plot], [model, *([] if data is None else [data])])
-    from mlff.references import choose
-
     from mlff.references import choose
     from mlff.training.evaluate import evaluate as measure
 

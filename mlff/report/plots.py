@@ -249,14 +249,17 @@ def certificate(measured: Certificate, path: str | Path, title: str | None = Non
         raise DataError("no curves and no lines to plot")
     columns, above = 4, 0.27 * len(lines) + 1.0
     rows = -(-len(curves) // columns)
-    figure = Figure(figsize=(3.2 * columns, above + 2.5 * rows), layout="constrained")
-    grid = figure.add_gridspec(1 + rows, columns, height_ratios=[above, *[2.5] * rows])
+    figure = Figure(figsize=(3.2 * columns, above + 2.3 * rows), layout="constrained")
+    parts = figure.subfigures(2, 1, height_ratios=[above, max(2.3 * rows, 0.01)])
     binned = {name: figures["by_distance"] for name, figures in measured.errors.items() if figures.get("by_distance")}
-    _lines_panel(figure.add_subplot(grid[0, 1 : columns - bool(binned)]), lines)
+    panels = np.atleast_1d(parts[0].subplots(1, 1 + bool(binned), width_ratios=[2, 1.2][: 1 + bool(binned)]))
+    _lines_panel(panels[0], lines)
     if binned:
-        _distance_panel(figure.add_subplot(grid[0, columns - 1]), binned)
-    for k, curve in enumerate(curves):
-        axes = figure.add_subplot(grid[1 + k // columns, k % columns])
+        _distance_panel(panels[1], binned)
+    grid = parts[1].subplots(rows, columns, squeeze=False).ravel() if curves else ()
+    for axes in grid[len(curves) :]:
+        axes.set_visible(False)
+    for axes, curve in zip(grid, curves, strict=False):
         axes.plot(curve.distances, curve.energies, color=BLUE, lw=1.2)
         for r in curve.minima:
             axes.axvline(r, color=GREY, lw=0.8, ls=":")
@@ -264,8 +267,7 @@ def certificate(measured: Certificate, path: str | Path, title: str | None = Non
             axes.axvline(r, color=ORANGE, lw=1.2)
         depth = max(1.0, -float(np.nanquantile(curve.energies, 0.1)))
         axes.set_ylim(-1.4 * depth, 3 * depth)
-        axes.set_title(curve.name)
-        axes.set(xlabel="distance (Å)", ylabel="energy (eV)")
+        axes.set(title=curve.name, xlabel="distance (Å)", ylabel="energy (eV)")
         _clean(axes)
         axes.title.set_fontsize(8)
     _save(figure, path, title)

@@ -132,7 +132,10 @@ def _binned(far: list, near: list) -> list[dict]:
     away, squares = (np.concatenate(side) for side in zip(*near, strict=True)) if near else np.zeros((2, 0))
     rows = []
     for number, name in enumerate(NAMES):
-        energies, forces = errors[np.digitize(reach, BINS, right=True) == number], squares[np.digitize(away, BINS, right=True) == number]
+        energies, forces = (
+            errors[np.digitize(reach, BINS, right=True) == number],
+            squares[np.digitize(away, BINS, right=True) == number],
+        )
         if len(energies) or len(forces):
             row = {"name": name, "structures": len(energies), "atoms": len(forces)}
             row["energy_rmse_per_atom"] = _rms(energies) if len(energies) else None

@@ -89,7 +89,10 @@ FAULTS = {
         pairs(lambda r: -np.exp(-r), lambda r: np.exp(-r)),
         {"energy step at the cutoff", "force step at the cutoff", "slope of the force at the cutoff"},
     ),
-    "an envelope that ends in a bend": (pairs(lambda r: (4 - r) ** 2, lambda r: 2 * (r - 4)), {"slope of the force at the cutoff"}),
+    "an envelope that ends in a bend": (
+        pairs(lambda r: (4 - r) ** 2, lambda r: 2 * (r - 4)),
+        {"slope of the force at the cutoff"},
+    ),
     "direct forces": (direct, {"forces against energies", "NVE drift at 300 K"}),
     "wrong sign of the stress": (compressed, {"stress against energies"}),
     "a jump of the force along a bond": (
@@ -101,7 +104,10 @@ FAULTS = {
         {"kinks"},
     ),
     "a false minimum": (gaussian(-0.5, 1.65, 0.03), {"false minima of bonds"}),
-    "a hole at short range": (gaussian(-200.0, 0.5, 0.1), {"dimers that attract at short range", "steepest attraction of dimers"}),
+    "a hole at short range": (
+        gaussian(-200.0, 0.5, 0.1),
+        {"dimers that attract at short range", "steepest attraction of dimers"},
+    ),
     "a hole farther out": (gaussian(-200.0, 0.8, 0.04), {"steepest attraction of dimers"}),
     "not extensive": (crowded, {"size extensivity"}),
     "like atoms differ": (ordered, {"symmetry, energy"}),
