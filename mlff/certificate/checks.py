@@ -99,7 +99,7 @@ def smoothness(dimers: list[Scan], bonds: list[Scan]) -> list[Line]:
     soft = [scan.name for scan in dimers if not _repulsive(scan)]
     dips = sum(max(0, len(scan.minima) - 1) for scan in dimers)
     steepest = max(dimers, key=lambda scan: scan.slopes.max())
-    where = f"{steepest.name} at {steepest.distances[steepest.slopes.argmax()]:.2f} Å; a hole where no data reach"
+    where = f"{steepest.name} at {steepest.distances[steepest.slopes.argmax()]:.2f} Å; a failure means a hole where no data reach"
     many = f"{len(dimers)} pairs of elements, {len(bonds)} bonds"
     return [
         Line("kinks", sum(map(len, kinks.values())), "", 0, f"{many}{_where(kinks)}"),
