@@ -28,6 +28,7 @@ from mlff import derivatives, references
 from mlff.data import baseline as baselines
 from mlff.data.batching import Batches, Sample, Sizes, make_graph, make_sample, round_up
 from mlff.data.structure import Structure
+from mlff.environments import Environments
 from mlff.errors import ModelFileError, StructureError
 from mlff.files import replacing
 from mlff.graph import Graph, Prediction
@@ -35,7 +36,7 @@ from mlff.models import registry
 from mlff.models.atoms import Statistics
 from mlff.runtime import free_memory, quick_compile
 
-FORMAT_VERSION = 2  #: 1: without the core of `Statistics`
+FORMAT_VERSION = 3  #: 1: without the core of `Statistics`; 2: without the training environments
 CERTIFICATE = "certificate"  #: where the certificate stands in the metadata
 _ATOMS = 512  #: atoms evaluated at once: enough to keep two cores busy, little enough for their caches
 _LARGE = 500_000  #: padded pairs from which on a program's memory is looked at before it runs
@@ -70,6 +71,7 @@ class Potential:
     statistics: Statistics = Statistics()
     precision: str = "float32"
     metadata: dict = field(default_factory=dict)  #: plain JSON: training config, dataset fingerprint, versions, errors
+    environments: Environments | None = None  #: what the training data had around an atom; None: not known
 
     @property
     def cutoff(self) -> float:
@@ -97,7 +99,8 @@ class Potential:
     @property
     def failed_checks(self) -> list[str]:
         """Names of the lines of its certificate that it failed; none without a certificate."""
-        lines = (self.metadata.get(CERTIFICATE) or {}).get("lines", [])
+        certificate = self.metadata.get(CERTIFICATE) or {}
+        lines = [*certificate.get("lines", []), *certificate.get("full", [])]
         return [line["name"] for line in lines if not line["passed"]]
 
     @functools.cached_property
@@ -281,9 +284,12 @@ class Potential:
             "units": UNITS,
             "metadata": self.metadata,
         }
+        environments = {}
+        if self.environments is not None:
+            header["environments"], environments = self.environments.pack()
         leaves = traverse_util.flatten_dict(self.params).items()
         tensors = {"/".join(name): np.ascontiguousarray(np.asarray(value)) for name, value in leaves}
-        content = serialise(tensors, metadata={"mlff": json.dumps(header, allow_nan=False)})
+        content = serialise(tensors | environments, metadata={"mlff": json.dumps(header, allow_nan=False)})
         with replacing(path) as temporary:
             temporary.write_bytes(content)
 
@@ -297,6 +303,7 @@ class Potential:
         """
         path = Path(path)
         header, tensors = _read(path)
+        stored = {name: tensors.pop(name) for name in list(tensors) if name.startswith("environments/")}
         try:
             architecture = header["model"]["architecture"]
             if architecture not in registry.CONFIGS:
@@ -313,6 +320,7 @@ class Potential:
                 statistics=statistics,
                 precision=header["precision"],
                 metadata=dict(header["metadata"]),
+                environments=Environments.unpack(header["environments"], stored) if "environments" in header else None,
             )
         except pydantic.ValidationError as error:
             raise ModelFileError(f"{path}: the model section is not valid ({error.errors()[0]['msg']})") from None

@@ -10,10 +10,12 @@ import numpy as np
 import pytest
 from ase import Atoms
 from ase.build import bulk, molecule
+from ase.calculators.singlepoint import SinglePointCalculator
 from ase.io import read, write
 from typer.testing import CliRunner
 
 from mlff import MLFFCalculator, Potential
+from mlff.certificate import checks, full
 from mlff.cli import app
 from tests import samples
 from tests.potentials import lennard_jones, morse
@@ -341,8 +343,15 @@ def test_as_a_process(folder):
     assert out.with_suffix(".state.npz").is_file() and len(read(out, ":")) > 2
 
 
-def test_certify_writes_into_the_model_and_fails_on_a_failed_line(folder, tmp_path):
-    model, plot = tmp_path / "bonds.safetensors", tmp_path / "scans.png"
+def labelled() -> Atoms:
+    atoms = molecule("H2O")
+    atoms.calc = SinglePointCalculator(atoms, energy=-2070.0, forces=np.zeros((3, 3)))
+    return atoms
+
+
+def test_certify_writes_into_the_model_and_fails_on_a_failed_line(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(checks, "NVE_STEPS", 200)
+    model, plot = tmp_path / "bonds.safetensors", tmp_path / "certificate.png"
     morse().save(model)
     write(tmp_path / "water.xyz", molecule("H2O"))
     code, out, err = call("certify", model, tmp_path / "water.xyz", "--plot", plot, "--json", tmp_path / "lines.json", "--quiet")
@@ -355,3 +364,14 @@ def test_certify_writes_into_the_model_and_fails_on_a_failed_line(folder, tmp_pa
         assert Potential.load(model).failed_checks == failed
         MLFFCalculator(model)
     assert "nothing to certify" in fails("certify", folder / "bonds.safetensors")
+    # --full keeps what is done when it is interrupted, and a short certificate keeps the lines of a full one
+    monkeypatch.setattr(full, "nve", lambda *arguments: (_ for _ in ()).throw(KeyboardInterrupt))
+    arguments = ["certify", model, tmp_path / "labelled.xyz", "--full", "--length", "0.1", "--quiet"]
+    write(tmp_path / "labelled.xyz", labelled())
+    assert call(*arguments)[0] == 130
+    stored = Potential.load(model).metadata["certificate"]
+    kept = [line["name"] for line in stored["full"]]
+    assert "stability, NVT at 300 K (0.1 of 100 ps)" in kept and not any("heating" in name for name in kept)
+    assert stored["errors"]["labelled.xyz"]["forces_rmse_by_element"].keys() == {"H", "O"}
+    assert call("certify", model, tmp_path / "water.xyz", "--quiet")[0] == 1
+    assert [line["name"] for line in Potential.load(model).metadata["certificate"]["full"]] == kept

@@ -11,7 +11,7 @@ FLOORS = [
     {"graph"},
     {"data"},
     {"models"},
-    {"derivatives", "potential", "references"},
+    {"derivatives", "environments", "potential", "references"},
     {"training"},
     {"calculator", "simulation", "certificate", "report", "cli"},
 ]

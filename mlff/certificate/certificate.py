@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 
 import ase
 import numpy as np
@@ -11,6 +11,7 @@ from rich.table import Table
 
 from mlff.certificate import checks, scans
 from mlff.certificate.line import Line
+from mlff.certificate.probe import Probe
 from mlff.certificate.scans import Scan
 from mlff.data.structure import Structure
 from mlff.errors import DataError
@@ -21,18 +22,21 @@ _LARGEST = 300  #: atoms: larger structures are left to the user's own tests
 
 @dataclass(frozen=True)
 class Certificate:
-    """What was measured; `scans` are the curves behind the lines."""
+    """What was measured; `scans` are the curves behind the lines, `full` the lines of the long tests."""
 
     lines: tuple[Line, ...]
     scans: tuple[Scan, ...] = ()
+    errors: dict[str, dict] = field(default_factory=dict)  #: name of a labelled set -> `Metrics.to_dict()`
+    full: tuple[Line, ...] = ()
 
     @property
     def failed(self) -> list[Line]:
-        return [line for line in self.lines if not line.passed]
+        return [line for line in (*self.lines, *self.full) if not line.passed]
 
     def to_dict(self) -> dict:
         """The lines as plain values, for JSON and the model file."""
-        return {"lines": [asdict(line) | {"passed": line.passed} for line in self.lines]}
+        lines, full = ([asdict(line) | {"passed": line.passed} for line in part] for part in (self.lines, self.full))
+        return {"lines": lines, "errors": self.errors} | ({"full": full} if full else {})
 
     def table(self, title: str | None = None) -> Table:
         """A rich table of the lines; what was measured stands below for those that failed."""
@@ -42,30 +46,42 @@ class Certificate:
             table.add_column(heading, justify="left" if not heading else "right")
         for heading in ("unit", "passed"):
             table.add_column(heading)
-        for line in self.lines:
+        for line in (*self.lines, *self.full):
             value = "-" if line.value is None else f"{line.value:.3g}"
             verdict = "" if line.limit is None else "yes" if line.passed else "[bold red]NO[/bold red]"
-            table.add_row(line.name, value, "" if line.limit is None else f"{line.limit:.3g}", line.unit, verdict)
+            limit = "" if line.limit is None else f"{'≥ ' if line.least else ''}{line.limit:.3g}"
+            table.add_row(line.name, value, limit, line.unit, verdict)
         return table
+
+
+def suitable(potential: Potential, structures: Sequence[Structure | ase.Atoms]) -> list[ase.Atoms]:
+    """The structures to measure on, by default those that travel in the potential's file. Raises DataError: none."""
+    frames = [s if isinstance(s, ase.Atoms) else s.to_atoms() for s in structures or potential.reference_structures]
+    frames = [atoms for atoms in frames if 1 < len(atoms) <= _LARGEST]
+    if not frames:
+        raise DataError(f"nothing to certify the potential on: give structures of 2 to {_LARGEST} atoms")
+    return frames
 
 
 def certify(
     potential: Potential,
     structures: Sequence[Structure | ase.Atoms] = (),
     on_check: Callable[[str], None] = lambda name: None,
+    errors: dict[str, dict] | None = None,
 ) -> Certificate:
-    """Measure `potential` on `structures` (by default those that travel in its file); about half a minute.
+    """Measure `potential` on `structures` (by default those that travel in its file); about ten seconds.
 
-    `on_check` is told the name of each check before it starts. Raises DataError: no structure to measure on.
+    `on_check` is told the name of each check before it starts; `errors` (name of a set -> `Metrics.to_dict()`) are listed
+    with those of the model file. Raises DataError: no structure to measure on.
     """
-    frames = [s if isinstance(s, ase.Atoms) else s.to_atoms() for s in structures or potential.reference_structures]
-    frames = [atoms for atoms in frames if 1 < len(atoms) <= _LARGEST]
-    if not frames:
-        raise DataError(f"nothing to certify the potential on: give structures of 2 to {_LARGEST} atoms")
-    double, rng = potential.with_precision("float64"), np.random.default_rng(0)
-    lines = checks.errors(potential)
+    frames = suitable(potential, structures)
+    ask, rng = Probe(potential, frames), np.random.default_rng(0)
+    other = Probe(potential.with_precision("float32" if potential.precision == "float64" else "float64"), frames)
+    single, double = (other, ask) if potential.precision == "float64" else (ask, other)
+    errors = (potential.metadata.get("errors") or {}) | (errors or {})
+    lines = checks.errors(errors)
     on_check("symmetries")
-    lines += checks.symmetries(potential, frames, rng)
+    lines += checks.symmetries(ask, frames, rng)
     on_check("derivatives")
     lines += checks.derivatives(double, frames, rng)
     on_check("cutoff")
@@ -74,7 +90,7 @@ def certify(
     pairs, bonds = scans.dimers(double), scans.bonds(double, frames)
     lines += checks.smoothness(pairs, bonds)
     on_check("size and rounding")
-    lines += checks.extensivity(potential, frames) + checks.precision(potential, frames)
+    lines += checks.extensivity(ask, frames) + checks.precision(single, double, frames)
     on_check("dynamics")
     lines += checks.drift(potential, frames)
-    return Certificate(tuple(lines), (*pairs, *bonds))
+    return Certificate(tuple(lines), (*pairs, *bonds), errors)

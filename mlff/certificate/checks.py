@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import ase
 import numpy as np
 from ase.data import covalent_radii
@@ -9,7 +11,8 @@ from scipy.spatial.transform import Rotation
 
 from mlff.calculator import MLFFCalculator
 from mlff.certificate.line import Line
-from mlff.certificate.scans import SHORTEST, Scan, ask
+from mlff.certificate.probe import Probe
+from mlff.certificate.scans import SHORTEST, Scan
 from mlff.errors import MLFFError
 from mlff.potential import Potential
 from mlff.simulation.md import run_md
@@ -17,10 +20,11 @@ from mlff.simulation.md import run_md
 _H = 1e-3  #: Å and strain: step of finite differences, taken with four points
 _FOUR_POINTS = ((-2, 1 / 12), (-1, -2 / 3), (1, 2 / 3), (2, -1 / 12))
 _APART = 60.0  #: Å between what must not see each other
+_STEEPEST = 50.0  #: eV/Å: no diatomic molecule pulls with more than about 13 (N2, CO)
 NVE_STEPS = 4000
 
 
-def symmetries(potential: Potential, structures: list[ase.Atoms], rng: np.random.Generator) -> list[Line]:
+def symmetries(ask: Probe, structures: list[ase.Atoms], rng: np.random.Generator) -> list[Line]:
     """Rotation and reflection, translation, and exchange of atoms, all at once: the same energy, forces turned along."""
     orders, turns, moved = [], [], []
     for number, atoms in enumerate(structures):
@@ -31,7 +35,7 @@ def symmetries(potential: Potential, structures: list[ase.Atoms], rng: np.random
         orders.append(order)
         turns.append(turn)
         moved.append(other[order])
-    here, there = ask(potential, structures), ask(potential, moved)
+    here, there = ask(structures), ask(moved)
     energy = forces = 0.0
     for order, turn, a, b in zip(orders, turns, here, there, strict=True):
         energy = max(energy, abs(a.energy - b.energy) / len(order))
@@ -44,19 +48,19 @@ def symmetries(potential: Potential, structures: list[ase.Atoms], rng: np.random
     ]
 
 
-def derivatives(potential: Potential, structures: list[ase.Atoms], rng: np.random.Generator) -> list[Line]:
-    """Forces and stresses against differences of the energy; `potential` in float64."""
-    here = ask(potential, structures)
+def derivatives(ask: Probe, structures: list[ase.Atoms], rng: np.random.Generator) -> list[Line]:
+    """Forces and stresses against differences of the energy; `ask` in float64."""
+    here = ask(structures)
     directions = [_unit(rng.normal(size=(len(atoms), 3))) for atoms in structures]
-    slopes = _slopes(potential, structures, lambda atoms, k, step: _move(atoms, step * directions[k]))
+    slopes = _slopes(ask, structures, lambda atoms, k, step: _move(atoms, step * directions[k]))
     errors = [abs(slope + np.sum(r.forces * d)) for slope, r, d in zip(slopes, here, directions, strict=True)]
     note = f"{len(structures)} structures, a random direction each; a failure means the forces are not -dE/dR"
     lines = [Line("forces against energies", 1000 * max(errors), "meV/Å", _force_limit(here), note)]
     solids = [atoms for atoms in structures if atoms.pbc.all()]
     if solids:
         strains = [_unit(m + m.T) for m in rng.normal(size=(len(solids), 3, 3))]
-        slopes = _slopes(potential, solids, lambda atoms, k, step: _strain(atoms, step * strains[k]))
-        results = ask(potential, solids, stress=True)
+        slopes = _slopes(ask, solids, lambda atoms, k, step: _strain(atoms, step * strains[k]))
+        results = ask(solids)
         pairs = zip(slopes, results, strains, solids, strict=True)
         errors = [abs(slope / atoms.get_volume() - np.sum(r.stress * s)) for slope, r, s, atoms in pairs]
         size = float(np.sqrt(np.mean([r.stress**2 for r in results])))
@@ -65,17 +69,18 @@ def derivatives(potential: Potential, structures: list[ase.Atoms], rng: np.rando
     return lines
 
 
-def cutoff(potential: Potential, structures: list[ase.Atoms]) -> list[Line]:
-    """Energy, force and its slope as an atom comes into reach; `potential` in float64."""
-    rc = potential.cutoff
-    places = [(ase.Atoms([a]), np.zeros(3), np.array([0.0, 0.0, 1.0])) for a in potential.elements]
+def cutoff(ask: Probe, structures: list[ase.Atoms]) -> list[Line]:
+    """Energy, force and its slope as an atom comes into reach; `ask` in float64."""
+    rc, elements = ask.potential.cutoff, ask.potential.elements
+    places = [(ase.Atoms([a]), np.zeros(3), np.array([0.0, 0.0, 1.0])) for a in elements]
     places += [_outermost(atoms) for atoms in structures if not atoms.pbc.any() and len(atoms) > 1]
     near, nearer, beyond = [], [], []
     for atoms, start, unit in places:
-        for z in potential.elements:
+        for z in elements:
             for frames, r in ((near, rc - 1e-6), (nearer, rc - 1e-3), (beyond, rc + 1e-6)):
                 frames.append(atoms + ase.Atoms([z], positions=[start + r * unit]))
-    inside, within, outside = (ask(potential, frames) for frames in (near, nearer, beyond))
+    answers = ask(near + nearer + beyond)
+    inside, within, outside = (answers[k * len(near) : (k + 1) * len(near)] for k in range(3))
     energy = max(abs(a.energy - b.energy) for a, b in zip(inside, outside, strict=True))
     force = max(float(np.abs(a.forces - b.forces).max()) for a, b in zip(inside, outside, strict=True))
     slope = max(float(np.abs(a.forces - b.forces).max()) / 1e-3 for a, b in zip(within, outside, strict=True))
@@ -93,16 +98,19 @@ def smoothness(dimers: list[Scan], bonds: list[Scan]) -> list[Line]:
     wells = {scan.name: scan.minima for scan in bonds if len(scan.minima) > 1}
     soft = [scan.name for scan in dimers if not _repulsive(scan)]
     dips = sum(max(0, len(scan.minima) - 1) for scan in dimers)
+    steepest = max(dimers, key=lambda scan: scan.slopes.max())
+    where = f"{steepest.name} at {steepest.distances[steepest.slopes.argmax()]:.2f} Å; a failure means a hole where no data reach"
     many = f"{len(dimers)} pairs of elements, {len(bonds)} bonds"
     return [
         Line("kinks", sum(map(len, kinks.values())), "", 0, f"{many}{_where(kinks)}"),
         Line("false minima of bonds", sum(len(w) - 1 for w in wells.values()), "", 0, f"{len(bonds)} bonds{_where(wells)}"),
         Line("dimers that attract at short range", len(soft), "", 0, f"from {SHORTEST} Å; {', '.join(soft) or 'none'}"),
+        Line("steepest attraction of dimers", max(0.0, float(steepest.slopes.max())), "eV/Å", _STEEPEST, where),
         Line("false minima of dimers", dips, "", None, "free pairs of atoms are seldom in the training data"),
     ]
 
 
-def extensivity(potential: Potential, structures: list[ase.Atoms]) -> list[Line]:
+def extensivity(ask: Probe, structures: list[ase.Atoms]) -> list[Line]:
     """Two copies far apart, or a doubled cell, have twice the energy; in the potential's own precision."""
     doubled = []
     for atoms in structures:
@@ -112,14 +120,14 @@ def extensivity(potential: Potential, structures: list[ase.Atoms]) -> list[Line]
             copy = atoms.copy()
             copy.positions += [np.ptp(atoms.positions[:, 0]) + _APART, 0, 0]
             doubled.append(atoms + copy)
-    one, two = ask(potential, structures), ask(potential, doubled)
+    one, two = ask(structures), ask(doubled)
     worst = max(abs(b.energy - 2 * a.energy) / len(atoms) for a, b, atoms in zip(one, two, doubled, strict=True))
     return [Line("size extensivity", 1000 * worst, "meV/atom", 0.1, f"{len(structures)} structures, doubled")]
 
 
-def precision(potential: Potential, structures: list[ase.Atoms]) -> list[Line]:
+def precision(in_float32: Probe, in_float64: Probe, structures: list[ase.Atoms]) -> list[Line]:
     """float32 against float64."""
-    single, double = (ask(potential.with_precision(p), structures) for p in ("float32", "float64"))
+    single, double = in_float32(structures), in_float64(structures)
     forces = max(float(np.abs(a.forces - b.forces).max()) for a, b in zip(single, double, strict=True))
     energy = max(abs(a.energy - b.energy) / len(a.forces) for a, b in zip(single, double, strict=True))
     note = f"{len(structures)} structures, the largest difference"
@@ -137,30 +145,44 @@ def drift(potential: Potential, structures: list[ase.Atoms], temperature: float 
     note = f"{NVE_STEPS * timestep / 1000:g} ps of {atoms.get_chemical_formula()}, {timestep:g} fs"
     try:
         options = {"ensemble": "nve", "temperature": temperature, "timestep": timestep, "steps": NVE_STEPS}
-        summary = run_md(atoms, MLFFCalculator(potential), interval=5, progress=False, **options)
+        summary = run_md(atoms, calculator(potential), interval=5, progress=False, **options)
     except MLFFError as error:
         return [Line(name, None, "meV/atom/ps", 0.5, f"{note}; {error}")]
     return [Line(name, summary.drift, "meV/atom/ps", 0.5, note)]
 
 
-def errors(potential: Potential) -> list[Line]:
-    """Errors on held-out data, as the model file has them."""
+def calculator(potential: Potential) -> MLFFCalculator:
+    """An ASE calculator that does not warn of an earlier certificate."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return MLFFCalculator(potential)
+
+
+def errors(sets: dict[str, dict]) -> list[Line]:
+    """Errors on held-out data (name -> `Metrics.to_dict()`); by element and by distance in the note."""
     lines = []
-    for name, figures in (potential.metadata.get("errors") or {}).items():
-        for key, what, unit in (
-            ("energy_rmse_per_atom", "energy", "meV/atom"),
-            ("forces_rmse", "forces", "meV/Å"),
-            ("stress_rmse", "stress", "meV/Å³"),
+    for name, figures in sets.items():
+        elements = [f"on {symbol} {rmse:.3g}" for symbol, rmse in (figures.get("forces_rmse_by_element") or {}).items()]
+        bins = figures.get("by_distance") or []
+        energies, forces = (
+            [f"{row['name']} {row[key]:.3g} ({row[count]:,} {count})" for row in bins if row[key] is not None]
+            for key, count in (("energy_rmse_per_atom", "structures"), ("forces_rmse", "atoms"))
+        )
+        for key, what, unit, more in (
+            ("energy_rmse_per_atom", "energy", "meV/atom", energies),
+            ("forces_rmse", "forces", "meV/Å", elements + forces),
+            ("stress_rmse", "stress", "meV/Å³", []),
         ):
             if figures.get(key) is not None:
-                lines.append(Line(f"RMSE, {what}, {name}", figures[key], unit, None, f"{figures['structures']} structures"))
+                note = "; ".join([f"{figures['structures']} structures", *more])
+                lines.append(Line(f"RMSE, {what}, {name}", figures[key], unit, None, note))
     return lines
 
 
-def _slopes(potential: Potential, structures: list[ase.Atoms], change) -> list[float]:
+def _slopes(ask: Probe, structures: list[ase.Atoms], change) -> list[float]:
     """dE/dstep at 0 of `change(atoms, number, step)`, by four points; eV per unit of the step."""
     frames = [change(atoms, k, w * _H) for k, atoms in enumerate(structures) for w, _ in _FOUR_POINTS]
-    energies = iter([result.energy for result in ask(potential, frames)])
+    energies = iter([result.energy for result in ask(frames)])
     return [sum(c * next(energies) for _, c in _FOUR_POINTS) / _H for _ in structures]
 
 

@@ -14,10 +14,13 @@ class Line:
     unit: str
     limit: float | None  #: largest absolute value that passes
     note: str  #: on what it was measured, and what a failure means
+    least: bool = False  #: the limit is the smallest value that passes
 
     @property
     def passed(self) -> bool:
-        return self.limit is None or (self.value is not None and bool(abs(self.value) <= self.limit))
+        if self.limit is None or self.value is None:
+            return self.limit is None
+        return bool(self.value >= self.limit if self.least else abs(self.value) <= self.limit)
 
     def __str__(self) -> str:
         value = "not measured" if self.value is None else f"{self.value:.3g} {self.unit}".rstrip()

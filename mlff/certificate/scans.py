@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from itertools import combinations_with_replacement
 
 import ase
 import numpy as np
 from ase.data import chemical_symbols, covalent_radii
 
+from mlff.certificate.probe import Probe
 from mlff.data.neighbors import neighbor_list
-from mlff.potential import Potential, Result
 
 STEP = 0.01  #: Å between points
 SHORTEST = 0.4  #: Å: dimers are scanned from here to the cutoff
 STRETCH = (0.75, 1.5)  #: bonds are scanned between these multiples of their length
-_TOGETHER = 32  #: small structures that are evaluated at once
 _DEPTH = 1e-3  #: eV: a shallower dip is not counted as a minimum
-_KINK = 5e-3, 2e-3  #: a second difference of the slope is looked at from 5 meV/Å and 0.2 % of the slopes around on
+_SUSPECT = 5e-3, 2e-3  #: a second difference of the slope is looked at from 5 meV/Å and 0.2 % of the slopes around on
+_FINER = 4  #: around a suspect the step is divided by this ...
+_ROUNDS = 3  #: ... so many times
+_SMOOTH = 0.1  #: share of the second difference that may be left at a quarter of the step: 1/16 if smooth, 1/4 if bent
+_ROUNDING = 1e-8  #: share of the slopes that float64 makes of itself
 
 
 @dataclass(frozen=True)
@@ -28,6 +32,7 @@ class Scan:
     distances: np.ndarray  #: (n,) Å, evenly spaced
     energies: np.ndarray  #: (n,) eV
     slopes: np.ndarray  #: (n,) eV/Å, dE/dr as the forces give it
+    kinks: tuple[float, ...] = ()  #: Å: where the slope jumps or bends, as `find_kinks` found
 
     @property
     def minima(self) -> list[float]:
@@ -45,10 +50,11 @@ class Scan:
         return len(above) > 0 and (len(below) == 0 or above[0] < below[0])
 
     @property
-    def kinks(self) -> list[float]:
-        """Distances (Å) where the slope jumps or bends: there its second difference does not fall to a quarter with the step.
+    def suspects(self) -> list[float]:
+        """Distances (Å) where the slope may jump or bend: its second difference does not fall to a quarter with the step.
 
-        For a smooth curve halving the step quarters the second difference, for a bend it halves it, for a jump it stays.
+        For a smooth curve halving the step quarters the second difference, for a bend it halves it, for a jump it stays. A
+        curve that is steep on the scale of STEP looks like a bend too: `find_kinks` looks closer.
         """
         g = self.slopes
         fine, coarse = np.zeros_like(g), np.zeros_like(g)
@@ -57,59 +63,109 @@ class Scan:
         found: list[float] = []
         for k in range(3, len(g) - 3):
             around = np.abs(g[max(0, k - 10) : k + 11]).max()
-            if fine[k] < max(_KINK[0], _KINK[1] * around) or fine[k] < fine[k - 1 : k + 2].max():
+            if fine[k] < max(_SUSPECT[0], _SUSPECT[1] * around) or fine[k] < fine[k - 1 : k + 2].max():
                 continue
-            if fine[k] > 0.4 * coarse[max(0, k - 3) : k + 4].max() and (not found or self.distances[k] - found[-1] > 5 * STEP):
+            if fine[k] > 0.3 * coarse[max(0, k - 3) : k + 4].max() and (
+                not found or self.distances[k] - found[-1] > 5 * STEP
+            ):
                 found.append(float(self.distances[k]))
         return found
 
 
-def ask(potential: Potential, frames: list[ase.Atoms], stress: bool | None = None) -> list[Result]:
-    """`predict`, but in groups of equal size and number, so that the checks share a few compiled programs."""
-    results: dict[int, Result] = {}
-    for n in {len(atoms) for atoms in frames}:
-        mine = [k for k, atoms in enumerate(frames) if len(atoms) == n]
-        spare = -len(mine) % (_TOGETHER if n <= _TOGETHER else 4)
-        answers = potential.predict([frames[k] for k in mine] + [frames[mine[0]]] * spare, stress=stress)
-        results |= dict(zip(mine, answers, strict=False))
-    return [results[k] for k in range(len(frames))]
+@dataclass(frozen=True)
+class Path:
+    """Structures along which a distance grows while nothing else changes."""
+
+    name: str
+    start: ase.Atoms  #: at the distance `at`
+    at: float  #: Å
+    direction: np.ndarray  #: (n, 3) dR/dr
+    distances: np.ndarray  #: (m,) Å, of the scan
+    zero: float | None = None  #: eV taken off the energies; None: the lowest
+
+    def frame(self, distance: float) -> ase.Atoms:
+        """The structure at a distance (Å)."""
+        atoms = self.start.copy()
+        atoms.positions += (distance - self.at) * self.direction
+        return atoms
 
 
-def dimers(potential: Potential) -> list[Scan]:
-    """Two free atoms, for each pair of elements, from SHORTEST to the cutoff."""
-    grid = np.arange(SHORTEST, potential.cutoff + 5 * STEP, STEP)
-    pairs = list(combinations_with_replacement(potential.elements, 2))
-    atoms = [ase.Atoms(pair, positions=[[0, 0, 0], [0, 0, r]]) for pair in pairs for r in grid]
-    results = ask(potential, atoms)
+def follow(ask: Probe, paths: Sequence[Path]) -> list[Scan]:
+    """Energies and slopes along paths, suspects looked at with finer steps; `ask` in float64."""
+    results = iter(ask([path.frame(r) for path in paths for r in path.distances]))
     scans = []
-    for k, pair in enumerate(pairs):
-        mine = results[k * len(grid) : (k + 1) * len(grid)]
+    for path in paths:
+        mine = [next(results) for _ in path.distances]
+        energies = np.array([result.energy for result in mine])
+        energies -= energies.min() if path.zero is None else path.zero
+        scans.append(Scan(path.name, path.distances, energies, _slopes(path, mine)))
+
+    def slopes(which: list[int], distances: list[np.ndarray]) -> list[np.ndarray]:
+        frames = [paths[k].frame(r) for k, rs in zip(which, distances, strict=True) for r in rs]
+        answers = iter(ask(frames) if frames else ())
+        return [_slopes(paths[k], [next(answers) for _ in rs]) for k, rs in zip(which, distances, strict=True)]
+
+    kinks = find_kinks(scans, slopes)
+    return [replace(scan, kinks=tuple(found)) for scan, found in zip(scans, kinks, strict=True)]
+
+
+def _slopes(path: Path, results) -> np.ndarray:
+    return np.array([-np.sum(result.forces * path.direction) for result in results])
+
+
+def find_kinks(scans: Sequence[Scan], slopes: Callable) -> list[list[float]]:
+    """Distances (Å) in each scan where the slope truly jumps or bends.
+
+    `slopes(which, distances)` gives dE/dr (float64) of the scans `which` at arrays of distances. The neighbourhood of each
+    suspect is scanned with a quarter of the step: where the curve is smooth the second difference falls to a sixteenth, at
+    a bend to a quarter, at a jump not at all. What does not fall is looked at closer again, three times.
+    """
+    suspects = [(k, r) for k, scan in enumerate(scans) for r in scan.suspects]
+    step = STEP
+    for _ in range(_ROUNDS):
+        step /= _FINER
+        windows = [r + step * np.arange(-3 * _FINER, 3 * _FINER + 1) for _, r in suspects]
+        left = []
+        for (k, _), rs, g in zip(suspects, windows, slopes([k for k, _ in suspects], windows), strict=True):
+            fine = np.abs(g[2:] - 2 * g[1:-1] + g[:-2])[_FINER - 1 : 1 - _FINER]  # between the centers of the coarse ones
+            wide = g[::_FINER]
+            coarse = np.abs(wide[2:] - 2 * wide[1:-1] + wide[:-2]).max()
+            if not fine.max() <= max(_SMOOTH * coarse, _ROUNDING * np.abs(g).max()):
+                left.append((k, float(rs[_FINER + int(fine.argmax())])))
+        suspects = left
+    found: list[list[float]] = [[] for _ in scans]
+    for k, r in suspects:
+        if not found[k] or r - found[k][-1] > 5 * STEP:
+            found[k].append(r)
+    return found
+
+
+def dimers(ask: Probe) -> list[Scan]:
+    """Two free atoms, for each pair of elements, from SHORTEST to the cutoff."""
+    potential = ask.potential
+    grid = np.arange(SHORTEST, potential.cutoff + 5 * STEP, STEP)
+    along = np.array([[0.0, 0.0, 0.0], [0.0, 0.0, 1.0]])
+    paths = []
+    for pair in combinations_with_replacement(potential.elements, 2):
         name = "-".join(chemical_symbols[z] for z in pair)
-        free = potential.baseline_energy(np.array(pair))
-        energies = np.array([result.energy for result in mine]) - free
-        scans.append(Scan(name, grid, energies, np.array([-result.forces[1, 2] for result in mine])))
-    return scans
+        paths.append(
+            Path(name, ase.Atoms(pair, np.zeros((2, 3))), 0.0, along, grid, potential.baseline_energy(np.array(pair)))
+        )
+    return follow(ask, paths)
 
 
-def bonds(potential: Potential, structures: list[ase.Atoms], each: int = 4) -> list[Scan]:
+def bonds(ask: Probe, structures: list[ase.Atoms], each: int = 4) -> list[Scan]:
     """Bonds of real structures, stretched and compressed: what hangs on the one end moves along, where that is clear.
 
     Per structure the first `each` bonds of different pairs of elements; an atom moves alone where the bond is in a ring or
     a periodic solid.
     """
-    paths = [path for number, atoms in enumerate(structures) for path in _paths(atoms, f"of structure {number}", each)]
-    results = iter(ask(potential, [frame for _, _, frames, _ in paths for frame in frames]))
-    scans = []
-    for name, grid, frames, direction in paths:
-        mine = [next(results) for _ in frames]
-        energies = np.array([result.energy for result in mine])
-        slopes = np.array([-np.sum(result.forces * direction) for result in mine])
-        scans.append(Scan(name, grid, energies - energies.min(), slopes))
-    return scans
+    paths = [path for number, atoms in enumerate(structures) for path in bond_paths(atoms, f"of structure {number}", each)]
+    return follow(ask, paths) if paths else []
 
 
-def _paths(atoms: ase.Atoms, where: str, each: int):
-    """(name, distances, frames, dR/dr (n, 3)) of some bonds."""
+def bond_paths(atoms: ase.Atoms, where: str, each: int) -> Iterator[Path]:
+    """One bond of each pair of elements, the first `each` of them."""
     i, j, shifts = neighbor_list(atoms.positions, atoms.cell.array, atoms.pbc, 2 * covalent_radii.max())
     vectors = atoms.positions[j] - atoms.positions[i] + shifts @ atoms.cell.array
     lengths = np.linalg.norm(vectors, axis=1)
@@ -125,13 +181,8 @@ def _paths(atoms: ase.Atoms, where: str, each: int):
         direction = np.zeros((len(atoms), 3))
         direction[moving] = unit
         grid = np.arange(STRETCH[0] * lengths[k], STRETCH[1] * lengths[k], STEP)
-        frames = []
-        for r in grid:
-            frame = atoms.copy()
-            frame.positions += (r - lengths[k]) * direction
-            frames.append(frame)
         symbols = [f"{chemical_symbols[atoms.numbers[x]]} {x}" for x in (a, b)]
-        yield f"{symbols[0]} - {symbols[1]} {where}", grid, frames, direction
+        yield Path(f"{symbols[0]} - {symbols[1]} {where}", atoms, lengths[k], direction, grid)
 
 
 def _far_side(n: int, i: np.ndarray, j: np.ndarray, a: int, b: int) -> list[int]:

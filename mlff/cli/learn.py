@@ -52,7 +52,7 @@ def train(
         plots.learning_curve(out / "metrics.jsonl", out / "learning_curve.png", title=config.stem)
     model = out / "model.safetensors"
     if certify and CERTIFICATE not in potential.metadata:
-        for line in write_certificate(potential, model, [], out / "scans.png", quiet).failed:
+        for line in write_certificate(potential, model, [], out / "certificate.png", quiet).failed:
             say("warning", f"the potential fails a check: {line}")
     print(model)
 

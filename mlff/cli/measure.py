@@ -47,7 +47,7 @@ def evaluate(
         raise DataError(f"{data}: no structures to evaluate")
     stress = any(structure.stress is not None for structure in structures)
     results = potential.predict(structures, stress=stress, progress=not quiet)
-    metrics = compare(structures, results)
+    metrics = compare(structures, results, potential.environments)
     Console().print(metrics.table(f"{model} on {data}"))
     if json_file is not None:
         content = {"model": str(model), "data": str(data), "fingerprint": dataset.fingerprint, **metrics.to_dict()}
@@ -56,14 +56,26 @@ def evaluate(
         plots.parity(structures, results, plot, title=data.name)
 
 
-@app.command(epilog="Example: mlff certify runs/si/model.safetensors --plot scans.png")
+@app.command(
+    epilog="Examples: mlff certify runs/si/model.safetensors --plot certificate.png; mlff certify runs/si test.xyz --full"
+)
 def certify(
     model: Model,
     data: Annotated[
-        Path | None, typer.Argument(help="structures to measure on", show_default="those that travel in the model file")
+        Path | None,
+        typer.Argument(
+            help="structures to measure on; labelled: errors too", show_default="those that travel in the model file"
+        ),
     ] = None,
+    full: Annotated[
+        bool,
+        typer.Option("--full", help="stability, NVE, heating and dimers as the field's benchmarks measure them; minutes"),
+    ] = False,
+    length: Annotated[
+        float, typer.Option(min=0.1, help="ps of stability with --full; half of it NVE, a tenth heating")
+    ] = 100.0,
     json_file: Annotated[Path | None, typer.Option("--json", help="write the lines to this file")] = None,
-    plot: Annotated[Path | None, typer.Option(help="draw dimers and stretched bonds into this PNG file")] = None,
+    plot: Annotated[Path | None, typer.Option(help="draw the lines, dimers and stretched bonds into this PNG file")] = None,
     key: Keys = None,
     unit: UnitOptions = None,
     quiet: Quiet = False,
@@ -74,10 +86,16 @@ def certify(
     """
     keep_inputs([json_file, plot], [model, *([] if data is None else [data])])
     from mlff.references import choose
+    from mlff.training.evaluate import evaluate as measure
 
     path = model / "model.safetensors" if model.is_dir() else model
-    structures = [] if data is None else choose(read_data(data, key, unit, progress=not quiet), count=5)
-    certificate = write_certificate(load(path), path, structures, plot, quiet)
+    potential, structures, errors = load(path), [], {}
+    if data is not None:
+        dataset = read_data(data, key, unit, progress=not quiet)
+        structures = choose(dataset, count=5)
+        if any(s.energy is not None or s.forces is not None for s in dataset):
+            errors[data.name] = measure(potential, dataset, progress=not quiet).to_dict()
+    certificate = write_certificate(potential, path, structures, plot, quiet, errors, length if full else None)
     if json_file is not None:
         write_text(json_file, json.dumps(certificate.to_dict(), indent=2) + "\n")
     if certificate.failed:
@@ -85,21 +103,45 @@ def certify(
 
 
 def write_certificate(
-    potential: Potential, path: Path, structures: list[Structure], plot: Path | None, quiet: bool
+    potential: Potential,
+    path: Path,
+    structures: list[Structure],
+    plot: Path | None,
+    quiet: bool,
+    errors: dict[str, dict] | None = None,
+    length: float | None = None,
 ) -> Certificate:
-    """Measure a potential, print the table and keep the certificate in its file `path`."""
+    """Measure a potential, print the table and keep the certificate in its file `path`; with `length` (ps) the full one.
+
+    After Ctrl-C the lines that were done are kept.
+    """
     from rich.console import Console
 
     from mlff.certificate.certificate import certify
+    from mlff.certificate.full import full
+    from mlff.certificate.line import Line
     from mlff.potential import CERTIFICATE
     from mlff.report import plots
+    from mlff.training.metrics import Metrics
 
-    with Console(stderr=True, quiet=quiet).status("certificate") as status:
-        certificate = certify(potential, structures, lambda name: status.update(f"certificate: {name}"))
-    Console(quiet=quiet).print(certificate.table(f"certificate of {path}"))
-    dataclasses.replace(potential, metadata=potential.metadata | {CERTIFICATE: certificate.to_dict()}).save(path)
-    if plot is not None:
-        plots.scans(certificate.scans, plot, title=str(path))
+    console, screen = Console(stderr=True, quiet=quiet), Console(quiet=quiet)
+    with console.status("certificate") as status:
+        certificate = certify(potential, structures, lambda name: status.update(f"certificate: {name}"), errors)
+    lines = {}
+    for line in (potential.metadata.get(CERTIFICATE) or {}).get("full", []):  # of an earlier certificate of these parameters
+        lines[line["name"]] = Line(**{name: value for name, value in line.items() if name != "passed"})
+    try:
+        if length is not None:
+            for part in full(potential, structures, certificate.scans, length, console.print, progress=not quiet):
+                lines |= {line.name: line for line in part}
+    finally:
+        certificate = dataclasses.replace(certificate, full=tuple(lines.values()))
+        for name, figures in (errors or {}).items():
+            screen.print(Metrics(**figures).table(name))
+        screen.print(certificate.table(f"certificate of {path}"))
+        dataclasses.replace(potential, metadata=potential.metadata | {CERTIFICATE: certificate.to_dict()}).save(path)
+        if plot is not None:
+            plots.certificate(certificate, plot, title=str(path))
     return certificate
 
 

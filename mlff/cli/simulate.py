@@ -36,7 +36,10 @@ def predict(
     precision: AsPrecision = None,
     quiet: Quiet = False,
 ) -> None:
-    """Write structures with mlff_energy (eV), mlff_forces (eV/Å) and mlff_stress (eV/Å³); what IN holds stays as it is."""
+    """Write structures with mlff_energy (eV), mlff_forces (eV/Å) and mlff_stress (eV/Å³); what IN holds stays as it is.
+
+    mlff_distance tells how far each atom is from the training data: up to 1 is inside.
+    """
     keep_inputs([out], [model, structures])
     from mlff.report.structures import write_predictions
 

@@ -13,6 +13,8 @@ from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogFormatter, MaxNLocator, NullFormatter
 
+from mlff.certificate.certificate import Certificate
+from mlff.certificate.line import Line
 from mlff.data.contacts import BIN
 from mlff.data.lint import Lint
 from mlff.data.structure import Structure
@@ -236,29 +238,71 @@ def _plain_log(axes) -> None:
         axes.yaxis.set_minor_formatter(NullFormatter())
 
 
-def scans(curves: Sequence, path: str | Path, title: str | None = None) -> None:
-    """Energies of dimers and stretched bonds over the distance (`mlff.certificate.scans.Scan`); kinks and minima are marked."""
-    if not curves:
-        raise DataError("no curves to plot")
-    columns = min(4, len(curves))
+def certificate(measured: Certificate, path: str | Path, title: str | None = None) -> None:
+    """The lines as shares of their limits, errors by distance from the training data, and the scans behind the lines.
+
+    Kinks and minima of the scans are marked. Raises DataError: there is nothing in it.
+    """
+    lines = [line for line in (*measured.lines, *measured.full) if line.limit is not None]
+    curves = measured.scans
+    if not lines and not curves:
+        raise DataError("no curves and no lines to plot")
+    columns, above = 4, 0.27 * len(lines) + 1.0
     rows = -(-len(curves) // columns)
-    figure = Figure(figsize=(3.2 * columns, 2.5 * rows), layout="constrained")
-    for axes, curve in zip(np.atleast_1d(figure.subplots(rows, columns)).ravel(), curves, strict=False):
+    figure = Figure(figsize=(3.2 * columns, above + 2.3 * rows), layout="constrained")
+    parts = figure.subfigures(2, 1, height_ratios=[above, max(2.3 * rows, 0.01)])
+    binned = {name: figures["by_distance"] for name, figures in measured.errors.items() if figures.get("by_distance")}
+    panels = np.atleast_1d(parts[0].subplots(1, 1 + bool(binned), width_ratios=[2, 1.2][: 1 + bool(binned)]))
+    _lines_panel(panels[0], lines)
+    if binned:
+        _distance_panel(panels[1], binned)
+    grid = parts[1].subplots(rows, columns, squeeze=False).ravel() if curves else ()
+    for axes in grid[len(curves) :]:
+        axes.set_visible(False)
+    for axes, curve in zip(grid, curves, strict=False):
         axes.plot(curve.distances, curve.energies, color=BLUE, lw=1.2)
         for r in curve.minima:
             axes.axvline(r, color=GREY, lw=0.8, ls=":")
         for r in curve.kinks:
             axes.axvline(r, color=ORANGE, lw=1.2)
-        depth = max(1.0, -float(curve.energies.min()))
-        axes.set_ylim(-1.2 * depth, 3 * depth)
-        axes.set_title(curve.name)
-        axes.set_xlabel("distance (Å)")
-        axes.set_ylabel("energy (eV)")
+        depth = max(1.0, -float(np.nanquantile(curve.energies, 0.1)))
+        axes.set_ylim(-1.4 * depth, 3 * depth)
+        axes.set(title=curve.name, xlabel="distance (Å)", ylabel="energy (eV)")
         _clean(axes)
         axes.title.set_fontsize(8)
-    for axes in figure.axes[len(curves) :]:
-        axes.set_visible(False)
     _save(figure, path, title)
+
+
+def _lines_panel(axes, lines: Sequence[Line]) -> None:
+    """A bar for each line: the figure over its limit, the other way round where the limit is a least one."""
+    shares = []
+    for line in lines:
+        figure = np.inf if line.value is None else abs(line.value)
+        share = line.limit / max(figure, 1e-300) if line.least else figure / line.limit if line.limit else figure and np.inf
+        shares.append(float(np.clip(share if line.value is not None else np.inf, 1e-6, 1e3)))
+    colors = [BLUE if line.passed else ORANGE for line in lines]
+    axes.barh(range(len(lines)), [np.log10(share) + 6 for share in shares], left=-6, color=colors, height=0.7)
+    axes.axvline(0, color=GREY, lw=1.2)
+    texts = ["not measured" if line.value is None else f"{line.value:.3g} {line.unit}" for line in lines]
+    names = [f"{line.name}: {text}" for line, text in zip(lines, texts, strict=True)]
+    axes.set_yticks(range(len(lines)), names, fontsize=8)
+    axes.set(xlim=(-6, 3), ylim=(len(lines) - 0.4, -0.6), title="lines with a limit")
+    axes.set_xticks([-6, -3, 0, 3], ["≤ 1e-6", "1e-3", "limit", "≥ 1000"])
+    _clean(axes)
+
+
+def _distance_panel(axes, binned: dict[str, list[dict]]) -> None:
+    names = list(dict.fromkeys(row["name"] for rows in binned.values() for row in rows))
+    width = 0.8 / len(binned)
+    for number, (name, rows) in enumerate(binned.items()):
+        found = [(names.index(row["name"]), row["forces_rmse"]) for row in rows if row["forces_rmse"] is not None]
+        if found:
+            at, values = np.array(found, float).T
+            axes.bar(at + (number - (len(binned) - 1) / 2) * width, values, width, label=name)
+    axes.set_xticks(range(len(names)), names)
+    axes.set(yscale="log", ylabel="force RMSE (meV/Å)", title="distance from the training data")
+    axes.legend(frameon=False, fontsize=7)
+    _clean(axes)
 
 
 def _clean(axes) -> None:

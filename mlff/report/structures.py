@@ -43,6 +43,8 @@ def read_structure(path: str | Path, frame: int = -1) -> ase.Atoms:
 def write_predictions(potential: Potential, path: Path, out: Path, stress: bool = False, progress: bool = True) -> int:
     """Copy the structures of `path` to `out` (extended XYZ) with mlff_energy, mlff_forces and, if asked, mlff_stress.
 
+    Where the potential knows its training data, mlff_distance says how far each atom is from them (`Environments`).
+
     Works chunk by chunk, so files may be larger than memory. Returns how many. Raises DataError, StructureError.
     """
     if out.suffix not in (".xyz", ".extxyz"):
@@ -62,6 +64,8 @@ def write_predictions(potential: Potential, path: Path, out: Path, stress: bool 
             for atoms, result in zip(chunk, potential.predict(structures, stress=stress), strict=True):
                 atoms.info["mlff_energy"] = result.energy
                 atoms.arrays["mlff_forces"] = np.asarray(result.forces, np.float64)
+                if potential.environments is not None:
+                    atoms.arrays["mlff_distance"] = potential.environments.distances(Structure.from_atoms(atoms))
                 if stress:
                     atoms.info["mlff_stress"] = np.asarray(result.stress, np.float64)
                 write_extxyz(file, [atoms])

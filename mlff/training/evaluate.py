@@ -23,4 +23,4 @@ def evaluate(potential: Potential, data: Iterable[Structure], progress: bool = F
     if not structures:
         raise DataError("nothing to evaluate: no structures")
     stress = any(structure.stress is not None for structure in structures)
-    return compare(structures, potential.predict(structures, stress=stress, progress=progress))
+    return compare(structures, potential.predict(structures, stress=stress, progress=progress), potential.environments)

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from rich.progress import track
 
-from mlff import provenance, references
+from mlff import environments, provenance, references
 from mlff.config import Config, dump_config
 from mlff.data import baseline as baselines
 from mlff.data.batching import Batches, make_sample
@@ -152,6 +152,7 @@ def finish(task: Task, splits: Splits, params: Params, run: Run, journal: Journa
         statistics=task.statistics,
         precision=task.config.precision,
         metadata=metadata,
+        environments=environments.summarise(splits.train.structures, task.elements, task.config.model.cutoff),
     )
     metadata[references.KEY] = references.record(potential, references.choose(splits.valid))
     errors = {}

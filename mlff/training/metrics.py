@@ -11,6 +11,7 @@ from ase.data import chemical_symbols
 from rich.table import Table
 
 from mlff.data.structure import Structure
+from mlff.environments import BINS, NAMES, Environments
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,8 @@ class Metrics:
     forces_rmse_by_element: dict[str, float] = dataclasses.field(default_factory=dict)  #: meV/Å
     stress_rmse: float | None = None  #: meV/Å³
     stress_mae: float | None = None  #: meV/Å³
+    #: by distance from the training data (`mlff.environments`): energies by the farthest atom, forces atom by atom
+    by_distance: list[dict] = dataclasses.field(default_factory=list)
 
     def to_dict(self) -> dict:
         """Plain numbers, for JSON."""
@@ -56,6 +59,13 @@ class Metrics:
             table.add_row("forces", _number(self.forces_rmse), _number(self.forces_mae), "meV/Å", count)
             for element, rmse in self.forces_rmse_by_element.items():
                 table.add_row(f"  on {element}", _number(rmse), "", "meV/Å", "")
+        for row in self.by_distance:
+            name = f"  {row['name']}"
+            if row["forces_rmse"] is not None:
+                table.add_row(f"{name}, forces", _number(row["forces_rmse"]), "", "meV/Å", f"{row['atoms']:,} atoms")
+            if row["energy_rmse_per_atom"] is not None:
+                count = f"{row['structures']:,} structures"
+                table.add_row(f"{name}, energy per atom", _number(row["energy_rmse_per_atom"]), "", "meV", count)
         if self.stress_components:
             count = f"{self.stress_components:,} components"
             table.add_row("stress", _number(self.stress_rmse), _number(self.stress_mae), "meV/Å³", count)
@@ -73,19 +83,29 @@ class Metrics:
         return ", ".join(parts) + f" over {self.structures:,} structures" if parts else "no labels to compare with"
 
 
-def compare(structures: Iterable[Structure], results: Iterable) -> Metrics:
-    """Metrics of `results` (energy eV, forces (n, 3) eV/Å, stress (3, 3) eV/Å³ or None) against the labels, in float64."""
+def compare(structures: Iterable[Structure], results: Iterable, environments: Environments | None = None) -> Metrics:
+    """Metrics of `results` (energy eV, forces (n, 3) eV/Å, stress (3, 3) eV/Å³ or None) against the labels, in float64.
+
+    With `environments` also by distance from the training data.
+    """
+    far: list[tuple[float, float]] = []  # distance of the farthest atom, energy error per atom
+    near: list[tuple[np.ndarray, np.ndarray]] = []  # distances and squared force errors of atoms
     energies, atoms, forces, references, elements, stresses = [], [], [], [], [], []
     count = 0
     for structure, result in zip(structures, results, strict=True):
         count += 1
+        away = None if environments is None else environments.distances(structure)
         if structure.energy is not None:
             energies.append(result.energy - structure.energy)
             atoms.append(len(structure))
+            if away is not None:
+                far.append((float(away.max(initial=0.0)), energies[-1] / max(1, len(structure))))
         if structure.forces is not None:
             forces.append(np.asarray(result.forces, np.float64) - structure.forces)
             references.append(structure.forces)
             elements.append(structure.numbers)
+            if away is not None:
+                near.append((away, np.mean(forces[-1] ** 2, axis=1)))
         if structure.stress is not None and result.stress is not None:
             stresses.append(np.asarray(result.stress, np.float64) - structure.stress)
     values = {}
@@ -101,7 +121,27 @@ def compare(structures: Iterable[Structure], results: Iterable) -> Metrics:
     if stresses:
         difference = np.array(stresses)
         values |= {"stress_rmse": _rms(difference), "stress_mae": _mean(difference)}
+    if far or near:
+        values["by_distance"] = _binned(far, near)
     return Metrics(count, len(energies), 3 * sum(map(len, forces)), 9 * len(stresses), **values)
+
+
+def _binned(far: list, near: list) -> list[dict]:
+    """One entry for each range of distances in which there is an atom or a structure."""
+    reach, errors = np.array(far, np.float64).reshape(-1, 2).T
+    away, squares = (np.concatenate(side) for side in zip(*near, strict=True)) if near else np.zeros((2, 0))
+    rows = []
+    for number, name in enumerate(NAMES):
+        energies, forces = (
+            errors[np.digitize(reach, BINS, right=True) == number],
+            squares[np.digitize(away, BINS, right=True) == number],
+        )
+        if len(energies) or len(forces):
+            row = {"name": name, "structures": len(energies), "atoms": len(forces)}
+            row["energy_rmse_per_atom"] = _rms(energies) if len(energies) else None
+            row["forces_rmse"] = float(1000 * np.sqrt(np.mean(forces))) if len(forces) else None
+            rows.append(row)
+    return rows
 
 
 def _rms(difference: np.ndarray) -> float:

@@ -7,6 +7,9 @@ import numpy as np
 import pytest
 from matplotlib.image import imread
 
+from mlff.certificate.certificate import Certificate
+from mlff.certificate.line import Line
+from mlff.certificate.scans import Scan
 from mlff.data.lint import lint
 from mlff.data.structure import Structure
 from mlff.errors import DataError
@@ -106,3 +109,26 @@ def test_lint(tmp_path):
     plots.lint(bare, lint(dataset(bare)), tmp_path / "bare.png")
     with pytest.raises(DataError, match="no structures"):
         plots.lint([], lint(dataset([])), tmp_path / "none.png")
+
+
+def test_certificate(tmp_path):
+    r = np.linspace(0.5, 4.0, 100)
+    scan = Scan("H-H", r, (r - 1) ** 2 - 1, 2 * (r - 1), kinks=(1.5,))
+    lines = (
+        Line("kinks", 1, "", 0, ""),
+        Line("rounding", 0.01, "meV", 1.0, ""),
+        Line("drift", None, "meV/atom/ps", 0.5, ""),
+        Line("RMSE", 3.0, "meV", None, ""),
+    )
+    bins = [{"name": "inside", "forces_rmse": 10.0}, {"name": "beyond", "forces_rmse": 200.0}]
+    long = (Line("stability", 0.3, "of 1", 1.0, "", least=True), Line("nothing held", 0.0, "of 1", 1.0, "", least=True))
+    for measured in (
+        Certificate(lines, (scan,) * 5, {"test": {"by_distance": bins}}, long),
+        Certificate(lines, (scan,)),
+        Certificate(lines),
+        Certificate((), (scan,)),
+    ):
+        plots.certificate(measured, tmp_path / "certificate.png", title="model")
+        assert width(tmp_path / "certificate.png") == 1920
+    with pytest.raises(DataError, match="no curves"):
+        plots.certificate(Certificate(()), tmp_path / "none.png")

@@ -34,12 +34,14 @@ def test_labels_that_do_not_vary_are_an_error():
         measure([sample([1, 1], forces=np.ones((2, 3)))], (1,), forces=False)
 
 
-def test_the_core_is_the_shortest_distance_but_no_more_than_most_of_a_bond():
+def test_the_core_is_the_shortest_distance_but_not_far_beyond_a_bond():
     def core(*positions):
         near = np.array([*positions, [5.0, 0, 0]])
-        structure = Structure(np.array([1, 8, 8], np.int32), near, np.zeros((3, 3)), np.zeros(3, bool), forces=np.ones((3, 3)))
-        return np.array(measure([make_sample(structure, 1.5)], (1, 8), forces=True).core).reshape(2, 2)
+        labels = {"forces": np.ones((3, 3))}
+        structure = Structure(np.array([1, 8, 8], np.int32), near, np.zeros((3, 3)), np.zeros(3, bool), **labels)
+        return np.array(measure([make_sample(structure, 2.5)], (1, 8), forces=True).core).reshape(2, 2)
 
-    most = [[0.558, 0.873], [0.873, 1.188]]  # 0.9 of the sums of 0.31 and 0.66 Å
-    assert core([0.0, 0, 0], [1.0, 0, 0]) == pytest.approx(np.array(most))
-    assert core([0.0, 0, 0], [0.7, 0, 0]) == pytest.approx(np.array([[0.558, 0.7], [0.7, 1.188]]))
+    most = [[1.12, 1.47], [1.47, 1.82]]  # half an ångström more than the sums of 0.31 and 0.66 Å
+    assert core([0.0, 0, 0], [2.0, 0, 0]) == pytest.approx(np.array(most))
+    assert core([0.0, 0, 0], [0.7, 0, 0]) == pytest.approx(np.array([[1.12, 0.7], [0.7, 1.82]]))
+    assert core([0.0, 0, 0], [1.3, 0, 0]) == pytest.approx(np.array([[1.12, 1.3], [1.3, 1.82]]))
