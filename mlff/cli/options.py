@@ -29,6 +29,10 @@ Keys = Annotated[list[str] | None, typer.Option("--key", help="where labels stan
 UnitOptions = Annotated[
     list[str] | None, typer.Option("--unit", help="units of the file, e.g. energy=kcal/mol (repeatable)")
 ]
+Skip = Annotated[
+    list[Literal["unreadable", "duplicates", "outliers"]] | None,
+    typer.Option("--skip", help="leave these out, count and name them (repeatable)"),
+]
 AsPrecision = Annotated[Precision | None, typer.Option(help="override the model's precision", show_default="the model's")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="no progress bars")]
 Force = Annotated[bool, typer.Option("--force", help="overwrite an existing trajectory")]
@@ -51,12 +55,15 @@ def make_calculator(model: Path, precision: Precision | None, skin: float = 0.5)
     return MLFFCalculator(load(model, precision), skin=skin)
 
 
-def read_data(path: Path | list[Path], key: list[str] | None, unit: list[str] | None, progress: bool):
-    """A dataset, with labels and units as --key and --unit say."""
+def read_data(
+    path: Path | list[Path], key: list[str] | None, unit: list[str] | None, progress: bool, skip: list[str] | None = None
+):
+    """A dataset, with labels and units as --key and --unit say, less what --skip names."""
     from mlff.config import KeyNames, Units
     from mlff.data.dataset import read_dataset
 
-    return read_dataset(path, keys=_pairs(KeyNames, "--key", key), units=_pairs(Units, "--unit", unit), progress=progress)
+    keys, units = _pairs(KeyNames, "--key", key), _pairs(Units, "--unit", unit)
+    return read_dataset(path, keys=keys, units=units, skip=skip or [], progress=progress)
 
 
 def _pairs(section, option: str, texts: list[str] | None):

@@ -8,16 +8,16 @@ contradiction is claimed on strong evidence only: high correlation, and a slope 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import numpy as np
 from scipy.stats import rankdata
 
-from mlff.data.nearby import SHEAR_ORDERS, Pairs
+from mlff.data.nearby import SHEAR_ORDERS, Pairs, find_pairs, reordered
 from mlff.data.pairfit import Fitted, fit_pairs
 from mlff.data.structure import Structure
-from mlff.units import ENERGY, LENGTH, STRESS
+from mlff.units import ENERGY, LENGTH, STRESS, VOIGT
 
 _FEWEST = 8  # pairs
 _MANY = 30  # pairs, from which on 0.75 is significant by far
@@ -63,7 +63,7 @@ def compare(structures: Sequence[Structure], pairs: Pairs, origins: dict[str, st
     """All comparisons the labels allow; `pairs` of these structures, `origins`: how each label was read (for advice)."""
     origins = origins or {}
     found = [_sizes(structures)]
-    if not any(s.forces is not None for s in structures) and not any(s.stress is not None for s in structures):
+    if all(s.forces is None and s.stress is None and s.six is None for s in structures):
         return [item for item in found if item]
     fitted = fit_pairs(structures)
     size = _size([s.forces for s in structures if s.forces is not None], 0.7)
@@ -77,7 +77,9 @@ def compare(structures: Sequence[Structure], pairs: Pairs, origins: dict[str, st
         stress = _stress(pairs, scale, size, origins)
         if stress.verdict == "untested":
             stress = _stress_by_fit(fitted, scale, size, forces.verdict == "untested", origins) or stress
-        found += [stress, _order(pairs, fitted, scale)]
+        found.append(stress)
+    if any(s.stress is not None or s.six is not None for s in structures):
+        found.append(_orders(structures, pairs, fitted, scale))
     return [item for item in found if item]
 
 
@@ -197,9 +199,84 @@ def _stress_by_fit(fitted: Fitted | None, scale: float, size, doubt_forces: bool
     return _judge("forces and stresses", method, "stress", slope, correlation, points, causes, size, rough=True)
 
 
-def _order(pairs: Pairs, fitted: Fitted | None, scale: float) -> Comparison | None:
-    """Which order of the shear components fits: ASE's, or another that fits much better."""
-    labels, off = "order of the stress components", ~np.eye(3, dtype=bool)
+class _Tried(NamedTuple):
+    """How well each order of the shear components fits those of one group; numbers of SHEAR_ORDERS."""
+
+    read: int | None  #: the order in which they were read; None: left out, because nobody says
+    fits: int | None  #: the one that fits: the one read, unless another is much better
+    correlations: np.ndarray  #: (6,), without sign
+    number: int
+    method: str
+
+
+def _orders(structures, pairs: Pairs, fitted: Fitted | None, scale: float) -> Comparison | None:
+    """Do the shear components stand in the order in which they were read? All together and, where there are, group by group."""
+    names = [group_of(s) or "" for s in structures]
+    read = {name: _read_as([s for s, its in zip(structures, names, strict=True) if its == name]) for name in sorted(set(names))}
+    as_read = all(order == 0 for order in read.values())
+    if not as_read:  # from here on as if all six numbers stood in ASE's order
+        structures = [s if s.six is None else replace(s, stress=_tensor(s.six)) for s in structures]
+        pairs, fitted = find_pairs(structures), fit_pairs(structures)
+    names = np.array(names)
+    where = {id(s): k for k, s in enumerate(structures)}
+    found = {}
+    for name, order in read.items():
+        inside = pairs.where((names[pairs.first.astype(int)] == name) & (names[pairs.second.astype(int)] == name))
+        part = fitted and fitted.where([names[where[id(s)]] == name for s in fitted.structures])
+        found[name] = _try_orders(inside, part, scale, order)
+    found = {name: tried for name, tried in found.items() if tried is not None}
+    together = _try_orders(pairs, fitted, scale, 0) if as_read else None
+    if together is not None and (len(found) < 2 or all(tried.fits in (0, None) for tried in found.values())):
+        found = {"": together}
+    return _judge_orders(found, structures) if found else None
+
+
+def _judge_orders(found: dict[str, _Tried], structures) -> Comparison:
+    labels = "order of the stress components"
+    said = []
+    for name, tried in found.items():
+        texts = [] if tried.read is None else [f"{tried.correlations[tried.read]:.2f} as they were read"]
+        if tried.fits is None:
+            texts.append("no order fits well")
+        elif tried.fits != tried.read:
+            texts.append(f"{tried.correlations[tried.fits]:.2f} as {_order_name(SHEAR_ORDERS[tried.fits])}")
+        said.append((f"{name}: " if name else "") + ", ".join(texts))
+    what = f"the shear components correlate with what they should be by {'; '.join(said)}"
+    figures = {
+        "correlation": round(float(min(tried.correlations[tried.read or 0] for tried in found.values())), 4),
+        "number": sum(tried.number for tried in found.values()),
+    }
+    method = " and ".join(sorted({tried.method for tried in found.values()}))
+    right = {name: SHEAR_ORDERS[tried.fits] for name, tried in found.items() if tried.fits is not None}
+    if any(tried.fits not in (None, tried.read) for tried in found.values() if tried.read is not None):
+        return Comparison(labels, method, "contradiction", what, "stress-order", _order_advice(right, structures), **figures)
+    if any(tried.read is None for tried in found.values()):
+        what = f"stresses of six numbers are left out, because nobody says in which order they stand; {what}"
+        return Comparison(labels, method, "doubtful", what, "stress-unordered", _order_advice(right, structures), **figures)
+    if all(tried.fits is not None for tried in found.values()):
+        return Comparison(labels, method, "consistent", "the order in which they were read fits", **figures)
+    return Comparison(labels, method, "untested", "no order of the shear components fits well", **figures)
+
+
+def _order_advice(right: dict[str, tuple], structures) -> str:
+    """What to say of units.stress_order, by group if there are any."""
+    if all(s.six is None for s in structures):
+        there = "; ".join(f"{_order_name(order)}{' in ' + name if name else ''}" for name, order in right.items())
+        return f"the file has {there}: write the stress as 3x3 numbers, or six in a known order (units.stress_order)"
+    if not right:
+        return "say units.stress_order"
+    named = {" ".join(parts): name for name, parts in VOIGT.items()}
+    if set(right) == {""}:
+        order = _order_name(right[""])
+        return f"the file has {order}: units.stress_order: {named.get(order, 'none of the known, write 3x3 numbers')}"
+    by_group = ", ".join(f"{name}: {named.get(_order_name(order), 'unknown')}" for name, order in right.items())
+    group = "" if any(s.group for s in structures) else " with keys.group: config_type"
+    return f"units.stress_order: {{{by_group}}}{group}"
+
+
+def _try_orders(pairs: Pairs, fitted: Fitted | None, scale: float, read: int | None) -> _Tried | None:
+    """Of one group; None without enough data."""
+    off = ~np.eye(3, dtype=bool)
     sheared = pairs.where((pairs.strain > 1e-4) & np.isfinite(pairs.swapped_work[:, 0]))
     shear = np.abs(sheared.stress_work[:, off]).max(axis=1, initial=0)
     sheared = sheared.where(shear > 0.1 * np.abs(sheared.swapped_work[:, 0]))
@@ -208,30 +285,46 @@ def _order(pairs: Pairs, fitted: Fitted | None, scale: float) -> Comparison | No
     near = np.argsort(_strain_key(sheared))[: max(len(sheared) // 2, _FEWEST)]
     if len(near) >= _FEWEST:
         tried = [robust_slope(sheared.swapped_work[near, k], rest[near])[1] for k in range(len(SHEAR_ORDERS))]
-        candidates.append(("energy differences of sheared cells", tried, len(near)))
+        candidates.append(("energy differences of sheared cells", tried, len(near), _CONTRADICT[0]))
     labelled, expected = _shear(fitted)
     if len(labelled) >= _FEWEST:
         tried = [robust_slope(labelled[:, order].ravel(), expected.ravel())[1] for order in SHEAR_ORDERS]
-        candidates.append(
-            ("shear stresses against those of a pair potential fitted to the forces", tried, 3 * len(labelled))
-        )
+        method = "shear stresses against those of a pair potential fitted to the forces"
+        candidates.append((method, tried, 3 * len(labelled), _AGREE[1]))
     if not candidates:
         return None
-    method, tried, number = max(candidates, key=lambda item: max(map(abs, item[1])))
+    method, tried, number, needed = max(candidates, key=lambda item: max(map(abs, item[1])))
     tried = np.abs(tried)
-    best = int(tried.argmax())
-    found = {"correlation": round(float(tried[0]), 4), "number": number}
-    if tried[0] >= _AGREE[1]:
-        return Comparison(labels, method, "consistent", "xx yy zz yz xz xy fits", **found)
-    needed = _CONTRADICT[0] if method.startswith("energy") else _AGREE[1]
-    if tried[best] < needed or tried[0] > tried[best] - 0.3:
-        return Comparison(labels, method, "untested", "no order of the shear components fits well", **found)
-    what = (
-        f"the shear components correlate with what they should be by {tried[0]:.2f} as they stand, by "
-        f"{tried[best]:.2f} in the order {_order_name(SHEAR_ORDERS[best])}"
-    )
-    do = f"the file has {_order_name(SHEAR_ORDERS[best])}: set units.stress_order, or write the stress as 3x3 numbers"
-    return Comparison(labels, method, "contradiction", what, "stress-order", do, **found)
+    best, second = np.argsort(-tried)[:2]
+    if read is not None and tried[read] >= _AGREE[1]:
+        fits = read
+    elif tried[best] >= needed and tried[best] - tried[second if read is None else read] >= 0.3:
+        fits = int(best)
+    else:
+        fits = None
+    return _Tried(read, fits, tried, number, method)
+
+
+def _read_as(structures) -> int | None:
+    """The order in which the six numbers of a group were read; 0 (ASE's) where there are none."""
+    six = [s for s in structures if s.six is not None]
+    if any(s.stress is None for s in six):
+        return None
+    for k, order in enumerate(SHEAR_ORDERS):
+        if all(np.allclose(reordered(_tensor(s.six), order), s.stress, rtol=1e-9, atol=1e-12) for s in six):
+            return k
+    return 0
+
+
+def _tensor(six) -> np.ndarray:
+    """(3, 3) of xx yy zz yz xz xy."""
+    return six[np.array([[0, 5, 4], [5, 1, 3], [4, 3, 2]])]
+
+
+def group_of(structure: Structure) -> str | None:
+    """The group of keys.group, or else the config_type."""
+    name = structure.group or structure.info.get("config_type", structure.info.get("Config_type"))
+    return None if name is None else str(name)
 
 
 def _strain_key(pairs: Pairs) -> np.ndarray:

@@ -29,6 +29,11 @@ class Fitted(NamedTuple):
     virials: np.ndarray  #: (s, 3, 3) eV, +stress times volume
     correlation: float  #: of fitted and labelled force components
 
+    def where(self, chosen: Sequence[bool]) -> Fitted:
+        """Some of the structures, by the same potential."""
+        kept = [k for k, is_one in enumerate(chosen) if is_one]
+        return Fitted(tuple(self.structures[k] for k in kept), self.energies[kept], self.virials[kept], self.correlation)
+
 
 def fit_pairs(structures: Sequence[Structure]) -> Fitted | None:
     """Least squares on the forces of (at most some 3,000) atoms; None if there are none worth it."""
