@@ -224,14 +224,18 @@ def _orders(structures, pairs: Pairs, fitted: Fitted | None, scale: float) -> Co
         inside = pairs.where((names[pairs.first.astype(int)] == name) & (names[pairs.second.astype(int)] == name))
         part = fitted and fitted.where([names[where[id(s)]] == name for s in fitted.structures])
         found[name] = _try_orders(inside, part, scale, order)
+    there = {name for name, s in zip(names, structures, strict=True) if s.stress is not None}
+    silent = [name for name, tried in found.items() if tried is None and name in there]
+    unread = all(read[name] is None for name in there)
     found = {name: tried for name, tried in found.items() if tried is not None}
     together = _try_orders(pairs, fitted, scale, 0) if as_read else None
     if together is not None and (len(found) < 2 or all(tried.fits in (0, None) for tried in found.values())):
-        found = {"": together}
-    return _judge_orders(found, structures) if found else None
+        found, silent = {"": together}, []
+    return _judge_orders(found, silent, unread, structures) if found or unread else None
 
 
-def _judge_orders(found: dict[str, _Tried], structures) -> Comparison:
+def _judge_orders(found: dict[str, _Tried], silent: list[str], unread: bool, structures) -> Comparison:
+    """`silent`: groups whose data do not tell; `unread`: no stress was read for want of an order."""
     labels = "order of the stress components"
     said = []
     for name, tried in found.items():
@@ -241,16 +245,18 @@ def _judge_orders(found: dict[str, _Tried], structures) -> Comparison:
         elif tried.fits != tried.read:
             texts.append(f"{tried.correlations[tried.fits]:.2f} as {_order_name(SHEAR_ORDERS[tried.fits])}")
         said.append((f"{name}: " if name else "") + ", ".join(texts))
-    what = f"the shear components correlate with what they should be by {'; '.join(said)}"
+    what = f"the shear components correlate with what they should be by {'; '.join(said)}" if said else ""
+    if silent:
+        what += f"{'; ' if said else ''}of {', '.join(filter(None, silent)) or 'them'} nothing can be told"
     figures = {
-        "correlation": round(float(min(tried.correlations[tried.read or 0] for tried in found.values())), 4),
+        "correlation": round(float(min((t.correlations[t.read or 0] for t in found.values()), default=0.0)), 4),
         "number": sum(tried.number for tried in found.values()),
     }
     method = " and ".join(sorted({tried.method for tried in found.values()}))
     right = {name: SHEAR_ORDERS[tried.fits] for name, tried in found.items() if tried.fits is not None}
     if any(tried.fits not in (None, tried.read) for tried in found.values() if tried.read is not None):
         return Comparison(labels, method, "contradiction", what, "stress-order", _order_advice(right, structures), **figures)
-    if any(tried.read is None for tried in found.values()):
+    if unread or any(tried.read is None for tried in found.values()):
         what = f"stresses of six numbers are left out, because nobody says in which order they stand; {what}"
         return Comparison(labels, method, "doubtful", what, "stress-unordered", _order_advice(right, structures), **figures)
     if all(tried.fits is not None for tried in found.values()):
@@ -276,10 +282,10 @@ def _order_advice(right: dict[str, tuple], structures) -> str:
 
 def _try_orders(pairs: Pairs, fitted: Fitted | None, scale: float, read: int | None) -> _Tried | None:
     """Of one group; None without enough data."""
-    off = ~np.eye(3, dtype=bool)
     sheared = pairs.where((pairs.strain > 1e-4) & np.isfinite(pairs.swapped_work[:, 0]))
-    shear = np.abs(sheared.stress_work[:, off]).max(axis=1, initial=0)
-    sheared = sheared.where(shear > 0.1 * np.abs(sheared.swapped_work[:, 0]))
+    normal = np.einsum("pii->p", sheared.stress_work)
+    shear = np.abs(sheared.swapped_work - normal[:, None]).max(axis=1, initial=0)
+    sheared = sheared.where(shear > 0.1 * np.abs(normal))
     rest = sheared.energy - scale * np.nan_to_num(sheared.force_work)
     candidates = []
     near = np.argsort(_strain_key(sheared))[: max(len(sheared) // 2, _FEWEST)]
@@ -296,12 +302,12 @@ def _try_orders(pairs: Pairs, fitted: Fitted | None, scale: float, read: int | N
     method, tried, number, needed = max(candidates, key=lambda item: max(map(abs, item[1])))
     tried = np.abs(tried)
     best, second = np.argsort(-tried)[:2]
-    if read is not None and tried[read] >= _AGREE[1]:
-        fits = read
-    elif tried[best] >= needed and tried[best] - tried[second if read is None else read] >= 0.3:
+    other = tried[second if read is None or best == read else read]
+    far_better = tried[best] - other >= 0.3 or (tried[best] > 0.97 and 1 - other > 8 * (1 - tried[best]))
+    if best != read and tried[best] >= needed and far_better:
         fits = int(best)
     else:
-        fits = None
+        fits = read if read is not None and tried[read] >= _AGREE[1] else None
     return _Tried(read, fits, tried, number, method)
 
 

@@ -66,8 +66,9 @@ def length_unit(measured: Contacts, origin: str = "") -> Misfit | None:
     read = next((name for name in LENGTH if origin.startswith(name)), "Angstrom")
     for name, value in LENGTH.items():
         scale = value / LENGTH[read]
-        if name != read and _BOND[0] < median * scale < _BOND[1]:
-            sure = _BOND[0] < low * scale and high * scale < _BOND[1]
+        usual = [_BOND[0] < length * scale < _BOND[1] for length in (low, median, high)]
+        if name != read and usual[1] and sum(usual) > 1 and not _BOND[0] < low < _BOND[1]:
+            sure = all(usual)
             what = f"nearest neighbours lie at {median:.2f} times the length of a bond, as if {name} were read as {read}"
             also = ", and units.energy if that is not eV either (Hartree?)" if name == "Bohr" else ""
             return Misfit(sure, "length", what, f"units.length: {name}{also}")

@@ -112,6 +112,11 @@ ENTRIES = {
         ("stress_order=vasp",),
         trap="a wrong order is stated for most groups: this row has to be an error",
     ),
+    "mlearn_si, another order for all": Entry(
+        ("mlearn_si/training.json.xz",),
+        ("stress_order=lammps",),
+        trap="a wrong order is stated for one group: this row has to be an error",
+    ),
     "mlearn_si, xyz": Entry(("mlearn_si/train.xyz.xz", "mlearn_si/test.xyz")),
     "mlearn_cu, xyz": Entry(("mlearn_cu/train.xyz.xz", "mlearn_cu/test.xyz")),
     "fitsnap_ta": Entry(
@@ -170,7 +175,10 @@ def look(folder: Path, entry: Entry, told: bool) -> dict:
         finding["count"] = len(finding["where"])
         finding["where"] = finding["where"][:2]
     report = json.loads(_relative(json.dumps(report), folder))
-    origins = {label: text for label, text in data.census.origins if label in ("positions", "energy", "forces", "stress")}
+    origins: dict[str, str] = {}
+    for label, text in data.census.origins:
+        if label in ("positions", "energy", "forces", "stress"):
+            origins[label] = f"{origins[label]} or {text}" if label in origins else text
     return row | {"origins": origins, "seconds": round(time.process_time() - started, 1)} | report
 
 
@@ -215,9 +223,8 @@ def table(results: dict) -> str:
     machine_line = ", ".join(f"{key} {results['machine'][key]}" for key in ("cpu", "python", "date"))
     return (
         "# What `mlff lint` says of real data sets\n\n"
-        "Made by `scripts/benchmarks/lint.py`, which has the paths; sources and licences of the sets are in `docs/NOTES.md`'s\n"
-        "company of public repositories, the sets themselves are not shipped. Each set is read twice where there is something to\n"
-        "state: with it, and without a word. Slopes of energy differences over what forces or stresses say are 1 where units and\n"
+        "Made by `scripts/benchmarks/lint.py`, which has the paths; the sets are public and not shipped. Each is read twice where\n"
+        "there is something to state: with it, and without a word. Slopes of energy differences over what forces or stresses say are 1 where units and\n"
         f"signs belong together. CPU time of all lints: {results['seconds']:.0f} s ({machine_line}).\n\n"
         "## Traps\n\n" + "\n".join(traps) + "\n\n## All sets\n\n" + "\n".join(lines) + "\n"
     )
@@ -252,8 +259,10 @@ def _findings(row: dict) -> str:
     parts = []
     for item in row["findings"]:
         count = f" × {item['count']}" if item["count"] else ""
-        advice = f": {item['do']}" if item["severity"] == "error" else ""
-        parts.append(f"{item['severity']} {item['code']}{count}{advice}")
+        if item["severity"] == "note":
+            parts.append(f"note {item['code']}{count}")
+        else:
+            parts.append(f"{item['severity']} {item['code']}: {item['what']}; {item['do']}")
     return "; ".join(parts) or "none"
 
 
