@@ -15,6 +15,7 @@ from mlff.data.structure import Structure
 
 REACH = 6.0  #: Å, how far is looked
 BIN = 0.1  #: Å, of the histogram
+_MOST_NEIGHBORS = 2000  # 90 are usual within REACH; in a cell in nm that is taken for Å it would be 90,000
 _RARE_GASES = (2, 10, 18, 36, 54, 86)
 _POWERS = 6  # functions in the fingerprint: (1 - (r/REACH)²) to the powers 2, 4, 8, ...
 
@@ -53,6 +54,13 @@ class Contacts:
     )  #: (s, f), the same for structures that differ by rotation, translation or exchange of like atoms
 
 
+def crowd(structure: Structure, radius: float) -> float:
+    """About how many neighbours an atom of a cell has within `radius`, Å; 1 without a cell."""
+    if not structure.pbc.all():
+        return 1.0
+    return max(4 / 3 * np.pi * radius**3 * len(structure) / structure.volume, 1.0)
+
+
 def measure(structures: Sequence[Structure]) -> Contacts:
     """One neighbour list per structure."""
     elements = np.unique(np.concatenate([s.numbers for s in structures])) if len(structures) else np.zeros(0, int)
@@ -66,7 +74,7 @@ def measure(structures: Sequence[Structure]) -> Contacts:
     radii = covalent_radii[elements]
     for index, s in enumerate(structures):
         n, atoms = len(s), atoms + len(s)
-        i, j, shifts = neighbor_list(s.positions, s.cell, s.pbc, REACH)
+        i, j, shifts = neighbor_list(s.positions, s.cell, s.pbc, REACH * min(1.0, (_MOST_NEIGHBORS / crowd(s, REACH)) ** (1 / 3)))
         r = np.linalg.norm(s.positions[j] - s.positions[i] + shifts @ s.cell, axis=1)
         species = np.searchsorted(elements, s.numbers)
         kind = species[i] * kinds + species[j]
