@@ -30,8 +30,8 @@ UnitOptions = Annotated[
     list[str] | None, typer.Option("--unit", help="units of the file, e.g. energy=kcal/mol (repeatable)")
 ]
 Skip = Annotated[
-    list[Literal["unreadable", "duplicates", "outliers"]] | None,
-    typer.Option("--skip", help="leave these out, count and name them (repeatable)"),
+    list[str] | None,
+    typer.Option("--skip", help="leave out, count and name: unreadable, duplicates or outliers (repeatable)"),
 ]
 AsPrecision = Annotated[Precision | None, typer.Option(help="override the model's precision", show_default="the model's")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="no progress bars")]
