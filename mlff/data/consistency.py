@@ -27,6 +27,7 @@ _SURE = 0.95, 0.98  # the same for a slope that is near 1 (Bohr) or unknown
 _WRONG_SIGN = 0.75, 0.9  # and for -1
 _NEAR_ONE = 0.75, 1.35
 _PAIR_FIT = 0.8, 0.75  # a fit is trusted whose forces, and a slope whose shear stresses, correlate so well
+_HUNDRED = 100, 0.7  # of so many shear stresses so much will do: chance gives 0.3 at most
 
 
 class Cause(NamedTuple):
@@ -188,7 +189,7 @@ def _stress_by_fit(fitted: Fitted | None, scale: float, size, doubt_forces: bool
     method = "shear stresses against those of a pair potential fitted to the forces"
     points = np.stack([labelled.ravel(), scale * expected.ravel()], axis=1)
     slope, correlation = robust_slope(*points.T)
-    if abs(correlation) < _PAIR_FIT[1]:
+    if abs(correlation) < (_HUNDRED[1] if points.size > 2 * _HUNDRED[0] else _PAIR_FIT[1]):
         return None
     volume = float(np.median([s.volume for s in fitted.structures if s.stress is not None]))
     causes = _stress_causes(volume, origins)
@@ -376,7 +377,8 @@ def _judge(labels, method, subject, slope, correlation, points, causes, size, ro
         causes = [cause for cause in causes if cause.slope == -1]
     if len(points) < _FEWEST:
         return Comparison(labels, method, "untested", "too few structures are near each other", number=len(points))
-    if low < slope < high and correlation >= _AGREE[few]:
+    enough = _HUNDRED[1] if rough and len(points) > _HUNDRED[0] else _AGREE[few]
+    if low < slope < high and correlation >= enough:
         return Comparison(labels, method, "consistent", text, **numbers)
     matching = []
     for cause in causes:
@@ -384,7 +386,7 @@ def _judge(labels, method, subject, slope, correlation, points, causes, size, ro
         tolerance = 1.06 if near_one or abs(correlation) > 0.98 else 1.25
         needed = (_SURE if near_one else _CONTRADICT)[few]
         if rough or cause.slope == -1:
-            tolerance, needed = high, _WRONG_SIGN[few]
+            tolerance, needed = high, min(enough, _WRONG_SIGN[few])
         ratio = slope / cause.slope
         if 1 / tolerance < ratio < tolerance and abs(correlation) >= needed:
             matching.append((abs(np.log10(size * cause.factor)) + 5 * abs(np.log10(ratio)) + cause.rare, cause))

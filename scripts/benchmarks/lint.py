@@ -135,6 +135,9 @@ ENTRIES = {
     "inp": Entry(("inp/train.xyz.xz",)),
     "lips": Entry(("lips/lips_600.npz",)),
     "lips20_deepmd": Entry(("lips20_deepmd/*",), trap="virial = -stress · volume"),
+    "lips20_deepmd, virial of the wrong sign": Entry(
+        ("lips20_deepmd/*",), ("virial_sign=stress",), trap="a wrong sign is stated: this row has to be an error"
+    ),
     "mos2_nep": Entry(("mos2_nep/train.xyz.xz",), trap="keys Energy, force and Virial; nothing in a calculator"),
     "mos2_nep, virial of the wrong sign": Entry(
         ("mos2_nep/train.xyz.xz",), ("virial_sign=stress",), trap="a wrong sign is stated: this row has to be an error"
