@@ -45,7 +45,9 @@ class Contacts:
     pairs: dict[str, PairDistances]  #: "H-O" and so on
     neighbors: dict[float, float]  #: mean number of neighbours within 3, 4, 5 and 6 Å
     nearest: float  #: 99 % quantile of the distance to an atom's nearest neighbour, Å
-    bonds: tuple[float, float, float]  #: an atom's shortest distance over the sum of covalent radii: quantiles of 10, 50, 90 %
+    bonds: tuple[
+        float, float, float
+    ]  #: an atom's shortest distance over the sum of covalent radii: quantiles of 10, 50, 90 %
     bonded: int  #: atoms that `bonds` is of: those with a neighbour, rare gases apart
     alone: tuple[tuple[int, int], ...]  #: (structure, atom) without a neighbour within REACH
     fragments: tuple[int, ...]  #: structures in parts farther than REACH from each other
@@ -74,7 +76,9 @@ def measure(structures: Sequence[Structure]) -> Contacts:
     radii = covalent_radii[elements]
     for index, s in enumerate(structures):
         n, atoms = len(s), atoms + len(s)
-        i, j, shifts = neighbor_list(s.positions, s.cell, s.pbc, REACH * min(1.0, (_MOST_NEIGHBORS / crowd(s, REACH)) ** (1 / 3)))
+        i, j, shifts = neighbor_list(
+            s.positions, s.cell, s.pbc, REACH * min(1.0, (_MOST_NEIGHBORS / crowd(s, REACH)) ** (1 / 3))
+        )
         r = np.linalg.norm(s.positions[j] - s.positions[i] + shifts @ s.cell, axis=1)
         species = np.searchsorted(elements, s.numbers)
         kind = species[i] * kinds + species[j]

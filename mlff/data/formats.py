@@ -147,6 +147,8 @@ def _plain_file(path: Path) -> Iterator[Path]:
             raise DataError(f"{path}: is a directory and no DeePMD system (it has no type.raw); name {advice}")
         with open(path, "rb") as file:
             head = file.read(8)
+    except FileNotFoundError:
+        raise DataError(f"{path}: no such file") from None
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({(error.strerror or str(error)).lower()})") from None
     if not head:

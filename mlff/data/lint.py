@@ -11,7 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 from ase.data import chemical_symbols
 
-from mlff.data import baseline, consistency, contacts, duplicates, magnitudes, outliers
+from mlff.data import baseline, consistency, contacts, duplicates, magnitudes, outliers, stress_order
+from mlff.data.comparison import Comparison
 from mlff.data.dataset import Dataset
 from mlff.data.nearby import Pairs, find_pairs
 from mlff.data.structure import Structure
@@ -66,7 +67,7 @@ class Lint:
     cutoff: float  #: suggested, Å
     cutoff_reason: str
     reference: dict  #: kind, rank, elements, isolated (symbol -> eV), energies (symbol -> eV)
-    comparisons: tuple[consistency.Comparison, ...]
+    comparisons: tuple[Comparison, ...]
     findings: tuple[Finding, ...]  #: errors first
 
     def of(self, severity: str) -> list[Finding]:
@@ -163,7 +164,7 @@ def _ranges(structures) -> dict[str, dict[str, float]]:
 
 
 def _groups(structures) -> dict[str, int]:
-    names = map(consistency.group_of, structures)
+    names = map(stress_order.group_of, structures)
     return dict(Counter(name for name in names if name is not None).most_common())
 
 
@@ -218,9 +219,7 @@ def _units(data: Dataset, measured: contacts.Contacts) -> list[Finding]:
         magnitudes.energy_unit(data.structures, origins.get("energy", "")),
         magnitudes.length_unit(measured, origins.get("positions", "")),
     ]
-    return [
-        Finding("error" if item.sure else "warning", f"{item.label}-unit", item.what, item.do) for item in found if item
-    ]
+    return [Finding("error" if item.sure else "warning", f"{item.label}-unit", item.what, item.do) for item in found if item]
 
 
 def _skipped(data: Dataset) -> list[Finding]:

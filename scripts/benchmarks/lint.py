@@ -48,9 +48,7 @@ ENTRIES = {
     "3bpa, test 300 K": Entry(("3bpa/test_300K.xyz.xz",)),
     "3bpa, test 600 K": Entry(("3bpa/test_600K.xyz.xz",)),
     "ethanol": Entry(("ethanol/train_ethanol.xyz", "ethanol/isolated_atoms.xyz")),
-    "ethanol and methanol": Entry(
-        ("ethanol/train_ethanol.xyz", "ethanol/train_methanol.xyz", "ethanol/isolated_atoms.xyz")
-    ),
+    "ethanol and methanol": Entry(("ethanol/train_ethanol.xyz", "ethanol/train_methanol.xyz", "ethanol/isolated_atoms.xyz")),
     "rmd17_aspirin": Entry(("rmd17_aspirin/train.xyz.xz",)),
     "md17_ethanol": Entry(
         ("md17/md17_ethanol_first2000.npz",),
@@ -128,7 +126,9 @@ ENTRIES = {
     "fitsnap_ta, unit without the sign": Entry(
         ("fitsnap_ta/*.xyz",), ("stress=bar",), trap="only the unit is stated: this row has to be an error"
     ),
-    "fitsnap_json, Ta": Entry(("formats/fitsnap_json/Ta/*/*.json",), trap="bar, under compression; a comment before the JSON"),
+    "fitsnap_json, Ta": Entry(
+        ("formats/fitsnap_json/Ta/*/*.json",), trap="bar, under compression; a comment before the JSON"
+    ),
     "fitsnap_json, InP": Entry(
         ("formats/fitsnap_json/InP/*/*.json",), trap="kbar, under compression; a comment before the JSON"
     ),
