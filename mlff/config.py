@@ -73,7 +73,7 @@ class ReadOptions(_Section):
     ] = Field(
         [],
         description="leave out, count and name: unreadable structures (broken labels or geometry, a file cut short), later copies of a "
-        "geometry (all of them where their labels contradict each other), outliers as mlff lint finds them; the latter two of training data only",
+        "geometry (all where their labels contradict each other), outliers as mlff lint finds them; these two of training data only",
     )
 
 

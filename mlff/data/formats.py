@@ -187,7 +187,10 @@ def _recognise(plain: Path, path: Path) -> tuple[str, Callable[[Path], Reading]]
     if name in ("db", "json"):
         return f"ASE {name}", read_database
     if name not in ioformats or not ioformats[name].can_read or name in _CONNECTIONS:
-        raise DataError(f"{path}: the format is not recognised; known: {', '.join(FORMATS)} and whatever else ASE reads")
+        raise DataError(
+            f"{path}: the format is not recognised; known: {', '.join(FORMATS)} and whatever else ASE reads "
+            "(dpdata turns many others into DeePMD folders)"
+        )
     return name, _ase(name)
 
 

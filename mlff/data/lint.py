@@ -292,9 +292,11 @@ def _balance(structures) -> list[Finding]:
 def _outliers(structures) -> list[Finding]:
     findings = []
     for item in outliers.find(structures):
-        what = f"{len(item.indices)} structures lie far from the rest: {item.name} {item.value:.4g} {item.unit}, median {item.median:.4g}"
+        values = f"{item.name} {item.value:.4g} {item.unit}, median {item.median:.4g}"
+        what = f"{len(item.indices)} structures lie far from the rest: {values}"
+        do = "look whether the calculation converged, or data.skip: outliers"
         where = tuple(structures[k].source for k in item.indices)
-        findings.append(Finding("warning", f"outlier-{item.label}", what, "look whether the calculation converged", where))
+        findings.append(Finding("warning", f"outlier-{item.label}", what, do, where))
     return findings
 
 
@@ -310,7 +312,8 @@ def _copies(structures, some, measured, pairs: Pairs) -> list[Finding]:
         if part:
             what = f"{len(part)} structures are there more than once" + (", in different files" if across else "")
             code = "duplicate-across-files" if across else "duplicate"
-            findings.append(Finding("warning", code, what, "keep one of each", _both(structures, part)))
+            do = "keep one of each, or data.skip: duplicates"
+            findings.append(Finding("warning", code, what, do, _both(structures, part)))
     known = {index for _, index in same}
     alike = [p for p in duplicates.equivalent(structures, some, measured.fingerprints) if p[1] not in known]
     if alike:

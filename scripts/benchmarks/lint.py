@@ -226,9 +226,10 @@ def table(results: dict) -> str:
     machine_line = ", ".join(f"{key} {results['machine'][key]}" for key in ("cpu", "python", "date"))
     return (
         "# What `mlff lint` says of real data sets\n\n"
-        "Made by `scripts/benchmarks/lint.py`, which has the paths; the sets are public and not shipped. Each is read twice where\n"
-        "there is something to state: with it, and without a word. Slopes of energy differences over what forces or stresses say are 1 where units and\n"
-        f"signs belong together. CPU time of all lints: {results['seconds']:.0f} s ({machine_line}).\n\n"
+        "Made by `scripts/benchmarks/lint.py`, which has the paths; the sets are public and not shipped. Each is\n"
+        "read twice where there is something to state: with it, and without a word. Slopes of energy differences over what\n"
+        "forces or stresses say are 1 where units and signs belong together. Notes need no action. "
+        f"CPU time of all lints: {results['seconds']:.0f} s ({machine_line}).\n\n"
         "## Traps\n\n" + "\n".join(traps) + "\n\n## All sets\n\n" + "\n".join(lines) + "\n"
     )
 
