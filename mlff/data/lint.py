@@ -265,8 +265,9 @@ def _shared_energies(structures) -> list[Finding]:
     if len(largest) < max(_SHARED, energies / 2) or sum(np.abs(x - shapes[0]).max() > 1e-3 for x in shapes) < _SHARED - 1:
         return []
     what = f"{len(largest)} structures of different geometry have the very same energy, {largest[0].energy:.8g} eV"
-    do = "was one dict or calculator shared by all frames when the file was written?"
-    return [Finding("error", "shared-energy", what, do, tuple(s.source for s in largest))]
+    do = "was one dict or calculator shared by all frames when the file was written? leave out what was not calculated"
+    severity = "error" if largest[0].energy else "warning"
+    return [Finding(severity, "shared-energy", what, do, tuple(s.source for s in largest))]
 
 
 def _balance(structures) -> list[Finding]:

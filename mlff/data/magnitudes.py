@@ -1,4 +1,4 @@
-"""Units that labels agree on and that are wrong all the same: seen in distances and total energies, which everybody knows."""
+"""Units that labels agree on and that are wrong all the same: seen in lengths of bonds and in total energies."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ _BOND = 0.75, 1.45  # shortest over sum of covalent radii, of ordinary matter (r
 _TOLERANCE = 1.06  # of the estimate of a total energy
 _LIGHT = {1, 5, 6, 7, 8, 9, 10}  #: a pseudo-atom of these has no energy that looks like another unit
 _SIMILAR = 0.03
+_AMBIGUOUS = ("Rydberg",)  # ethanol of GFN2-xTB, without core electrons, has 0.074 of its all-electron energy: 1/13.6
 
 
 class Misfit(NamedTuple):
@@ -51,7 +52,7 @@ def energy_unit(structures: Sequence[Structure], origin: str = "") -> Misfit | N
         return None
     for name, value in ENERGY.items():
         factor = ratio * value / ENERGY[read]  # energies over what they are in this unit
-        if name != read and 1 / _TOLERANCE < factor < _TOLERANCE:
+        if name not in (read, *_AMBIGUOUS) and 1 / _TOLERANCE < factor < _TOLERANCE:
             elements = {int(z) for s in structures for z in set(s.numbers.tolist())}
             what = f"energies are {ratio:.4g} times those of all electrons of the atoms, as if {name} were read as {read}"
             return Misfit(elements <= _LIGHT, "energy", what, f"units.energy: {name}")
