@@ -66,7 +66,7 @@ class Lint:
     groups: dict[str, int]  #: structures per group (keys.group) or config_type
     cutoff: float  #: suggested, Å
     cutoff_reason: str
-    reference: dict  #: kind, rank, elements, isolated (symbol -> eV), energies (symbol -> eV)
+    reference: dict  #: kind, rank, elements, isolated (symbol -> eV), energies (symbol -> eV), zero (of the energies)
     comparisons: tuple[Comparison, ...]
     findings: tuple[Finding, ...]  #: errors first
 
@@ -174,7 +174,8 @@ def _reference(data: Dataset, how) -> tuple[dict, list[Finding]]:
     isolated = {chemical_symbols[z]: energy for z, energy in data.isolated_atoms.items()}
     counts = {tuple((s.numbers == z).sum() / len(s) for z in elements) for s in data if s.energy is not None}
     rank = int(np.linalg.matrix_rank(np.array(sorted(counts)))) if counts else 0
-    summary = {"kind": "none", "rank": rank, "elements": len(elements), "isolated": isolated, "energies": {}}
+    zero = magnitudes.energy_zero(data.structures)
+    summary = {"kind": "none", "rank": rank, "elements": len(elements), "isolated": isolated, "energies": {}, "zero": zero}
     if not counts:
         return summary, []
     try:
@@ -195,9 +196,9 @@ def _reference(data: Dataset, how) -> tuple[dict, list[Finding]]:
     if isolated and not complete:
         missing = ", ".join(chemical_symbols[z] for z in elements if z not in data.isolated_atoms)
         findings.append(Finding("note", "isolated-atoms-missing", f"there are isolated atoms, but none of {missing}"))
-    per_atom = np.median([s.energy / len(s) for s in data if s.energy is not None])
-    if abs(per_atom) < 12 and not isolated and how == "auto":
-        what = f"energies of {per_atom:.2f} eV per atom: their zero is atoms, elements or pseudo-atoms"
+    if zero.startswith("atoms") and not isolated and how == "auto":
+        per_atom = np.median([s.energy / len(s) for s in data if s.energy is not None])
+        what = f"energies of {per_atom:.2f} eV per atom are counted from {zero}"
         findings.append(Finding("note", "energy-zero", what, "only isolated atoms of the same method belong to them"))
     return summary, findings
 

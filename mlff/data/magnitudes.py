@@ -16,6 +16,7 @@ _BOND = 0.75, 1.45  # shortest over sum of covalent radii, of ordinary matter (r
 _TOLERANCE = 1.06  # of the estimate of a total energy
 _LIGHT = {1, 5, 6, 7, 8, 9, 10}  #: a pseudo-atom of these has no energy that looks like another unit
 _SIMILAR = 0.03
+_BOUND = 12.0  # eV per atom: no solid or molecule is bound so strongly
 _AMBIGUOUS = ("Rydberg",)  # ethanol of GFN2-xTB, without core electrons, has 0.074 of its all-electron energy: 1/13.6
 
 
@@ -42,6 +43,19 @@ def all_electron_ratio(structures: Sequence[Structure]) -> tuple[float, float]:
         return 0.0, 0.0
     low, median, high = np.quantile(ratios, [0.1, 0.5, 0.9])
     return float(median), float((high - low) / (2 * abs(median))) if median else 0.0
+
+
+def energy_zero(structures: Sequence[Structure]) -> str:
+    """What the energies seem to be counted from, in words; empty without energies."""
+    ratio, spread = all_electron_ratio(structures)
+    per_atom = [s.energy / len(s) for s in structures if s.energy is not None]
+    if not per_atom:
+        return ""
+    if 1 / _TOLERANCE < ratio < _TOLERANCE and spread < _SIMILAR:
+        return "nuclei and electrons (total energies)"
+    if abs(np.median(per_atom)) < _BOUND:
+        return "atoms, elements or pseudo-atoms"
+    return "nuclei or cores, or an unusual unit"
 
 
 def energy_unit(structures: Sequence[Structure], origin: str = "") -> Misfit | None:

@@ -256,7 +256,8 @@ def _compared(row: dict) -> str:
 
 
 def _contents(row: dict) -> str:
-    return f"{row['structures']}; {' '.join(row['elements'])}"
+    zero = row["reference"]["zero"]
+    return f"{row['structures']}; {' '.join(row['elements'])}" + (f"; energies count from {zero}" if zero else "")
 
 
 def _findings(row: dict) -> str:

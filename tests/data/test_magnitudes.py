@@ -8,7 +8,7 @@ from ase.build import bulk, molecule
 
 from mlff.data.contacts import measure
 from mlff.data.lint import lint
-from mlff.data.magnitudes import all_electron, energy_unit, length_unit
+from mlff.data.magnitudes import all_electron, energy_unit, energy_zero, length_unit
 from mlff.data.structure import Structure
 from mlff.units import ENERGY, LENGTH
 from tests.data import labelled
@@ -61,6 +61,14 @@ def test_energies_that_are_right_or_have_another_zero_are_left_in_peace():
     heavy = [replace(s, numbers=np.where(s.numbers == 6, 16, s.numbers).astype(np.int32)) for s in right]
     heavy = [replace(s, energy=all_electron(s.numbers).sum() / 27.2114) for s in heavy]
     assert not energy_unit(heavy).sure  # pseudo-atoms of sulphur come near that
+
+
+def test_what_energies_are_counted_from():
+    right = molecules()
+    assert energy_zero(right).startswith("nuclei and electrons")
+    assert energy_zero([replace(s, energy=-4.2 * len(s)) for s in right]).startswith("atoms, elements")
+    assert energy_zero([replace(s, energy=0.22 * s.energy) for s in right]).startswith("nuclei or cores")
+    assert energy_zero([replace(s, energy=None) for s in right]) == ""
 
 
 @pytest.mark.parametrize("unit", ["Bohr", "nm"])

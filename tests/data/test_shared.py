@@ -297,6 +297,7 @@ def test_trap_formation_energies_are_noted_and_totals_are_not():
     assert findings("spice_dipeptides/train.xyz.xz")["energy-zero"] == "note"
     for name in ("3bpa/test_300K.xyz.xz", "md17/md17_salicylic_acid_train.xyz.xz", "spice_subset/train.xyz.xz"):
         assert "energy-zero" not in findings(name) and alarms(name) == set()
+        assert "total energies" in _lint_once(name, json.dumps([None, {}])).reference["zero"]
 
 
 def test_trap_net_forces_of_some_millielectronvolts():
