@@ -94,6 +94,11 @@ def test_structures_of_every_format_are_predicted_and_relaxed(folder, tmp_path):
     code, _, err = call("relax", folder / "bonds.safetensors", path, "--frame", 1, "--out", tmp_path / "relaxed.xyz")
     assert code == 0, err
     assert read(tmp_path / "relaxed.xyz").get_distance(0, 1) == pytest.approx(1.2, abs=0.4)  # from Bohr to Å
+    path, out = samples.n2p2(tmp_path)[0], tmp_path / "atomic.xyz"
+    code, _, err = call("predict", folder / "bonds.safetensors", path, out, "--length", "Bohr")
+    assert code == 0 and read(out).positions == pytest.approx(samples.frames()[-1].positions, abs=1e-6), err
+    message = fails("predict", folder / "bonds.safetensors", tmp_path / "spice.hdf5", out, "--length", "Angstrom")
+    assert "states length in Bohr, but units.length is Angstrom" in message
 
 
 def test_lint_skips_what_it_is_told_to(folder, tmp_path):

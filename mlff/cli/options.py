@@ -23,7 +23,13 @@ Model = Annotated[
 DataFile = Annotated[
     Path, typer.Argument(help="reference data, e.g. test.xyz (energies eV, forces eV/Å unless --unit)", show_default=False)
 ]
-StructureFile = Annotated[Path, typer.Argument(help="structure file, any format ASE reads", show_default=False)]
+StructureFile = Annotated[Path, typer.Argument(help="structure file, any format that training reads", show_default=False)]
+Length = Annotated[
+    Literal["Angstrom", "Bohr", "nm"] | None,
+    typer.Option(
+        "--length", help="unit of positions and cell in the file", show_default="what file or format say, else Angstrom"
+    ),
+]
 Frame = Annotated[int, typer.Option("--frame", help="which structure of the file: 0 is the first, -1 the last")]
 Keys = Annotated[list[str] | None, typer.Option("--key", help="where labels stand, e.g. energy=REF_energy (repeatable)")]
 UnitOptions = Annotated[
@@ -85,11 +91,11 @@ def _pairs(section, option: str, texts: list[str] | None):
         raise ConfigError(f"{option} {error.errors()[0]['loc'][0]}: {error.errors()[0]['msg']}") from None
 
 
-def read_structure(path: Path, frame: int) -> ase.Atoms:
-    """One structure of a file."""
+def read_structure(path: Path, frame: int, length: str | None = None) -> ase.Atoms:
+    """One structure of a file, with lengths in this unit."""
     from mlff.report.structures import read_structure
 
-    return read_structure(path, frame)
+    return read_structure(path, frame, length)
 
 
 @contextmanager

@@ -94,10 +94,11 @@ def format_name(path: str | Path) -> str:
         return _recognise(plain, Path(path))[0]
 
 
-def read_atoms(path: str | Path, index: int | None = None) -> Iterator[ase.Atoms]:
+def read_atoms(path: str | Path, index: int | None = None, length: str | None = None) -> Iterator[ase.Atoms]:
     """The structures of a file one by one, or that of one index (-1: the last), or nothing where there is none of it.
 
-    Positions in Å as far as the file or its format says in which unit they are; all else as it stands. Raises DataError.
+    Positions and cell from `length` (a unit; None: what the file or its format says, else Å) to Å; all else as it stands.
+    Raises DataError.
     """
     path = Path(path)
     count = 0
@@ -111,17 +112,19 @@ def read_atoms(path: str | Path, index: int | None = None) -> Iterator[ase.Atoms
                 if index is not None:
                     some = deque(frames, maxlen=-index) if index < 0 else itertools.islice(frames, index, index + 1)
                     frames = itertools.islice(some, 1) if index >= 0 or len(some) == -index else ()
-            length = Conversion(Units(), facts, str(path)).length
+            scale = Conversion(Units(length=length), facts, str(path)).length
             for atoms in frames:
                 count += 1
-                if length != 1.0:
-                    atoms.set_cell(atoms.cell.array * length)
-                    atoms.positions *= length
+                if scale != 1.0:
+                    atoms.set_cell(atoms.cell.array * scale)
+                    atoms.positions *= scale
                 yield atoms
         except (IndexError, StopIteration):
             if index is None:
                 raise
         except Exception as error:  # noqa: BLE001  ASE's readers raise anything
+            if isinstance(error, DataError) and str(error).startswith(str(path)):
+                raise
             raise DataError(f"{path}, structure {count if index is None else index}: {_reason(error, name)}") from None
     if count == 0 and index is None:
         raise DataError(f"{path}: holds no structures (read as {name})")

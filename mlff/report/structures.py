@@ -23,10 +23,10 @@ from mlff.potential import Potential
 _CHUNK = 256  #: structures predicted, and held in memory, at a time
 
 
-def read_structure(path: str | Path, frame: int = -1) -> ase.Atoms:
-    """One structure of a file (frame 0 is the first, -1 the last). Raises DataError."""
+def read_structure(path: str | Path, frame: int = -1, length: str | None = None) -> ase.Atoms:
+    """One structure of a file (frame 0 is the first, -1 the last) with lengths in this unit. Raises DataError."""
     path = Path(path)
-    atoms = next(read_atoms(path, frame), None)
+    atoms = next(read_atoms(path, frame, length), None)
     if atoms is None:
         raise DataError(f"{path}: has no structure number {frame}")
     if len(atoms) == 0:
@@ -35,7 +35,9 @@ def read_structure(path: str | Path, frame: int = -1) -> ase.Atoms:
     return atoms
 
 
-def write_predictions(potential: Potential, path: Path, out: Path, stress: bool = False, progress: bool = True) -> int:
+def write_predictions(
+    potential: Potential, path: Path, out: Path, stress: bool = False, length: str | None = None, progress: bool = True
+) -> int:
     """Copy the structures of `path` to `out` (extended XYZ) with mlff_energy, mlff_forces and, if asked, mlff_stress.
 
     Works chunk by chunk, so files may be larger than memory. Returns how many. Raises DataError, StructureError.
@@ -44,7 +46,7 @@ def write_predictions(potential: Potential, path: Path, out: Path, stress: bool 
         raise DataError(f"{out}: predictions go into extended XYZ; the name must end in .xyz or .extxyz")
     columns = TextColumn("predict"), MofNCompleteColumn(), TimeElapsedColumn()
     bar = Progress(*columns, console=Console(stderr=True), disable=not progress or not sys.stderr.isatty())
-    frames = read_atoms(path)
+    frames = read_atoms(path, length=length)
     count = 0
     with replacing(out) as temporary, open(temporary, "w", encoding="utf-8") as file, bar:
         task = bar.add_task("", total=None)
