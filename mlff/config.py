@@ -63,8 +63,24 @@ class Units(_Section):
 
 
 class ReadOptions(_Section):
-    """How one file of reference data is read."""
+    """How files of reference data are read."""
 
+    keys: KeyNames = KeyNames()
+    units: Units = Units()
+    skip: Annotated[
+        list[Literal["unreadable", "duplicates", "outliers"]],
+        pydantic.BeforeValidator(lambda value: [value] if isinstance(value, str) else value),
+    ] = Field(
+        [],
+        description="leave out, count and name: unreadable structures (broken labels or geometry, a file cut short), later copies of a "
+        "geometry (all where their labels contradict each other), outliers as mlff lint finds them; these two of training data only",
+    )
+
+
+class Source(_Section):
+    """A file with keys or units of its own; what these do not say is as in data.keys and data.units."""
+
+    file: str = Field(description="file; globs allowed; relative to the config file")
     keys: KeyNames = KeyNames()
     units: Units = Units()
 
@@ -72,9 +88,16 @@ class ReadOptions(_Section):
 class Data(ReadOptions):
     """Files, splits and the energy baseline."""
 
-    train: str | list[str] = Field(description="file or files with training structures; globs allowed; relative to the config file")
-    valid: str | list[str] | None = Field(None, description="file or files with validation structures; default: split off the training set")
-    test: dict[str, str] | str | list[str] | None = Field(None, description="held-out file(s), evaluated once at the end; name: file, or a list")
+    train: str | Source | list[str | Source] = Field(
+        description="file or files with training structures; globs allowed; relative to the config file; {file: ..., units: ...} for one with "
+        "units or keys of its own"
+    )
+    valid: str | Source | list[str | Source] | None = Field(
+        None, description="file or files with validation structures; default: split off the training set"
+    )
+    test: dict[str, str | Source] | str | list[str] | None = Field(
+        None, description="held-out file(s), evaluated once at the end; name: file, or a list"
+    )
     valid_fraction: float = Field(0.1, gt=0, lt=1, description="share of the training file kept for validation when `valid` is not given")
     split: Literal["random", "group"] = Field("random", description="group: frames with equal `keys.group` stay together")
     n_train: int | None = Field(None, gt=0, description="use only so many training structures (chosen by the seed)")
@@ -286,6 +309,8 @@ def _rebase(data: Data, base: Path) -> Data:
             return {name: fix(item) for name, item in value.items()}
         if isinstance(value, list):
             return [fix(item) for item in value]
+        if isinstance(value, Source):
+            return value.model_copy(update={"file": fix(value.file)})
         return str(base / Path(value).expanduser())
 
     return data.model_copy(update={name: fix(getattr(data, name)) for name in ("train", "valid", "test")})
@@ -321,7 +346,7 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-_UNION_MEMBER = re.compile(r"(literal|dict|list|function-after)\[.*|str|float|int")
+_UNION_MEMBER = re.compile(r"(literal|dict|list|function-after)\[.*|str|float|int|Source")
 
 
 def _explain(items: list[dict]) -> list[str]:

@@ -86,6 +86,38 @@ def test_info_of_a_deepmd_folder_and_units_by_group(tmp_path):
     assert "stress_order" in fails("info", path, "--unit", "stress_order=vasq")
 
 
+def test_structures_of_every_format_are_predicted_and_relaxed(folder, tmp_path):
+    for make in (samples.deepmd, samples.spice, samples.nequip):
+        path = make(tmp_path)[0]
+        code, out, err = call("predict", folder / "bonds.safetensors", path, tmp_path / "predicted.xyz")
+        assert code == 0 and "4 structures" in out, err
+        assert len(read(tmp_path / "predicted.xyz", ":")) == 4
+    path = tmp_path / "spice.hdf5"
+    code, _, err = call("relax", folder / "bonds.safetensors", path, "--frame", 1, "--out", tmp_path / "relaxed.xyz")
+    assert code == 0, err
+    assert read(tmp_path / "relaxed.xyz").get_distance(0, 1) == pytest.approx(1.2, abs=0.4)  # from Bohr to Å
+    path, out = samples.n2p2(tmp_path)[0], tmp_path / "atomic.xyz"
+    code, _, err = call("predict", folder / "bonds.safetensors", path, out, "--length", "Bohr")
+    assert code == 0 and read(out).positions == pytest.approx(samples.frames()[-1].positions, abs=1e-6), err
+    message = fails("predict", folder / "bonds.safetensors", tmp_path / "spice.hdf5", out, "--length", "Angstrom")
+    assert "states length in Bohr, but units.length is Angstrom" in message
+
+
+def test_lint_skips_what_it_is_told_to(folder, tmp_path):
+    keys = "--key", "energy=REF_energy", "--key", "forces=REF_forces"
+    text = (folder / "train.xyz").read_text().splitlines()
+    (tmp_path / "cut.xyz").write_text("\n".join([*text, *text[:5], *text[:4]]) + "\n")
+    assert "structure 13: the file ends" in fails("lint", tmp_path / "cut.xyz", *keys)
+    report = tmp_path / "report.json"
+    code, out, err = call(
+        "lint", tmp_path / "cut.xyz", *keys, "--skip", "unreadable", "--skip", "duplicates", "--json", report
+    )
+    assert code == 0, err
+    findings = {item["code"]: item["where"] for item in json.loads(report.read_text())["findings"]}
+    assert findings["skipped-unreadable"][0]["index"] == 13 and findings["skipped-duplicate"][0]["index"] == 12
+    assert "skip" in fails("lint", tmp_path / "cut.xyz", "--skip", "everything")
+
+
 def test_help_is_quick_and_shows_units():
     code, out, _ = call("md", "--help")
     assert code == 0 and "Example" in out and "fs" in out and "GPa" in out

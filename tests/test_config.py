@@ -68,11 +68,11 @@ def test_unknown_keys_suggest_known_ones_at_every_level(raw, expected):
     "raw, expected",
     [
         ({"data": {}}, "'data.train' is missing"),
-        ({"data": {"train": 5}}, "'data.train': input should be a valid string or a valid list (found 5)"),
+        ({"data": {"train": 5}}, "'data.train': input should be a valid string or a section of keys and values or a valid list (found 5)"),
         ({"data": DATA | {"reference_energies": {"H": "x"}}}, "'data.reference_energies.H': input should be a valid number"),
         ({"data": DATA | {"reference_energies": "fit"}}, "'data.reference_energies': input should be 'auto', 'isolated'"),
         ({"data": DATA | {"units": {"energy": "kcal"}}}, "'data.units.energy': input should be 'eV', 'meV', 'Hartree'"),
-        ({"data": DATA | {"test": {"hot": ["a"]}}}, "'data.test.hot': input should be a valid string (found ['a'])"),
+        ({"data": DATA | {"test": {"hot": ["a"]}}}, "'data.test.hot': input should be a valid string or a section of keys and values (found ['a'])"),
         ({"model": {"architecture": "mace"}}, "'model': unknown architecture 'mace'; known: ace, schnet"),
         ({"model": "ace"}, "'model': input should be a section of keys and values (found 'ace')"),
         ({"training": 3}, "'training': input should be a section of keys and values (found 3)"),

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from mlff.cli.app import app
-from mlff.cli.options import AsPrecision, DataFile, Keys, Model, Quiet, UnitOptions, load, read_data
+from mlff.cli.options import AsPrecision, DataFile, Keys, Model, Quiet, Skip, UnitOptions, load, read_data
 from mlff.errors import DataError, ModelFileError
 from mlff.files import keep_inputs, write_text
 
@@ -150,6 +150,7 @@ def lint(
     data: Annotated[list[Path], typer.Argument(help="reference data, one or several files", show_default=False)],
     key: Keys = None,
     unit: UnitOptions = None,
+    skip: Skip = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="write the report to this file")] = None,
     plot: Annotated[Path | None, typer.Option(help="draw labels, distances and comparisons in this PNG file")] = None,
     max_examples: Annotated[int, typer.Option(min=0, help="structures named per finding")] = 3,
@@ -162,7 +163,7 @@ def lint(
     from mlff.data.lint import lint as look
     from mlff.report import plots, tables
 
-    dataset = read_data(data, key, unit, progress=not quiet)
+    dataset = read_data(data, key, unit, progress=not quiet, skip=skip)
     report = look(dataset)
     Console().print(tables.lint(report, ", ".join(map(str, data)), max_examples))
     if json_file is not None:

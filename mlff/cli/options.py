@@ -23,11 +23,21 @@ Model = Annotated[
 DataFile = Annotated[
     Path, typer.Argument(help="reference data, e.g. test.xyz (energies eV, forces eV/Å unless --unit)", show_default=False)
 ]
-StructureFile = Annotated[Path, typer.Argument(help="structure file, any format ASE reads", show_default=False)]
+StructureFile = Annotated[Path, typer.Argument(help="structure file, any format that training reads", show_default=False)]
+Length = Annotated[
+    Literal["Angstrom", "Bohr", "nm"] | None,
+    typer.Option(
+        "--length", help="unit of positions and cell in the file", show_default="what file or format say, else Angstrom"
+    ),
+]
 Frame = Annotated[int, typer.Option("--frame", help="which structure of the file: 0 is the first, -1 the last")]
 Keys = Annotated[list[str] | None, typer.Option("--key", help="where labels stand, e.g. energy=REF_energy (repeatable)")]
 UnitOptions = Annotated[
     list[str] | None, typer.Option("--unit", help="units of the file, e.g. energy=kcal/mol (repeatable)")
+]
+Skip = Annotated[
+    list[str] | None,
+    typer.Option("--skip", help="leave out, count and name: unreadable, duplicates or outliers (repeatable)"),
 ]
 AsPrecision = Annotated[Precision | None, typer.Option(help="override the model's precision", show_default="the model's")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="no progress bars")]
@@ -51,12 +61,15 @@ def make_calculator(model: Path, precision: Precision | None, skin: float = 0.5)
     return MLFFCalculator(load(model, precision), skin=skin)
 
 
-def read_data(path: Path | list[Path], key: list[str] | None, unit: list[str] | None, progress: bool):
-    """A dataset, with labels and units as --key and --unit say."""
+def read_data(
+    path: Path | list[Path], key: list[str] | None, unit: list[str] | None, progress: bool, skip: list[str] | None = None
+):
+    """A dataset, with labels and units as --key and --unit say, less what --skip names."""
     from mlff.config import KeyNames, Units
     from mlff.data.dataset import read_dataset
 
-    return read_dataset(path, keys=_pairs(KeyNames, "--key", key), units=_pairs(Units, "--unit", unit), progress=progress)
+    keys, units = _pairs(KeyNames, "--key", key), _pairs(Units, "--unit", unit)
+    return read_dataset(path, keys=keys, units=units, skip=skip or [], progress=progress)
 
 
 def _pairs(section, option: str, texts: list[str] | None):
@@ -78,11 +91,11 @@ def _pairs(section, option: str, texts: list[str] | None):
         raise ConfigError(f"{option} {error.errors()[0]['loc'][0]}: {error.errors()[0]['msg']}") from None
 
 
-def read_structure(path: Path, frame: int) -> ase.Atoms:
-    """One structure of a file."""
+def read_structure(path: Path, frame: int, length: str | None = None) -> ase.Atoms:
+    """One structure of a file, with lengths in this unit."""
     from mlff.report.structures import read_structure
 
-    return read_structure(path, frame)
+    return read_structure(path, frame, length)
 
 
 @contextmanager

@@ -12,6 +12,7 @@ from mlff.cli.options import (
     AsPrecision,
     Force,
     Frame,
+    Length,
     Model,
     Quiet,
     StructureFile,
@@ -28,11 +29,14 @@ from mlff.interruption import Terminated
 @app.command(epilog="Example: mlff predict runs/si/model.safetensors candidates.xyz predicted.xyz --stress")
 def predict(
     model: Model,
-    structures: Annotated[Path, typer.Argument(metavar="IN", help="structures, any format ASE reads", show_default=False)],
+    structures: Annotated[
+        Path, typer.Argument(metavar="IN", help="structures, any format that training reads", show_default=False)
+    ],
     out: Annotated[
         Path, typer.Argument(metavar="OUT", help="extended XYZ file to write (.xyz, .extxyz)", show_default=False)
     ],
     stress: Annotated[bool, typer.Option("--stress", help="stresses too (eV/Å³; three-dimensional cells only)")] = False,
+    length: Length = None,
     precision: AsPrecision = None,
     quiet: Quiet = False,
 ) -> None:
@@ -43,7 +47,7 @@ def predict(
     keep_inputs([out], [model, structures])
     from mlff.report.structures import write_predictions
 
-    count = write_predictions(load(model, precision), structures, out, stress=stress, progress=not quiet)
+    count = write_predictions(load(model, precision), structures, out, stress=stress, length=length, progress=not quiet)
     print(f"{out}: {count:,} structures")
 
 
@@ -63,6 +67,7 @@ def relax(
     ] = "auto",
     trajectory: Annotated[Path | None, typer.Option(help="write all steps: .traj, .xyz or .extxyz")] = None,
     frame: Frame = -1,
+    length: Length = None,
     precision: AsPrecision = None,
     quiet: Quiet = False,
 ) -> None:
@@ -75,7 +80,7 @@ def relax(
     from mlff.report.structures import write_relaxed
     from mlff.simulation.relax import relax as run_relaxation
 
-    atoms = read_structure(structure, frame)
+    atoms = read_structure(structure, frame, length)
     calculator = make_calculator(model, precision)
     with about(structure):
         try:
@@ -132,6 +137,7 @@ def md(
         bool, typer.Option("--keep-velocities", help="start with the velocities of the file")
     ] = False,
     frame: Frame = -1,
+    length: Length = None,
     restart: Annotated[
         bool, typer.Option("--restart", help="continue the run that wrote OUT, up to --steps steps in all")
     ] = False,
@@ -154,7 +160,7 @@ def md(
     check_trajectory_name(out)
     if out.exists() and not (restart or force):
         raise DataError(f"{out}: exists; --restart continues it, --force overwrites it")
-    atoms = read_structure(structure, frame)
+    atoms = read_structure(structure, frame, length)
     calculator = make_calculator(model, precision, skin)
     with about(structure):
         summary = run_md(

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import difflib
+from collections import Counter
 from dataclasses import dataclass, replace
 
 from ase.data import chemical_symbols
 
 from mlff.config import KeyNames
+from mlff.data.skipping import Skipped
 from mlff.data.structure import Structure
 from mlff.errors import DataError
 
@@ -28,6 +30,7 @@ class Census:
     unordered_stress: int = 0  #: stresses of six numbers in an order that nobody states: dropped
     origins: tuple[tuple[str, str], ...] = ()  #: (label, 'key "energy", calculator, eV assumed') for every label found
     keys: tuple[tuple[str, str], ...] = ()  #: every (key, place) in the file
+    skipped: tuple[Skipped, ...] = ()  #: structures left out because the user says so
 
     def counted(self, structures: list[Structure], isolated: int) -> Census:
         """The same file(s), with counts over these structures."""
@@ -52,6 +55,7 @@ class Census:
             elements=tuple(sorted({*self.elements, *other.elements})),
             origins=tuple(dict.fromkeys(self.origins + other.origins)),
             keys=tuple(dict.fromkeys(self.keys + other.keys)),
+            skipped=self.skipped + other.skipped,
             **{name: getattr(self, name) + getattr(other, name) for name in totals},
         )
 
@@ -91,6 +95,11 @@ class Census:
             parts.append(f"stress ignored on {self.unordered_stress} structures: {unknown}")
         if self.isolated:
             parts.append(f"isolated atoms {self.isolated}")
+        if self.skipped:
+            kinds = Counter(item.kind for item in self.skipped)
+            first = self.skipped[0]
+            counts = ", ".join(f"{count} {kind}" for kind, count in kinds.items())
+            parts.append(f"skipped {counts} (the first: {first.source}, {first.why})")
         return "; ".join(parts)
 
     def _origin(self, name: str) -> str:

@@ -8,14 +8,14 @@ contradiction is claimed on strong evidence only: high correlation, and a slope 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
-from scipy.stats import rankdata
 
-from mlff.data.nearby import SHEAR_ORDERS, Pairs
+from mlff.data.comparison import Comparison, robust_slope
+from mlff.data.nearby import Pairs
 from mlff.data.pairfit import Fitted, fit_pairs
+from mlff.data.stress_order import GOOD_FIT, compare_orders, shear_stresses, strain_key
 from mlff.data.structure import Structure
 from mlff.units import ENERGY, LENGTH, STRESS
 
@@ -26,7 +26,8 @@ _CONTRADICT = 0.9, 0.98  # the same for another known slope to be a contradictio
 _SURE = 0.95, 0.98  # the same for a slope that is near 1 (Bohr) or unknown
 _WRONG_SIGN = 0.75, 0.9  # and for -1
 _NEAR_ONE = 0.75, 1.35
-_PAIR_FIT = 0.8, 0.75  # a fit is trusted whose forces, and a slope whose shear stresses, correlate so well
+_PAIR_FIT = 0.75  # a slope is trusted whose shear stresses correlate so well with those of a pair potential
+_HUNDRED = 100, 0.7  # of so many shear stresses so much will do: chance gives 0.3 at most
 
 
 class Cause(NamedTuple):
@@ -39,31 +40,11 @@ class Cause(NamedTuple):
     rare: float = 0.0  #: how much less usual than others of like slope, in powers of ten
 
 
-@dataclass(frozen=True)
-class Comparison:
-    """One label held against another."""
-
-    labels: str  #: what is compared, e.g. "energies and forces"
-    method: str  #: how
-    verdict: str  #: consistent, contradiction, doubtful or untested
-    what: str  #: in words
-    code: str = ""  #: of the finding, where there is one
-    do: str = ""
-    slope: float | None = None  #: of what the one label says on what the other says; 1 is agreement
-    correlation: float | None = None
-    number: int = 0  #: of pairs of structures, or of components
-    points: np.ndarray = field(default_factory=lambda: np.zeros((0, 2)), repr=False, compare=False)  #: (k, 2), eV
-
-    def to_dict(self) -> dict:
-        """For JSON, without the points."""
-        return {name: getattr(self, name) for name in self.__dataclass_fields__ if name != "points"}
-
-
 def compare(structures: Sequence[Structure], pairs: Pairs, origins: dict[str, str] | None = None) -> list[Comparison]:
     """All comparisons the labels allow; `pairs` of these structures, `origins`: how each label was read (for advice)."""
     origins = origins or {}
     found = [_sizes(structures)]
-    if not any(s.forces is not None for s in structures) and not any(s.stress is not None for s in structures):
+    if all(s.forces is None and s.stress is None and s.six is None for s in structures):
         return [item for item in found if item]
     fitted = fit_pairs(structures)
     size = _size([s.forces for s in structures if s.forces is not None], 0.7)
@@ -77,7 +58,9 @@ def compare(structures: Sequence[Structure], pairs: Pairs, origins: dict[str, st
         stress = _stress(pairs, scale, size, origins)
         if stress.verdict == "untested":
             stress = _stress_by_fit(fitted, scale, size, forces.verdict == "untested", origins) or stress
-        found += [stress, _order(pairs, fitted, scale)]
+        found.append(stress)
+    if any(s.stress is not None or s.six is not None for s in structures):
+        found.append(compare_orders(structures, pairs, fitted, scale))
     return [item for item in found if item]
 
 
@@ -95,26 +78,6 @@ def imbalance(structure: Structure) -> tuple[float, float]:
     net = float(np.linalg.norm(torques.sum(axis=0)))
     torque = net / float(np.linalg.norm(torques)) if not structure.pbc.any() and net > 0.05 * n else 0.0
     return force, torque
-
-
-def robust_slope(x: np.ndarray, y: np.ndarray) -> tuple[float, float]:
-    """Slope of a line through the origin (least absolute deviations, mean of both directions) and rank correlation."""
-    there = (x != 0) & (y != 0)
-    if there.sum() < 2:
-        return 0.0, 0.0
-    ahead = _weighted_median(y[there] / x[there], abs(x[there]))
-    rest = abs(y - ahead * x)
-    near = there & (rest <= max(10 * np.median(rest[there]), 1e-3 * np.median(abs(y[there]))))
-    back = _weighted_median(x[near] / y[near], abs(y[near]))
-    ranks = rankdata(np.concatenate([x, -x])), rankdata(np.concatenate([y, -y]))
-    correlation = float(np.corrcoef(*ranks)[0, 1])
-    return (float(np.sign(ahead) * np.sqrt(ahead / back)) if ahead * back > 0 else 0.0), correlation
-
-
-def _weighted_median(values, weights):
-    order = np.argsort(values)
-    sums = np.cumsum(weights[order])
-    return values[order][np.searchsorted(sums, sums[-1] / 2)]
 
 
 def _best_slope(x, y, key):
@@ -144,7 +107,7 @@ def _forces(pairs: Pairs, size, origins) -> Comparison:
 
 def _forces_by_fit(fitted: Fitted | None, size, origins) -> Comparison | None:
     """Energies of like compositions against those of a pair potential that has the forces."""
-    if fitted is None or fitted.correlation < _PAIR_FIT[0]:
+    if fitted is None or fitted.correlation < GOOD_FIT:
         return None
     groups: dict[bytes, list[int]] = {}
     for index, s in enumerate(fitted.structures):
@@ -168,7 +131,7 @@ def _stress(pairs: Pairs, scale: float, size, origins) -> Comparison:
     method = "energy differences of near cells against volume · stress · strain (and forces)"
     strained = pairs.where((pairs.strain > 1e-4) & np.isfinite(pairs.stress_work[:, 0, 0]))
     rest = strained.energy - scale * np.nan_to_num(strained.force_work)
-    key = _strain_key(strained)
+    key = strain_key(strained)
     slope, correlation, chosen = _best_slope(strained.swapped_work[:, 0], rest, key)
     points = np.stack([strained.swapped_work[chosen, 0], rest[chosen]], axis=1)
     causes = _stress_causes(float(np.median(strained.volume[chosen])) if len(chosen) else 0.0, origins)
@@ -180,13 +143,13 @@ def _stress(pairs: Pairs, scale: float, size, origins) -> Comparison:
 
 def _stress_by_fit(fitted: Fitted | None, scale: float, size, doubt_forces: bool, origins) -> Comparison | None:
     """Shear stresses against those of a pair potential that has the forces."""
-    labelled, expected = _shear(fitted)
+    labelled, expected = shear_stresses(fitted)
     if len(labelled) < _FEWEST:
         return None
     method = "shear stresses against those of a pair potential fitted to the forces"
     points = np.stack([labelled.ravel(), scale * expected.ravel()], axis=1)
     slope, correlation = robust_slope(*points.T)
-    if abs(correlation) < _PAIR_FIT[1]:
+    if abs(correlation) < (_HUNDRED[1] if points.size > 2 * _HUNDRED[0] else _PAIR_FIT):
         return None
     volume = float(np.median([s.volume for s in fitted.structures if s.stress is not None]))
     causes = _stress_causes(volume, origins)
@@ -197,70 +160,10 @@ def _stress_by_fit(fitted: Fitted | None, scale: float, size, doubt_forces: bool
     return _judge("forces and stresses", method, "stress", slope, correlation, points, causes, size, rough=True)
 
 
-def _order(pairs: Pairs, fitted: Fitted | None, scale: float) -> Comparison | None:
-    """Which order of the shear components fits: ASE's, or another that fits much better."""
-    labels, off = "order of the stress components", ~np.eye(3, dtype=bool)
-    sheared = pairs.where((pairs.strain > 1e-4) & np.isfinite(pairs.swapped_work[:, 0]))
-    shear = np.abs(sheared.stress_work[:, off]).max(axis=1, initial=0)
-    sheared = sheared.where(shear > 0.1 * np.abs(sheared.swapped_work[:, 0]))
-    rest = sheared.energy - scale * np.nan_to_num(sheared.force_work)
-    candidates = []
-    near = np.argsort(_strain_key(sheared))[: max(len(sheared) // 2, _FEWEST)]
-    if len(near) >= _FEWEST:
-        tried = [robust_slope(sheared.swapped_work[near, k], rest[near])[1] for k in range(len(SHEAR_ORDERS))]
-        candidates.append(("energy differences of sheared cells", tried, len(near)))
-    labelled, expected = _shear(fitted)
-    if len(labelled) >= _FEWEST:
-        tried = [robust_slope(labelled[:, order].ravel(), expected.ravel())[1] for order in SHEAR_ORDERS]
-        candidates.append(
-            ("shear stresses against those of a pair potential fitted to the forces", tried, 3 * len(labelled))
-        )
-    if not candidates:
-        return None
-    method, tried, number = max(candidates, key=lambda item: max(map(abs, item[1])))
-    tried = np.abs(tried)
-    best = int(tried.argmax())
-    found = {"correlation": round(float(tried[0]), 4), "number": number}
-    if tried[0] >= _AGREE[1]:
-        return Comparison(labels, method, "consistent", "xx yy zz yz xz xy fits", **found)
-    needed = _CONTRADICT[0] if method.startswith("energy") else _AGREE[1]
-    if tried[best] < needed or tried[0] > tried[best] - 0.3:
-        return Comparison(labels, method, "untested", "no order of the shear components fits well", **found)
-    what = (
-        f"the shear components correlate with what they should be by {tried[0]:.2f} as they stand, by "
-        f"{tried[best]:.2f} in the order {_order_name(SHEAR_ORDERS[best])}"
-    )
-    do = f"the file has {_order_name(SHEAR_ORDERS[best])}: set units.stress_order, or write the stress as 3x3 numbers"
-    return Comparison(labels, method, "contradiction", what, "stress-order", do, **found)
-
-
-def _strain_key(pairs: Pairs) -> np.ndarray:
-    """Small for pairs that tell of stresses: strains of some per cent, and atoms that move little beside."""
-    return pairs.distance / (3 * pairs.strain) + 0.3 * np.abs(np.log(pairs.strain / 0.03))
-
-
 def _size(labels, usual: float) -> float:
     """Root mean square over what is usual, 1 without any."""
     values = np.concatenate([label.ravel() for label in labels]) if labels else np.zeros(1)
     return float(np.sqrt(np.mean(values**2))) / usual or 1.0
-
-
-def _order_name(order) -> str:
-    """What the file has behind xx yy zz when its k-th shear label is to be taken from number order[k]."""
-    names = ["", "", ""]
-    for name, source in zip(("yz", "xz", "xy"), order, strict=True):
-        names[source] = name
-    return "xx yy zz " + " ".join(names)
-
-
-def _shear(fitted: Fitted | None) -> tuple[np.ndarray, np.ndarray]:
-    """(m, 3) labelled and fitted yz, xz, xy times volume, eV, of structures with a stress."""
-    if fitted is None or fitted.correlation < _PAIR_FIT[0]:
-        return np.zeros((0, 3)), np.zeros((0, 3))
-    there = [k for k, s in enumerate(fitted.structures) if s.stress is not None]
-    labelled = np.array([fitted.structures[k].stress * fitted.structures[k].volume for k in there]).reshape(-1, 3, 3)
-    rows, columns = (1, 0, 0), (2, 2, 1)
-    return labelled[:, rows, columns], fitted.virials[there][:, rows, columns]
 
 
 def _judge(labels, method, subject, slope, correlation, points, causes, size, rough=False) -> Comparison:
@@ -277,7 +180,8 @@ def _judge(labels, method, subject, slope, correlation, points, causes, size, ro
         causes = [cause for cause in causes if cause.slope == -1]
     if len(points) < _FEWEST:
         return Comparison(labels, method, "untested", "too few structures are near each other", number=len(points))
-    if low < slope < high and correlation >= _AGREE[few]:
+    enough = _HUNDRED[1] if rough and len(points) > _HUNDRED[0] else _AGREE[few]
+    if low < slope < high and correlation >= enough:
         return Comparison(labels, method, "consistent", text, **numbers)
     matching = []
     for cause in causes:
@@ -285,7 +189,7 @@ def _judge(labels, method, subject, slope, correlation, points, causes, size, ro
         tolerance = 1.06 if near_one or abs(correlation) > 0.98 else 1.25
         needed = (_SURE if near_one else _CONTRADICT)[few]
         if rough or cause.slope == -1:
-            tolerance, needed = high, _WRONG_SIGN[few]
+            tolerance, needed = high, min(enough, _WRONG_SIGN[few])
         ratio = slope / cause.slope
         if 1 / tolerance < ratio < tolerance and abs(correlation) >= needed:
             matching.append((abs(np.log10(size * cause.factor)) + 5 * abs(np.log10(ratio)) + cause.rare, cause))

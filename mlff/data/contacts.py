@@ -15,6 +15,8 @@ from mlff.data.structure import Structure
 
 REACH = 6.0  #: Å, how far is looked
 BIN = 0.1  #: Å, of the histogram
+_MOST_NEIGHBORS = 2000  # 90 are usual within REACH; in a cell in nm that is taken for Å it would be 90,000
+_RARE_GASES = (2, 10, 18, 36, 54, 86)
 _POWERS = 6  # functions in the fingerprint: (1 - (r/REACH)²) to the powers 2, 4, 8, ...
 
 
@@ -43,11 +45,22 @@ class Contacts:
     pairs: dict[str, PairDistances]  #: "H-O" and so on
     neighbors: dict[float, float]  #: mean number of neighbours within 3, 4, 5 and 6 Å
     nearest: float  #: 99 % quantile of the distance to an atom's nearest neighbour, Å
+    bonds: tuple[
+        float, float, float
+    ]  #: an atom's shortest distance over the sum of covalent radii: quantiles of 10, 50, 90 %
+    bonded: int  #: atoms that `bonds` is of: those with a neighbour, rare gases apart
     alone: tuple[tuple[int, int], ...]  #: (structure, atom) without a neighbour within REACH
     fragments: tuple[int, ...]  #: structures in parts farther than REACH from each other
     fingerprints: (
         np.ndarray
     )  #: (s, f), the same for structures that differ by rotation, translation or exchange of like atoms
+
+
+def crowd(structure: Structure, radius: float) -> float:
+    """About how many neighbours an atom of a cell has within `radius`, Å; 1 without a cell."""
+    if not structure.pbc.all():
+        return 1.0
+    return max(4 / 3 * np.pi * radius**3 * len(structure) / structure.volume, 1.0)
 
 
 def measure(structures: Sequence[Structure]) -> Contacts:
@@ -59,10 +72,13 @@ def measure(structures: Sequence[Structure]) -> Contacts:
     shortest = np.full((kinds**2, len(structures)), np.inf)
     fingerprints = np.zeros((len(structures), kinds**2 * _POWERS))
     within = np.zeros(4)
-    alone, fragments, firsts, atoms = [], [], [], 0
+    alone, fragments, firsts, bonds, atoms = [], [], [], [np.zeros(0)], 0
+    radii = covalent_radii[elements]
     for index, s in enumerate(structures):
         n, atoms = len(s), atoms + len(s)
-        i, j, shifts = neighbor_list(s.positions, s.cell, s.pbc, REACH)
+        i, j, shifts = neighbor_list(
+            s.positions, s.cell, s.pbc, REACH * min(1.0, (_MOST_NEIGHBORS / crowd(s, REACH)) ** (1 / 3))
+        )
         r = np.linalg.norm(s.positions[j] - s.positions[i] + shifts @ s.cell, axis=1)
         species = np.searchsorted(elements, s.numbers)
         kind = species[i] * kinds + species[j]
@@ -79,6 +95,8 @@ def measure(structures: Sequence[Structure]) -> Contacts:
                     shortest[a * kinds + b, index] = found.min()
         first = closest.min(axis=1)
         firsts.append(first[np.isfinite(first)])
+        shortness = (closest / (radii[species][:, None] + radii)).min(axis=1)
+        bonds.append(shortness[np.isfinite(shortness) & ~np.isin(s.numbers, _RARE_GASES)])
         within += [(r < radius).sum() for radius in (3, 4, 5, 6)]
         if n > 1:
             alone += [(index, int(atom)) for atom in np.flatnonzero(np.isinf(first))]
@@ -105,10 +123,13 @@ def measure(structures: Sequence[Structure]) -> Contacts:
                     histogram=tuple((histogram[a * kinds + b] // (2 if a == b else 1)).tolist()),
                 )
     every = np.concatenate(firsts) if firsts else np.zeros(0)
+    short = np.concatenate(bonds)
     return Contacts(
         pairs,
         {float(radius): float(count) / max(atoms, 1) for radius, count in zip((3, 4, 5, 6), within, strict=True)},
         float(np.quantile(every, 0.99)) if len(every) else 0.0,
+        tuple(np.quantile(short, [0.1, 0.5, 0.9]).tolist()) if len(short) else (0.0, 0.0, 0.0),
+        len(short),
         tuple(alone),
         tuple(fragments),
         fingerprints,

@@ -6,7 +6,7 @@ import glob
 import hashlib
 import json
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -16,8 +16,10 @@ import pydantic
 from ase.data import chemical_symbols
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from mlff.config import Data, KeyNames, Loss, ReadOptions, Units
+from mlff.config import Data, KeyNames, Loss, ReadOptions, Source, Units
+from mlff.data import skipping
 from mlff.data.census import Census
+from mlff.data.duplicates import digest, first_copies
 from mlff.data.formats import read_file
 from mlff.data.labels import is_isolated_atom
 from mlff.data.structure import Structure
@@ -71,6 +73,15 @@ class Dataset:
         return self.subset(np.sort(rest)), self.subset(np.sort(part))
 
     def _split_indices(self, fraction, rng, by_group):
+        """(rest, part); copies of one geometry stay on one side."""
+        rest, part = self._divide(fraction, rng, by_group)
+        first = first_copies(self.structures)
+        torn = np.isin(first[rest], first[part])
+        if not torn.any() or torn.all():
+            return rest, part
+        return rest[~torn], np.concatenate([part, rest[torn]])
+
+    def _divide(self, fraction, rng, by_group):
         if not 0 < fraction < 1:
             raise ValueError(f"the fraction must lie between 0 and 1, found {fraction}")
         n = len(self)
@@ -115,22 +126,23 @@ def read_dataset(
     *,
     keys: KeyNames | dict | None = None,
     units: Units | dict | None = None,
+    skip: Sequence[str] = (),
     progress: bool = False,
 ) -> Dataset:
-    """Read one file, a glob or a list of them; `keys` and `units` as in the config's data section.
+    """Read one file, a glob or a list of them; `keys`, `units` and `skip` as in the config's data section.
 
     Raises DataError: nothing matches, a file cannot be read (see `read_structures`), a named key stands nowhere, two
     energies for one isolated atom; ConfigError: an unknown key or unit option.
     """
     try:
-        options = ReadOptions(keys=KeyNames.model_validate(keys or {}), units=Units.model_validate(units or {}))
+        options = ReadOptions(
+            keys=KeyNames.model_validate(keys or {}), units=Units.model_validate(units or {}), skip=list(skip)
+        )
     except pydantic.ValidationError as error:
         raise ConfigError(
             "; ".join(f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors())
         ) from None
-    data = _read(path, options, progress)
-    data.census.require(options.keys)
-    return data
+    return _read_training(path, options, progress)
 
 
 def load_data(config: Data, seed: int, loss: Loss, progress: bool = False) -> Splits:
@@ -141,8 +153,7 @@ def load_data(config: Data, seed: int, loss: Loss, progress: bool = False) -> Sp
     Raises DataError: as `read_dataset`; a label with weight that no training structure has; an empty training or
     validation set; a group split without groups; an element in validation or test that training lacks.
     """
-    data = _read(config.train, config, progress)
-    data.census.require(config.keys)
+    data = _read_training(config.train, config, progress)
     if len(data) == 0:
         raise DataError(f"{data.census.source}: holds no structures to train on besides isolated atoms")
     _require_labels(data, loss)
@@ -180,10 +191,12 @@ def load_data(config: Data, seed: int, loss: Loss, progress: bool = False) -> Sp
     return Splits(train, valid, test)
 
 
-def expand(path: str | Path | list) -> list[Path]:
+def expand(path: str | Path | Source | list) -> list[Path]:
     """The files meant by a path, a glob or a list of them; those of a glob in alphabetical order. DataError if none."""
     if isinstance(path, list | tuple):
         return list(dict.fromkeys(file for item in path for file in expand(item)))
+    if isinstance(path, Source):
+        return expand(path.file)
     text = str(path)
     if Path(text).exists() or not glob.has_magic(text):
         return [Path(text)]
@@ -193,22 +206,31 @@ def expand(path: str | Path | list) -> list[Path]:
     return [Path(file) for file in found]
 
 
-def _read(path, options: ReadOptions, progress: bool) -> Dataset:
-    files = expand(path)
+def _read(path, options: ReadOptions, progress: bool, required: Sequence[str] = tuple(KeyNames.model_fields)) -> Dataset:
+    """Every structure; a key that is named must stand somewhere, one that is named for a file (`required` ones) there."""
+    files: dict[Path, ReadOptions] = {}
+    for item in path if isinstance(path, list | tuple) else [path]:
+        own = _options(item, options) if isinstance(item, Source) else options
+        files |= {file: own for file in expand(item) if file not in files}
     if not files:
         raise DataError("no files are named; give at least one")
     structures: list[Structure] = []
     census = None
     columns = TextColumn("reading {task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
     with Progress(*columns, disable=not progress, transient=True) as bar:
-        for file in files:
+        for file, own in files.items():
             task = bar.add_task(file.name, total=None)
-            more, found = read_file(file, options, lambda task=task: bar.advance(task))
+            more, found = read_file(file, own, lambda task=task: bar.advance(task))
             bar.remove_task(task)
+            if own is not options:
+                found.require(own.keys, required)
             structures += more
             census = found if census is None else census + found
+    if options in files.values():
+        census.require(options.keys, required)
     if len(files) > 3:
-        census = replace(census, source=f"{files[0]}, {files[1]}, ... ({len(files)} files)")
+        first, second, *_ = files
+        census = replace(census, source=f"{first}, {second}, ... ({len(files)} files)")
     isolated: dict[int, Structure] = {}
     for atom in filter(is_isolated_atom, structures):
         first = isolated.setdefault(int(atom.numbers[0]), atom)
@@ -221,10 +243,28 @@ def _read(path, options: ReadOptions, progress: bool) -> Dataset:
     return Dataset(rest, {z: isolated[z].energy for z in sorted(isolated)}, census)
 
 
+def _options(source: Source, options: ReadOptions) -> ReadOptions:
+    """Those of all files, overruled by what is said of this one."""
+    own = {}
+    for section in ("keys", "units"):
+        said = {name: value for name, value in getattr(source, section) if value is not None}
+        own[section] = getattr(options, section).model_copy(update=said)
+    return ReadOptions(**own, skip=options.skip)
+
+
+def _read_training(path, options: ReadOptions, progress) -> Dataset:
+    """Without what is to be skipped."""
+    data = _read(path, options, progress)
+    kept, dropped = skipping.choose(data.structures, options.skip)
+    if not dropped:
+        return data
+    census = replace(data.census, skipped=data.census.skipped + tuple(dropped))
+    structures = tuple(data.structures[k] for k in kept)
+    return Dataset(structures, data.isolated_atoms, census.counted(list(structures), census.isolated))
+
+
 def _read_held_out(path, config: Data, progress) -> Dataset:
-    data = _read(path, config, progress)
-    data.census.require(config.keys, ("energy", "forces"))
-    return data
+    return _read(path, config, progress, ("energy", "forces"))
 
 
 def _select(data: Dataset, indices, n_train: int | None) -> Dataset:
@@ -273,17 +313,3 @@ def _require_elements(train: Dataset, other: Dataset, what: str) -> None:
                 f"{structure.source}: {chemical_symbols[min(new)]} occurs in the {what} set but not in the training set "
                 f"({known}); add it to training or remove the structure"
             )
-
-
-def digest(structure: Structure, labels: bool = False) -> bytes:
-    """SHA-256 of the geometry, with `labels` of what a loss sees too; positions count as they are given, to the bit."""
-    cell = structure.cell * structure.pbc[:, None]
-    arrays = [structure.numbers, structure.positions + 0.0, cell + 0.0, structure.pbc]
-    text = ""
-    if labels:
-        arrays += [getattr(structure, name) for name in ("forces", "stress")]
-        text = repr((structure.energy, structure.weight, structure.group))
-    total = hashlib.sha256(text.encode())
-    for array in arrays:
-        total.update(b"-" if array is None else str(array.shape).encode() + array.tobytes())
-    return total.digest()

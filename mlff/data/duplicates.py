@@ -2,27 +2,42 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 
 import numpy as np
 from scipy.spatial import cKDTree
 
-from mlff.data.dataset import digest
 from mlff.data.structure import Structure
 
 _SAME = 1e-6  # of fingerprints
 _ENERGY, _FORCES = 0.005, 0.1  # eV per atom and eV/Å (RMS): labels of one geometry may differ so much
 
 
+def digest(structure: Structure, labels: bool = False) -> bytes:
+    """SHA-256 of the geometry, with `labels` of what a loss sees too; positions count as they are given, to the bit."""
+    cell = structure.cell * structure.pbc[:, None]
+    arrays = [structure.numbers, structure.positions + 0.0, cell + 0.0, structure.pbc]
+    text = ""
+    if labels:
+        arrays += [getattr(structure, name) for name in ("forces", "stress")]
+        text = repr((structure.energy, structure.weight, structure.group))
+    total = hashlib.sha256(text.encode())
+    for array in arrays:
+        total.update(b"-" if array is None else str(array.shape).encode() + array.tobytes())
+    return total.digest()
+
+
+def first_copies(structures: Sequence[Structure]) -> np.ndarray:
+    """For every structure the index of the first with its geometry, bit by bit: its own where there is none before."""
+    seen: dict[bytes, int] = {}
+    return np.array([seen.setdefault(digest(structure), index) for index, structure in enumerate(structures)], dtype=int)
+
+
 def identical(structures: Sequence[Structure]) -> list[tuple[int, int]]:
     """(first, later) for every geometry that is there again, bit by bit."""
-    seen: dict[bytes, int] = {}
-    pairs = []
-    for index, structure in enumerate(structures):
-        first = seen.setdefault(digest(structure), index)
-        if first != index:
-            pairs.append((first, index))
-    return pairs
+    first = first_copies(structures)
+    return [(int(first[index]), int(index)) for index in np.flatnonzero(first != np.arange(len(first)))]
 
 
 def equivalent(structures: Sequence[Structure], indices: Sequence[int], fingerprints: np.ndarray) -> list[tuple[int, int]]:

@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import bz2
 import gzip
+import itertools
 import lzma
 import re
 import tempfile
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,8 +23,9 @@ import ase
 import ase.io
 from ase.io.formats import UnknownFileTypeError, filetype, ioformats
 
-from mlff.config import ReadOptions
+from mlff.config import ReadOptions, Units
 from mlff.data.census import Census
+from mlff.data.conversion import Conversion
 from mlff.data.facts import ASE, Facts, Reading
 from mlff.data.labels import label_frames
 from mlff.data.readers.arrays import check_size
@@ -32,6 +36,7 @@ from mlff.data.readers.fitsnap import read_fitsnap
 from mlff.data.readers.mlearn import read_mlearn
 from mlff.data.readers.n2p2 import read_n2p2
 from mlff.data.readers.npz import read_npz
+from mlff.data.skipping import Skipped
 from mlff.data.structure import Structure
 from mlff.errors import DataError
 
@@ -63,7 +68,7 @@ def read_file(path, options: ReadOptions, on_structure=lambda: None) -> tuple[li
     """`read_structures` without the demand that named keys stand in this very file (another may have them)."""
     path = Path(path)
     frames: list[ase.Atoms] = []
-    facts = None
+    facts, cut = None, ()
     with _plain_file(path) as plain:
         name, reader = _recognise(plain, path)
         try:
@@ -73,15 +78,63 @@ def read_file(path, options: ReadOptions, on_structure=lambda: None) -> tuple[li
                 on_structure()
         except Exception as error:  # noqa: BLE001  ASE's readers raise anything
             where = str(path) if facts is None else f"{path}, structure {len(frames)}"
-            if isinstance(error, DataError):
-                raise DataError(f"{where}: {error}") from None
-            text = " ".join(str(error).split())[:120]
-            raise DataError(
-                f"{where}: cannot be read as {name}, is it damaged or cut short? ({type(error).__name__}: {text})"
-            ) from None
+            text = _reason(error, name)
+            if not frames or "unreadable" not in options.skip:
+                raise DataError(f"{where}: {text}") from None
+            cut = (Skipped("unreadable", where, f"{text}; what follows it is not read"),)
     if not frames:
         raise DataError(f"{path}: holds no structures (read as {name})")
-    return label_frames(frames, str(path), options, facts)
+    structures, census = label_frames(frames, str(path), options, facts)
+    return structures, replace(census, skipped=census.skipped + cut)
+
+
+def format_name(path: str | Path) -> str:
+    """What the format of a file is called, by its contents. Raises DataError."""
+    with _plain_file(Path(path)) as plain:
+        return _recognise(plain, Path(path))[0]
+
+
+def read_atoms(path: str | Path, index: int | None = None, length: str | None = None) -> Iterator[ase.Atoms]:
+    """The structures of a file one by one, or that of one index (-1: the last), or nothing where there is none of it.
+
+    Positions and cell from `length` (a unit; None: what the file or its format says, else Å) to Å; all else as it stands.
+    Raises DataError.
+    """
+    path = Path(path)
+    count = 0
+    with _plain_file(path) as plain:
+        name, reader = _recognise(plain, path)
+        try:
+            if index is not None and name in ioformats:  # ASE finds it without reading all
+                frames, facts = _ase(name, index=index)(plain)
+            else:
+                frames, facts = reader(plain)
+                if index is not None:
+                    some = deque(frames, maxlen=-index) if index < 0 else itertools.islice(frames, index, index + 1)
+                    frames = itertools.islice(some, 1) if index >= 0 or len(some) == -index else ()
+            scale = Conversion(Units(length=length), facts, str(path)).length
+            for atoms in frames:
+                count += 1
+                if scale != 1.0:
+                    atoms.set_cell(atoms.cell.array * scale)
+                    atoms.positions *= scale
+                yield atoms
+        except (IndexError, StopIteration):
+            if index is None:
+                raise
+        except Exception as error:  # noqa: BLE001  ASE's readers raise anything
+            if isinstance(error, DataError) and str(error).startswith(str(path)):
+                raise
+            raise DataError(f"{path}, structure {count if index is None else index}: {_reason(error, name)}") from None
+    if count == 0 and index is None:
+        raise DataError(f"{path}: holds no structures (read as {name})")
+
+
+def _reason(error: Exception, name: str) -> str:
+    if isinstance(error, DataError):
+        return str(error)
+    text = " ".join(str(error).split())[:120]
+    return f"cannot be read as {name}, is it damaged or cut short? ({type(error).__name__}: {text})"
 
 
 @contextmanager
@@ -97,6 +150,8 @@ def _plain_file(path: Path) -> Iterator[Path]:
             raise DataError(f"{path}: is a directory and no DeePMD system (it has no type.raw); name {advice}")
         with open(path, "rb") as file:
             head = file.read(8)
+    except FileNotFoundError:
+        raise DataError(f"{path}: no such file") from None
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({(error.strerror or str(error)).lower()})") from None
     if not head:
@@ -135,12 +190,15 @@ def _recognise(plain: Path, path: Path) -> tuple[str, Callable[[Path], Reading]]
     if name in ("db", "json"):
         return f"ASE {name}", read_database
     if name not in ioformats or not ioformats[name].can_read or name in _CONNECTIONS:
-        raise DataError(f"{path}: the format is not recognised; known: {', '.join(FORMATS)} and whatever else ASE reads")
+        raise DataError(
+            f"{path}: the format is not recognised; known: {', '.join(FORMATS)} and whatever else ASE reads "
+            "(dpdata turns many others into DeePMD folders)"
+        )
     return name, _ase(name)
 
 
-def _ase(name: str, facts: Facts = ASE) -> Callable[[Path], Reading]:
-    return lambda path: Reading(ase.io.iread(str(path.resolve()), ":", format=name, do_not_split_by_at_sign=True), facts)
+def _ase(name: str, facts: Facts = ASE, index: int | str = ":") -> Callable[[Path], Reading]:
+    return lambda path: Reading(ase.io.iread(str(path.resolve()), index, format=name, do_not_split_by_at_sign=True), facts)
 
 
 def _read_hdf5(path: Path) -> Reading:

@@ -17,6 +17,7 @@ from mlff.data.census import Census
 from mlff.data.conversion import Conversion
 from mlff.data.facts import Facts
 from mlff.data.neighbors import coincident_pair
+from mlff.data.skipping import Skipped
 from mlff.data.structure import COINCIDENT, Structure
 from mlff.errors import DataError, StructureError
 from mlff.units import VOIGT
@@ -46,13 +47,21 @@ def label_frames(
     keys = tuple(dict.fromkeys(item for atoms in frames for item in _all_keys(atoms)))
     chosen = {label: _choose(label, frames, keys, source, names) for label in KeyNames.model_fields}
     convert = Conversion(options.units, facts, source)
-    structures, dropped, origins = [], Counter(), {}
+    structures, dropped, origins, skipped = [], Counter(), {}, []
     for index, atoms in enumerate(frames):
         where = f"{source}, structure {index}"
-        structure, reason, found = _label(atoms, where, chosen, convert)
+        try:
+            structure, reason, found = _label(atoms, where, chosen, convert)
+        except DataError as error:
+            if "unreadable" not in options.skip:
+                raise
+            skipped.append(Skipped("unreadable", where, str(error).removeprefix(where).lstrip(": ")))
+            continue
         dropped[reason] += 1
         origins.update(dict.fromkeys(found))
         structures.append(structure)
+    if not structures:
+        raise DataError(f"{source}: no structure can be used; the first: {skipped[0].why}")
     _refuse_shared_forces(structures, source)
     isolated = [structure for structure in structures if is_isolated_atom(structure)]
     rest = [structure for structure in structures if not is_isolated_atom(structure)]
@@ -63,6 +72,7 @@ def label_frames(
         unordered_stress=dropped["order"],
         origins=(("positions", convert.said_of_positions), *described),
         keys=keys,
+        skipped=tuple(skipped),
     )
     return structures, census.counted(rest, len(isolated))
 
@@ -89,12 +99,16 @@ def _label(atoms, where, chosen, convert) -> tuple[Structure, str, list]:
     """One structure; why a stress was dropped ("", "cell", "order"); the origins (label, kind, key, place, of six numbers)."""
     structure = _geometry(atoms, where, convert.length)
     order = convert.order(*(str(value) for name in chosen["group"] for _, value in _look(atoms, name)))
-    found, origins, reason = {}, {}, ""
+    found, origins, reason, found_six = {}, {}, "", None
     for label, names in chosen.items():
         there = [(name, place, value) for name in names for place, value in _look(atoms, name)]
-        six = any(place != "calculator" and np.size(value) == 6 for _, place, value in there)
         if not there:
             continue
+        six = any(place != "calculator" and np.size(value) == 6 for _, place, value in there)
+        if six and label in ("stress", "virial") and structure.pbc.all():
+            name, place, value = next(item for item in there if item[1] != "calculator" and np.size(item[2]) == 6)
+            tensor = convert.parse(label, value, len(atoms), where, name)
+            found_six = _six(tensor if label == "stress" else convert.virial_sign * tensor / structure.volume)
         if label in ("stress", "virial") and (six and order is None or not structure.pbc.all()):
             reason = "order" if structure.pbc.all() else "cell"
             continue
@@ -112,7 +126,11 @@ def _label(atoms, where, chosen, convert) -> tuple[Structure, str, list]:
     origins.pop("virial", None)
     taken = {name for names in chosen.values() for name in names}
     info = {key: value for key, value in atoms.info.items() if key not in taken}
-    return replace(structure, info=info, **found), "" if tensors else reason, list(origins.values())
+    return replace(structure, info=info, six=found_six, **found), "" if tensors else reason, list(origins.values())
+
+
+def _six(tensor) -> np.ndarray:
+    return tensor[(0, 1, 2, 1, 0, 0), (0, 1, 2, 2, 2, 1)]
 
 
 def _refuse_shared_forces(structures, source) -> None:

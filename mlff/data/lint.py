@@ -11,7 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 from ase.data import chemical_symbols
 
-from mlff.data import baseline, consistency, contacts, duplicates
+from mlff.data import baseline, consistency, contacts, duplicates, magnitudes, outliers, stress_order
+from mlff.data.comparison import Comparison
 from mlff.data.dataset import Dataset
 from mlff.data.nearby import Pairs, find_pairs
 from mlff.data.structure import Structure
@@ -19,8 +20,8 @@ from mlff.errors import DataError
 
 _MOST_STRUCTURES, _MOST_ATOMS = 3000, 40_000  # that distances are measured in; of more, an even selection
 _TOO_NEAR = 0.55  # of the sum of the covalent radii
-_OUTLIER, _APART = 10.0, 3.0  # robust z-score, and how many times that of the 99 % of the structures
 _NET = 0.2  # relative net force and torque
+_SHARED = 4  # structures, and half of all, that may not have one and the same energy
 _COPY = 0.01  # Å, RMS displacement of a near copy
 _LARGE = {"forces": 30.0, "stress": 1.0}  # eV/Å, eV/Å³, RMS of the median structure: hints at another unit
 SEVERITIES = ("error", "warning", "note")
@@ -65,8 +66,8 @@ class Lint:
     groups: dict[str, int]  #: structures per group (keys.group) or config_type
     cutoff: float  #: suggested, Å
     cutoff_reason: str
-    reference: dict  #: kind, rank, elements, isolated (symbol -> eV), energies (symbol -> eV)
-    comparisons: tuple[consistency.Comparison, ...]
+    reference: dict  #: kind, rank, elements, isolated (symbol -> eV), energies (symbol -> eV), zero (of the energies)
+    comparisons: tuple[Comparison, ...]
     findings: tuple[Finding, ...]  #: errors first
 
     def of(self, severity: str) -> list[Finding]:
@@ -102,7 +103,9 @@ def lint(
     comparisons = tuple(consistency.compare(structures, pairs, origins))
     reference, findings = _reference(data, reference_energies)
     findings += _contradictions(comparisons)
+    findings += _units(data, measured)
     findings += _labels(structures, {item.code for item in comparisons})
+    findings += _skipped(data)
     findings += _balance(structures)
     findings += _outliers(structures)
     findings += _copies(structures, some, measured, pairs)
@@ -161,8 +164,8 @@ def _ranges(structures) -> dict[str, dict[str, float]]:
 
 
 def _groups(structures) -> dict[str, int]:
-    names = [s.group or s.info.get("config_type", s.info.get("Config_type")) for s in structures]
-    return dict(Counter(str(name) for name in names if name is not None).most_common())
+    names = map(stress_order.group_of, structures)
+    return dict(Counter(name for name in names if name is not None).most_common())
 
 
 def _reference(data: Dataset, how) -> tuple[dict, list[Finding]]:
@@ -171,7 +174,8 @@ def _reference(data: Dataset, how) -> tuple[dict, list[Finding]]:
     isolated = {chemical_symbols[z]: energy for z, energy in data.isolated_atoms.items()}
     counts = {tuple((s.numbers == z).sum() / len(s) for z in elements) for s in data if s.energy is not None}
     rank = int(np.linalg.matrix_rank(np.array(sorted(counts)))) if counts else 0
-    summary = {"kind": "none", "rank": rank, "elements": len(elements), "isolated": isolated, "energies": {}}
+    zero = magnitudes.energy_zero(data.structures)
+    summary = {"kind": "none", "rank": rank, "elements": len(elements), "isolated": isolated, "energies": {}, "zero": zero}
     if not counts:
         return summary, []
     try:
@@ -192,9 +196,9 @@ def _reference(data: Dataset, how) -> tuple[dict, list[Finding]]:
     if isolated and not complete:
         missing = ", ".join(chemical_symbols[z] for z in elements if z not in data.isolated_atoms)
         findings.append(Finding("note", "isolated-atoms-missing", f"there are isolated atoms, but none of {missing}"))
-    per_atom = np.median([s.energy / len(s) for s in data if s.energy is not None])
-    if abs(per_atom) < 12 and not isolated and how == "auto":
-        what = f"energies of {per_atom:.2f} eV per atom: their zero is atoms, elements or pseudo-atoms"
+    if zero.startswith("atoms") and not isolated and how == "auto":
+        per_atom = np.median([s.energy / len(s) for s in data if s.energy is not None])
+        what = f"energies of {per_atom:.2f} eV per atom are counted from {zero}"
         findings.append(Finding("note", "energy-zero", what, "only isolated atoms of the same method belong to them"))
     return summary, findings
 
@@ -209,6 +213,26 @@ def _contradictions(comparisons) -> list[Finding]:
     return findings
 
 
+def _units(data: Dataset, measured: contacts.Contacts) -> list[Finding]:
+    """Units that the labels cannot contradict each other about."""
+    origins = dict(data.census.origins)
+    found = [
+        magnitudes.energy_unit(data.structures, origins.get("energy", "")),
+        magnitudes.length_unit(measured, origins.get("positions", "")),
+    ]
+    return [Finding("error" if item.sure else "warning", f"{item.label}-unit", item.what, item.do) for item in found if item]
+
+
+def _skipped(data: Dataset) -> list[Finding]:
+    """What the user wanted left out."""
+    findings = []
+    for kind in dict.fromkeys(item.kind for item in data.census.skipped):
+        some = [item for item in data.census.skipped if item.kind == kind]
+        what = f"{len(some)} structures are left out: {kind} (the first: {some[0].why})"
+        findings.append(Finding("note", f"skipped-{kind}", what, where=tuple(item.source for item in some)))
+    return findings
+
+
 def _labels(structures, known: set[str]) -> list[Finding]:
     findings = []
     for name in ("energy", "forces"):
@@ -216,6 +240,7 @@ def _labels(structures, known: set[str]) -> list[Finding]:
         if missing:
             some = "no structure has" if len(missing) == len(structures) else f"{len(missing)} structures lack"
             findings.append(Finding("note", f"no-{name}", f"{some} {name}", where=() if "no " in some else tuple(missing)))
+    findings += _shared_energies(structures)
     zero = [s.source for s in structures if s.forces is not None and len(s) > 1 and not s.forces.any() and not s.pbc.any()]
     if zero:
         what = f"{len(zero)} molecules have forces that are exactly 0"
@@ -227,6 +252,23 @@ def _labels(structures, known: set[str]) -> list[Finding]:
             what = f"{name} of {usual:.3g} {'eV/Å' if name == 'forces' else 'eV/Å³'} (RMS of half the structures, or more)"
             findings.append(Finding("warning", f"large-{name}", what, f"check units.{name}"))
     return findings
+
+
+def _shared_energies(structures) -> list[Finding]:
+    """Different geometries have the same energy to the last digit where frames shared one dict when they were written."""
+    groups: dict[tuple, list[Structure]] = {}
+    for s in structures:
+        if s.energy is not None and len(s) > 1:
+            groups.setdefault((s.energy, len(s)), []).append(s)
+    energies = sum(map(len, groups.values()))
+    largest = max(groups.values(), key=len, default=[])
+    shapes = [(s.positions - s.positions[0]) for s in largest]
+    if len(largest) < max(_SHARED, energies / 2) or sum(np.abs(x - shapes[0]).max() > 1e-3 for x in shapes) < _SHARED - 1:
+        return []
+    what = f"{len(largest)} structures of different geometry have the very same energy, {largest[0].energy:.8g} eV"
+    do = "was one dict or calculator shared by all frames when the file was written? leave out what was not calculated"
+    severity = "error" if largest[0].energy else "warning"
+    return [Finding(severity, "shared-energy", what, do, tuple(s.source for s in largest))]
 
 
 def _balance(structures) -> list[Finding]:
@@ -250,44 +292,14 @@ def _balance(structures) -> list[Finding]:
 
 
 def _outliers(structures) -> list[Finding]:
-    """Structures, at most 1 % of (20 or more), far from all others in energy per atom, largest force or stress."""
     findings = []
-    labelled = [k for k, s in enumerate(structures) if s.energy is not None]
-    elements = sorted({int(z) for s in structures for z in set(s.numbers.tolist())})
-    if labelled:
-        counts = np.array([[(structures[k].numbers == z).mean() for z in elements] for k in labelled])
-        energies = np.array([structures[k].energy / len(structures[k]) for k in labelled])
-        keep = np.ones(len(labelled), bool)
-        for _ in range(3):  # robust: what lies far off does not take part in the next fit
-            solution = np.linalg.lstsq(counts[keep], energies[keep], rcond=1e-8)[0]
-            rest = energies - counts @ solution
-            scores = np.abs(rest - np.median(rest[keep])) / _spread(rest)
-            keep = scores < max(_OUTLIER, np.median(scores))
-        findings += _far("energy", "energy per atom", "eV less that of its composition", structures, labelled, rest)
-    for name, unit in (("forces", "eV/Å"), ("stress", "eV/Å³")):
-        labelled = [k for k, s in enumerate(structures) if getattr(s, name) is not None]
-        sizes = np.array([np.abs(getattr(structures[k], name)).max() for k in labelled])
-        findings += _far(name, f"largest component of the {name}", unit, structures, labelled, sizes)
+    for item in outliers.find(structures):
+        values = f"{item.name} {item.value:.4g} {item.unit}, median {item.median:.4g}"
+        what = f"{len(item.indices)} structures lie far from the rest: {values}"
+        do = "look whether the calculation converged, or data.skip: outliers"
+        where = tuple(structures[k].source for k in item.indices)
+        findings.append(Finding("warning", f"outlier-{item.label}", what, do, where))
     return findings
-
-
-def _spread(values) -> float:
-    low, high = np.quantile(values, [0.1, 0.9])
-    return max(float(high - low) / 2.56, 1e-3 * float(np.abs(values).max()), 1e-6)
-
-
-def _far(label, name, unit, structures, indices, values) -> list[Finding]:
-    if len(values) < 20:
-        return []
-    scores = np.abs(values - np.median(values)) / _spread(values)
-    order = np.argsort(-scores, kind="stable")
-    usual = scores[order[max(int(np.ceil(0.01 * len(values))), 1)]]
-    far = [k for k in order if scores[k] > max(_OUTLIER, _APART * usual)]
-    if not far:
-        return []
-    what = f"{len(far)} structures lie far from the rest: {name} {values[far[0]]:.4g} {unit}, median {np.median(values):.4g}"
-    where = tuple(structures[indices[k]].source for k in far)
-    return [Finding("warning", f"outlier-{label}", what, "look whether the calculation converged", where)]
 
 
 def _copies(structures, some, measured, pairs: Pairs) -> list[Finding]:
@@ -295,14 +307,15 @@ def _copies(structures, some, measured, pairs: Pairs) -> list[Finding]:
     same = duplicates.identical(structures)
     bad = [(a, b) for a, b in same if duplicates.contradict(structures[a], structures[b])]
     if bad:
-        what = f"{len(bad)} structures have the geometry of another, but other labels"
+        what = f"{len(bad)} structures have the geometry of another, but other labels{_constant(structures, bad)}"
         findings.append(Finding("error", "contradicting-labels", what, "keep one of each", _both(structures, bad)))
     for across in (False, True):
         part = [pair for pair in same if (_file(structures[pair[0]]) != _file(structures[pair[1]])) == across]
         if part:
             what = f"{len(part)} structures are there more than once" + (", in different files" if across else "")
             code = "duplicate-across-files" if across else "duplicate"
-            findings.append(Finding("warning", code, what, "keep one of each", _both(structures, part)))
+            do = "keep one of each, or data.skip: duplicates"
+            findings.append(Finding("warning", code, what, do, _both(structures, part)))
     known = {index for _, index in same}
     alike = [p for p in duplicates.equivalent(structures, some, measured.fingerprints) if p[1] not in known]
     if alike:
@@ -315,6 +328,15 @@ def _copies(structures, some, measured, pairs: Pairs) -> list[Finding]:
         do = "validate on other trajectories: data.split: group, or data.valid"
         findings.append(Finding("note", "near-copies", what, do, _both(structures, close)))
     return findings
+
+
+def _constant(structures, pairs) -> str:
+    """That labels of copies differ by one and the same factor, as those of two conversions do."""
+    both = [(structures[a].energy, structures[b].energy) for a, b in pairs]
+    ratios = np.array([b / a for a, b in both if a and b])
+    if len(ratios) < 3 or np.ptp(ratios) > 0.05 * abs(np.median(ratios) - 1):
+        return ""
+    return f" (energies by a factor of {np.median(ratios):.6g}: another conversion of units?)"
 
 
 def _leaks(structures, some, measured, held_out: Mapping[str, Dataset]) -> list[Finding]:

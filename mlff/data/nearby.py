@@ -165,7 +165,7 @@ def _pairs(chosen, first, second, moved, turn, largest, volume, strain) -> Pairs
         labels = np.stack([s.stress * s.volume for s in chosen])
         back = np.swapaxes(turn, 1, 2)
         for column, order in enumerate(SHEAR_ORDERS):
-            mean = (_reordered(labels[first], order) + back @ _reordered(labels[second], order) @ turn) / 2
+            mean = (reordered(labels[first], order) + back @ reordered(labels[second], order) @ turn) / 2
             swapped[:, column] = (mean * strain).sum(axis=(1, 2))
             if column == 0:
                 stress_work = mean * strain
@@ -175,7 +175,7 @@ def _pairs(chosen, first, second, moved, turn, largest, volume, strain) -> Pairs
     return Pairs(first, second, distance, largest, atoms, volume, gain, work, stress_work, swapped)
 
 
-def _reordered(tensors: np.ndarray, order) -> np.ndarray:
+def reordered(tensors: np.ndarray, order) -> np.ndarray:
     """Tensors (..., 3, 3) whose k-th shear label (of yz, xz, xy) is taken to be number order[k]."""
     moved = tensors.copy()
     for k, source in enumerate(order):

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from mlff.data.contacts import crowd
 from mlff.data.neighbors import neighbor_list
 from mlff.data.structure import Structure
 
@@ -18,6 +19,7 @@ CUTOFF = 5.0  #: Å
 _FUNCTIONS = 10  # per pair of elements
 _MOST = 3_000_000  # entries of the design matrix
 _RIDGE = 1e-3
+_CROWDED = 1000  # neighbours: no matter is that dense, the unit of length is wrong
 _SMALL = 0.02  # eV/Å; perfect crystals say nothing
 
 
@@ -29,10 +31,16 @@ class Fitted(NamedTuple):
     virials: np.ndarray  #: (s, 3, 3) eV, +stress times volume
     correlation: float  #: of fitted and labelled force components
 
+    def where(self, chosen: Sequence[bool]) -> Fitted:
+        """Some of the structures, by the same potential."""
+        kept = [k for k, is_one in enumerate(chosen) if is_one]
+        return Fitted(tuple(self.structures[k] for k in kept), self.energies[kept], self.virials[kept], self.correlation)
+
 
 def fit_pairs(structures: Sequence[Structure]) -> Fitted | None:
     """Least squares on the forces of (at most some 3,000) atoms; None if there are none worth it."""
-    chosen = _sample([s for s in structures if s.forces is not None and np.abs(s.forces).max() > _SMALL])
+    there = [s for s in structures if s.forces is not None and np.abs(s.forces).max() > _SMALL]
+    chosen = _sample([s for s in there if crowd(s, CUTOFF) < _CROWDED])
     if not chosen:
         return None
     elements = np.unique(np.concatenate([s.numbers for s in chosen]))

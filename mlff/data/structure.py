@@ -28,6 +28,7 @@ class Structure:
     energy: float | None = None  #: eV, total
     forces: np.ndarray | None = None  #: (n, 3), eV/Å
     stress: np.ndarray | None = None  #: (3, 3), eV/Å³, ASE's sign: +(1/V) dE/dε
+    six: np.ndarray | None = None  #: (6,), the stress (eV/Å³) in the order of the file, if that has six numbers; maybe of no known order
     weight: float = 1.0  #: weight in the loss
     group: str | None = None  #: frames of one group never straddle a split
     source: str = "structure"  #: where it came from, for messages: "file.xyz, structure 12"

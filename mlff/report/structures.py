@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import ase
@@ -15,6 +14,7 @@ from ase.io.extxyz import write_extxyz
 from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from mlff.data.formats import read_atoms
 from mlff.data.structure import Structure
 from mlff.errors import DataError, StructureError
 from mlff.files import replacing
@@ -23,24 +23,21 @@ from mlff.potential import Potential
 _CHUNK = 256  #: structures predicted, and held in memory, at a time
 
 
-def read_structure(path: str | Path, frame: int = -1) -> ase.Atoms:
-    """One structure of a file (frame 0 is the first, -1 the last). Raises DataError."""
+def read_structure(path: str | Path, frame: int = -1, length: str | None = None) -> ase.Atoms:
+    """One structure of a file (frame 0 is the first, -1 the last) with lengths in this unit. Raises DataError."""
     path = Path(path)
-    try:
-        atoms = ase.io.read(_existing(path), index=frame)
-    except (IndexError, StopIteration):
-        raise DataError(f"{path}: has no structure number {frame}") from None
-    except DataError:
-        raise
-    except Exception as error:
-        raise _unreadable(path, error) from None
+    atoms = next(read_atoms(path, frame, length), None)
+    if atoms is None:
+        raise DataError(f"{path}: has no structure number {frame}")
     if len(atoms) == 0:
         raise DataError(f"{path}: the structure has no atoms")
     Structure.from_atoms(atoms, source=f"{path}, structure {frame}")
     return atoms
 
 
-def write_predictions(potential: Potential, path: Path, out: Path, stress: bool = False, progress: bool = True) -> int:
+def write_predictions(
+    potential: Potential, path: Path, out: Path, stress: bool = False, length: str | None = None, progress: bool = True
+) -> int:
     """Copy the structures of `path` to `out` (extended XYZ) with mlff_energy, mlff_forces and, if asked, mlff_stress.
 
     Where the potential knows its training data, mlff_distance says how far each atom is from them (`Environments`).
@@ -51,7 +48,7 @@ def write_predictions(potential: Potential, path: Path, out: Path, stress: bool 
         raise DataError(f"{out}: predictions go into extended XYZ; the name must end in .xyz or .extxyz")
     columns = TextColumn("predict"), MofNCompleteColumn(), TimeElapsedColumn()
     bar = Progress(*columns, console=Console(stderr=True), disable=not progress or not sys.stderr.isatty())
-    frames = _frames(path)
+    frames = read_atoms(path, length=length)
     count = 0
     with replacing(out) as temporary, open(temporary, "w", encoding="utf-8") as file, bar:
         task = bar.add_task("", total=None)
@@ -93,31 +90,6 @@ def write_relaxed(atoms: ase.Atoms, out: Path) -> None:
             raise
         except Exception as error:
             raise DataError(f"{out}: cannot be written: {error}") from None
-
-
-def _frames(path: Path) -> Iterator[ase.Atoms]:
-    frames = ase.io.iread(_existing(path), index=":")
-    for number in itertools.count():
-        try:
-            atoms = next(frames)
-        except StopIteration:
-            return
-        except Exception as error:
-            raise _unreadable(f"{path}, structure {number}", error) from None
-        yield atoms
-
-
-def _existing(path: Path) -> Path:
-    if not path.is_file():
-        raise DataError(f"{path}: {'is a directory' if path.is_dir() else 'no such file'}")
-    if path.stat().st_size == 0:
-        raise DataError(f"{path}: the file is empty")
-    return path
-
-
-def _unreadable(path: str | Path, error: Exception) -> DataError:
-    detail = " ".join(str(error).split())[:200] or type(error).__name__
-    return DataError(f"{path}: cannot be read as a structure: {detail}")
 
 
 def _need_cells(structures: list[Structure]) -> None:

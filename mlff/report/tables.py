@@ -89,6 +89,8 @@ def lint(report: Lint, title: str, examples: int = 3) -> Group:
         rows.append(("groups", f"{len(report.groups)}: {named}{', ...' if len(report.groups) > 8 else ''}"))
     rank = f"{report.reference['kind']}; compositions of rank {report.reference['rank']} of {report.reference['elements']}"
     rows.append(("reference energies", f"{rank}" + (f": {reference} eV" if reference else "")))
+    if report.reference["zero"]:
+        rows.append(("energies count from", report.reference["zero"]))
     rows.append(("cutoff", f"{report.cutoff:g} Å ({report.cutoff_reason})"))
     tables = [_rows(title, rows)]
     if report.distances:

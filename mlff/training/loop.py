@@ -37,7 +37,7 @@ from mlff.training.trainer import Task, Trainer
 MODEL = "model.safetensors"  #: the trained potential in a run directory
 _WARNINGS = 5  # lines
 MAY_CHANGE = {
-    "data": {"train", "valid", "test", "lint"},  # the content counts, not the path
+    "data": {"train", "valid", "test", "lint", "skip"},  # the content counts, not the path
     "training": {"epochs", "max_hours", "patience", "validate_every", "checkpoint_every", "keep_checkpoints", "tensorboard"},
 }
 

@@ -9,7 +9,7 @@ import pytest
 from mlff.data.consistency import compare, imbalance, robust_slope
 from mlff.data.dataset import read_dataset
 from mlff.data.nearby import find_pairs
-from mlff.units import ENERGY, LENGTH, STRESS
+from mlff.units import ENERGY, LENGTH, STRESS, VOIGT
 from tests.data import labelled
 
 HARTREE, KCAL, BOHR = ENERGY["Hartree"], ENERGY["kcal/mol"], LENGTH["Bohr"]
@@ -206,3 +206,38 @@ def test_real_stresses_in_bar_with_the_sign_of_a_pressure(shared):
     raw = labelled.changed(data.structures, stress=1 / (1e-4 * ase.units.GPa))  # as the file has them, nothing stated
     found = seen(raw)["energies and stresses"]
     assert found.code == "stress-unit" and "units.stress: bar and units.stress_sign: compression" in found.do
+
+
+def in_groups(structures, orders, read=None):
+    """Six numbers in one order per group, read in the order `read` (None: left out)."""
+    ase_order, found = VOIGT["ase"], []
+    for k, s in enumerate(structures):
+        group = list(orders)[k % 8 // 4 % len(orders)]
+        part = dict(zip(ase_order, s.stress[(0, 1, 2, 1, 0, 0), (0, 1, 2, 2, 2, 1)], strict=True))
+        six = np.array([part[name] for name in VOIGT[orders[group]]])
+        stress = None
+        if read is not None:
+            part = dict(zip(VOIGT[read], six, strict=True))
+            stress = np.array([[part["".join(sorted(i + j))] for j in "xyz"] for i in "xyz"])
+        found.append(replace(s, stress=stress, six=six, group=group))
+    return found
+
+
+def test_orders_that_differ_from_group_to_group(crystals):
+    orders = {"cold": "vasp", "hot": "lammps"}
+    right = "units.stress_order: {cold: vasp, hot: lammps}"
+    found = seen(in_groups(crystals, orders))["order of the stress components"]
+    assert (found.verdict, found.code) == ("doubtful", "stress-unordered") and right in found.do
+    for read, wrong in (("vasp", "hot"), ("lammps", "cold"), ("ase", "cold")):
+        found = seen(in_groups(crystals, orders, read))["order of the stress components"]
+        assert (found.verdict, found.code) == ("contradiction", "stress-order") and right in found.do
+        assert f"{wrong}: " in found.what
+    for one in ("ase", "vasp", "lammps"):
+        same = in_groups(crystals, dict.fromkeys(orders, one), one)
+        assert seen(same)["order of the stress components"].verdict == "consistent"
+
+
+def test_an_order_that_nobody_can_tell(molecules, crystals):
+    still = [replace(s, energy=None, forces=None) for s in in_groups(crystals, {"a": "vasp"})]
+    found = seen(still)["order of the stress components"]
+    assert found.code == "stress-unordered" and "nothing can be told" in found.what and found.do == "say units.stress_order"

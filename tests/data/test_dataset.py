@@ -116,6 +116,29 @@ def test_a_named_key_may_stand_in_one_of_several_files(write):
         read_dataset(first, units={"stress": "psi"})
 
 
+def test_files_with_keys_and_units_of_their_own(write, tmp_path):
+    def renamed(atoms):
+        atoms.info["E"], atoms.calc = atoms.calc.results["energy"], None
+        return atoms
+
+    first, second = write("a.xyz", [frame(k) for k in range(4)]), write("b.xyz", [renamed(frame(9))])
+    other = {"file": second, "keys": {"energy": "E"}, "units": {"energy": "Hartree"}}
+    third = other | {"file": write("c.xyz", [renamed(frame(8))])}
+    data = Data(train=[first, other], test={"far": third}, units={"length": "Bohr"})
+    splits = load_data(data, 0, Loss(forces=0))
+    both = sorted((*splits.train, *splits.valid), key=lambda s: s.source)
+    for structure, k in ((both[4], 9), (splits.test["far"][0], 8)):
+        assert structure.energy == pytest.approx(frame(k).calc.results["energy"] * 27.211386)
+    assert both[0].energy == pytest.approx(frame(0).calc.results["energy"])
+    np.testing.assert_allclose(both[4].positions, frame(9).positions * 0.529177, rtol=1e-5)
+    wrong = other | {"keys": {"energy": "Etot"}}
+    with pytest.raises(DataError, match=r"b.xyz: no structure has the key 'Etot'"):
+        load_data(Data(train=[first, wrong]), 0, Loss(forces=0))
+    config = make_config({"data": {"train": [{"file": "b.xyz", "units": {"energy": "eV"}}]}}, base=tmp_path)
+    assert config.data.train[0].file == second
+    assert make_config(config.model_dump(mode="json")) == config
+
+
 def test_weights_and_groups_are_read(write):
     path = write("a.xyz", [frame(0, w=2, run=3), frame(1, w=0.5, run="x"), frame(2)])
     data = read_dataset(path, keys=KeyNames(weight="w", group="run"))
@@ -177,6 +200,17 @@ def test_splits_that_cannot_be():
         memory([None]).split(0.5, 0)
     with pytest.raises(DataError, match="structure 1: has no group; name its info key with keys.group"):
         memory(["a", None]).split(0.5, 0, by_group=True)
+
+
+def test_copies_stay_on_one_side(write):
+    frames = [frame(k % 12) for k in range(36)]
+    data = read_dataset(write("a.xyz", frames))
+    for seed in range(5):
+        rest, part = data.split(0.2, seed)
+        assert len(rest) + len(part) == 36 and len(part)
+        assert not {s.energy for s in rest} & {s.energy for s in part}
+    rest, part = read_dataset(write("b.xyz", [frame(0)] * 4)).split(0.5, 0)
+    assert len(rest) == len(part) == 2  # all the same: nothing else can be done
 
 
 def test_different_seeds_differ():

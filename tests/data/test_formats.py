@@ -18,9 +18,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlff.config import KeyNames, ReadOptions, Units
-from mlff.data.formats import read_structures
+from mlff.data.formats import read_atoms, read_structures
 from mlff.data.labels import is_isolated_atom, label_frames
 from mlff.errors import ConfigError, DataError
+from tests import samples
 
 SHARED = Path(__file__).parents[2].parent / "shared" / "datasets"
 needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason=f"the shared reference sets are not at {SHARED}")
@@ -138,6 +139,38 @@ def test_a_named_key_that_is_nowhere_lists_what_there_is(tmp_path):
         DataError, match=r"a.xyz: no structure has the key 'REF_energi' \(keys.energy\).*REF_energy \(info\).*did you mean"
     ):
         read_structures(path, options({"energy": "REF_energi"}))
+
+
+# geometries without labels
+
+
+@pytest.mark.parametrize("name", [name for name in samples.FORMATS if name not in ("extxyz", "database")])
+def test_positions_of_every_format_and_of_one_index(name, tmp_path):
+    path, _ = samples.FORMATS[name](tmp_path)
+    expected = [atoms.positions for atoms in samples.frames()]
+    scale = 1 / units.Bohr if name == "n2p2" else 1.0  # has no units of its own
+    every = list(read_atoms(path))
+    assert len(every) == samples.COUNT
+    for atoms, positions in zip(every, expected, strict=True):
+        np.testing.assert_allclose(atoms.positions, scale * positions, atol=1e-6)
+    for index in (0, 2, -1, -4):
+        (atoms,) = read_atoms(path, index)
+        np.testing.assert_array_equal(atoms.positions, every[index].positions)
+    assert list(read_atoms(path, 4)) == list(read_atoms(path, -5)) == []
+
+
+def test_one_structure_of_a_format_of_ase(tmp_path):
+    frames = [silicon(), silicon(), silicon()]
+    frames[2].positions += 1
+    frames[2].set_constraint(FixAtoms([0]))
+    ase.io.write(tmp_path / "a.traj", frames)
+    (last,) = read_atoms(tmp_path / "a.traj", -1)
+    np.testing.assert_array_equal(last.positions, frames[2].positions)
+    assert last.constraints and len(list(read_atoms(tmp_path / "a.traj"))) == 3
+    assert list(read_atoms(tmp_path / "a.traj", 3)) == []
+    (tmp_path / "a.traj").write_bytes((tmp_path / "a.traj").read_bytes()[:200])
+    with pytest.raises(DataError, match="a.traj"):
+        list(read_atoms(tmp_path / "a.traj", -1))
 
 
 # units and signs

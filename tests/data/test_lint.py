@@ -89,6 +89,20 @@ def test_one_geometry_with_two_energies_is_an_error(molecules):
     assert "data.xyz, structure 60" in found["contradicting-labels"].where
 
 
+def test_copies_of_another_conversion_name_the_factor(molecules):
+    copies = [replace(s, energy=0.999 * s.energy, source=f"b.xyz, structure {k}") for k, s in enumerate(molecules[:9])]
+    found = codes(lint(replace(labelled.dataset(molecules), structures=(*molecules, *copies))))
+    assert "by a factor of 0.999: another conversion" in found["contradicting-labels"].what
+
+
+def test_one_energy_for_all_frames_is_an_error(molecules):
+    same = [replace(s, energy=molecules[0].energy) for s in molecules]
+    (error,) = lint(labelled.dataset(same)).of("error")
+    assert error.code == "shared-energy" and "shared by all frames" in error.do and len(error.where) == 60
+    turns = [replace(turned(molecules[0], k), energy=molecules[0].energy) for k in range(3)]
+    assert "shared-energy" not in codes(lint(labelled.dataset([*turns, *molecules])))
+
+
 def test_rotated_and_permuted_copies_are_the_weaker_class(molecules):
     found = codes(lint(labelled.dataset([*molecules, turned(molecules[4])])))
     assert found["equivalent"].severity == "note" and "duplicate" not in found

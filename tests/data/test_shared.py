@@ -10,7 +10,10 @@ import ase.io
 import numpy as np
 import pytest
 
-from mlff.data.dataset import read_dataset
+from mlff.config import Data, Loss
+from mlff.data.dataset import load_data, read_dataset
+from mlff.data.lint import lint
+from mlff.errors import DataError
 
 SHARED = Path(__file__).parents[2].parent / "shared" / "datasets"
 pytestmark = pytest.mark.skipif(not SHARED.is_dir(), reason=f"the shared reference sets are not at {SHARED}")
@@ -180,3 +183,157 @@ def test_lips_has_the_cell_and_the_labels_of_its_archive():
         np.testing.assert_array_equal(data[5].cell, raw["cell"])
         np.testing.assert_array_equal(data[5].forces, raw["forces"][5])
     assert data[5].pbc.all() and data[5].energy < -350
+
+
+# what lint says of each trap: nothing where it is told, an error or warning where it is not and the data can tell
+
+
+def findings(name, keys=None, **units) -> dict[str, str]:
+    """code -> severity, of errors and warnings."""
+    return {item.code: item.severity for item in _lint_once(name, json.dumps([keys, units], sort_keys=True)).findings}
+
+
+def alarms(name, keys=None, **units) -> set[str]:
+    return {code for code, severity in findings(name, keys, **units).items() if severity != "note"}
+
+
+@cache
+def _lint_once(name: str, options: str):
+    return lint(_read_once(name, options))
+
+
+def advice(name, code, keys=None, **units) -> str:
+    report = _lint_once(name, json.dumps([keys, units], sort_keys=True))
+    return next(item.do for item in report.findings if item.code == code)
+
+
+def test_trap_md17_kilocalories_that_agree_with_each_other():
+    assert alarms("md17/md17_ethanol_first2000.npz", energy="kcal/mol") == set()
+    assert alarms("md17/md17_ethanol_first2000.npz") == {"energy-unit"}
+    assert advice("md17/md17_ethanol_first2000.npz", "energy-unit") == "units.energy: kcal/mol"
+
+
+def test_trap_h2co_energies_of_atomisation_and_dipoles_that_nobody_reads():
+    assert findings("h2co/h2co_3001.npz")["energy-zero"] == "note" and alarms("h2co/h2co_3001.npz") == set()
+    assert "D" in {key for key, _ in read("h2co/h2co_3001.npz").census.keys}
+    assert not {"dipole", "D"} & {label for label, _ in read("h2co/h2co_3001.npz").census.origins}
+
+
+def test_trap_s66x8_hartree_and_gradients_called_forces():
+    assert alarms("s66x8/s66x8_even.h5", {"group": "molecule"}, energy="Hartree", forces_sign="gradient") == set()
+    assert alarms("s66x8/s66x8_even.h5") == {"energy-unit", "forces-sign"}
+    assert alarms("s66x8/s66x8_even.h5", energy="Hartree") == {"forces-sign"}
+    assert advice("s66x8/s66x8_even.h5", "forces-sign") == "units.forces_sign: gradient"
+
+
+def test_trap_n2p2_atomic_units_that_agree_with_each_other():
+    name = "water_optb88/water-scaled.data.xz"
+    assert alarms(name, energy="Hartree", length="Bohr") == set()
+    assert alarms(name) == {"length-unit"} and "units.length: Bohr" in advice(name, "length-unit")
+
+
+def test_trap_mlearn_orders_that_differ_by_group():
+    name, right = "mlearn_si/training.json.xz", "{AIMD-NVT: lammps, Elastic: vasp, Vacancy: lammps}"
+    assert alarms(name, stress_order=MLEARN_ORDER) == set()
+    assert alarms(name) == {"stress-unordered"} and right in advice(name, "stress-unordered")
+    for one in ("vasp", "lammps", "ase"):
+        assert alarms(name, stress_order=one) == {"stress-order"}
+        assert right in advice(name, "stress-order", stress_order=one)
+
+
+def test_trap_fitsnap_bar_and_the_sign_of_a_pressure():
+    assert alarms("fitsnap_ta/*.xyz", stress="bar", stress_sign="compression") == set()
+    for said in ({}, {"stress": "kbar", "stress_sign": "compression"}):
+        with pytest.raises(DataError, match="a stress of .* eV/Å³ cannot be; set units.stress"):
+            read("fitsnap_ta/*.xyz", **said)
+    assert alarms("fitsnap_ta/*.xyz", stress="bar") == {"stress-sign"}
+    assert advice("fitsnap_ta/*.xyz", "stress-sign", stress="bar") == "units.stress_sign: compression"
+
+
+def test_trap_fitsnap_json_states_its_units_behind_a_comment():
+    for folder, unit in (("Ta", "bar"), ("InP", "kbar")):
+        name = f"formats/fitsnap_json/{folder}/*/*.json"
+        assert f"{unit} by the file, positive: compression by the format" in str(read(name).census)
+        assert alarms(name) == set()
+        with pytest.raises(DataError, match="states stress in"):
+            read(name, stress="GPa")
+
+
+def test_trap_ecemc_virial_and_atoms_without_forces():
+    assert alarms("ecemc_liquid/train.xyz.xz") == set()
+    assert alarms("ecemc_liquid/train.xyz.xz", virial_sign="stress") == {"stress-sign"}
+
+
+def test_trap_mos2_keys_of_gpumd():
+    data = read("mos2_nep/train.xyz.xz")
+    assert (data.census.energy, data.census.forces, data.census.stress) == (104, 104, 104)
+    assert alarms("mos2_nep/train.xyz.xz") == set()
+    assert alarms("mos2_nep/train.xyz.xz", virial_sign="stress") == {"stress-sign"}
+
+
+def test_trap_deepmd_virial():
+    assert alarms("lips20_deepmd/*") == set() and alarms("water_deepmd/*") == set()
+    assert alarms("lips20_deepmd/*", virial_sign="stress") == {"stress-sign"}
+
+
+def test_trap_database_of_a_truncated_factor():
+    database, same = "formats/ase_db_naphthalene50.db", "md17/md17_naphthalene_train.xyz.xz"
+    assert alarms(database) == set() and alarms(same) == set()
+    report = lint(read_dataset([SHARED / same, SHARED / database]))
+    (error,) = report.of("error")
+    assert error.code == "contradicting-labels" and "a factor of 0.999905" in error.what
+
+
+def test_trap_small_molecules_energies_per_atom():
+    name, keys = "formats/small_molecules_energy_per_atom.xyz.xz", {"energy": "dft_formation_energy_per_atom_in_eV"}
+    with pytest.raises(DataError, match=r"no training structure has energy.*dft_formation_energy_per_atom_in_eV"):
+        load_data(Data(train=str(SHARED / name)), 0, Loss(forces=0))
+    assert alarms(name, keys, energy_per_atom=True) == set()
+    assert alarms(name, keys) == {"energy-per-atom"} and "energy_per_atom: true" in advice(name, "energy-per-atom", keys)
+    assert not read(name, keys)[0].pbc.any()
+
+
+def test_trap_formation_energies_are_noted_and_totals_are_not():
+    assert findings("spice_dipeptides/train.xyz.xz")["energy-zero"] == "note"
+    for name in ("3bpa/test_300K.xyz.xz", "md17/md17_salicylic_acid_train.xyz.xz", "spice_subset/train.xyz.xz"):
+        assert "energy-zero" not in findings(name) and alarms(name) == set()
+        assert "total energies" in _lint_once(name, json.dumps([None, {}])).reference["zero"]
+
+
+def test_trap_net_forces_of_some_millielectronvolts():
+    sums = [np.abs(s.forces.sum(axis=0)).max() for s in read("spice_subset/train.xyz.xz")]
+    assert 1e-4 < np.median(sums) < 0.05
+    assert "net-force" not in findings("spice_subset/train.xyz.xz") | findings("spice_dipeptides/train.xyz.xz")
+
+
+def test_trap_frames_with_different_labels_in_one_file():
+    census = read("mlearn_si/test.xyz").census
+    assert census.stress < census.forces == census.structures
+    report = lint(read_dataset(SHARED / "ecemc_liquid" / "train.xyz.xz"))
+    assert report.reference["kind"] == "isolated" and "no-forces" not in {item.code for item in report.findings}
+
+
+def test_trap_3bpa_structures_in_both_training_files():
+    report = lint(read_dataset([SHARED / "3bpa" / f"train_{name}.xyz" for name in ("300K", "mixedT_300K_600K")]))
+    (warning,) = report.of("warning")
+    assert warning.code == "duplicate-across-files" and warning.what.startswith("31 structures")
+    skipped = read_dataset(
+        [SHARED / "3bpa" / f"train_{name}.xyz" for name in ("300K", "mixedT_300K_600K")], skip=["duplicates"]
+    )
+    assert len(skipped) == 803 and "skipped 31 duplicate" in str(skipped.census)
+
+
+def test_trap_vasp_outcar():
+    data = read("formats/OUTCAR_h2o_md.xz")
+    assert data.census.forces == data.census.stress == len(data) == 10 and alarms("formats/OUTCAR_h2o_md.xz") == set()
+
+
+def test_distorted_methane_is_no_false_alarm_but_for_atoms_too_near():
+    assert alarms("random_methane/train.xyz") == {"too-near"}
+
+
+@pytest.mark.parametrize("name", [name for name in READ if not READ[name][0]])
+def test_no_contradiction_where_nothing_has_to_be_told(name):
+    severities = findings(name)
+    assert "error" not in severities.values(), severities
+    assert set(severities) - {code for code in severities if severities[code] == "note"} <= {"too-near", "duplicate"}
