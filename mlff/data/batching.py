@@ -53,7 +53,10 @@ def make_sample(structure: Structure, cutoff: float, baseline: dict[int, float] 
     Raises StructureError when two atoms are on top of each other.
     """
     positions = _wrap(structure)
-    i, j, shifts = neighbor_list(positions, structure.cell, structure.pbc, cutoff)
+    try:
+        i, j, shifts = neighbor_list(positions, structure.cell, structure.pbc, cutoff)
+    except StructureError as error:
+        raise StructureError(f"{structure.source}: {error}") from None
     neighbors, mask, (dense_shifts,) = to_dense(len(structure), i, j, shifts)
     vectors = positions[j] - positions[i] + shifts @ structure.cell
     too_close = np.einsum("pa,pa->p", vectors, vectors) < COINCIDENT**2

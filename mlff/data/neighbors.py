@@ -15,6 +15,8 @@ from mlff.errors import StructureError
 _ALL_PAIRS = 48
 # vesin 0.6 makes at most 1e5 cells; on long or flat systems above that it divides by zero and takes the process along.
 _MOST_CELLS, _FEWEST_ACROSS = 5e4, 2.0
+# 50 along each direction: in cells smaller or flatter than any crystal's the search would hardly end.
+_MOST_IMAGES = 1.25e5
 
 
 def neighbor_list(positions, cell, pbc, cutoff: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -25,7 +27,8 @@ def neighbor_list(positions, cell, pbc, cutoff: float) -> tuple[np.ndarray, np.n
     neighbours; an atom is never its own neighbour in the home cell. Cell vectors of directions that are not periodic
     are ignored; atoms may lie anywhere. The order is the same from call to call.
 
-    Raises StructureError: a position or periodic cell vector that is not finite, a periodic direction without extent.
+    Raises StructureError: a position or periodic cell vector that is not finite, a periodic direction without extent, a cell
+    with more than 100,000 images within the cutoff.
     """
     positions = np.ascontiguousarray(positions, dtype=np.float64)
     pbc = np.asarray(pbc, dtype=bool)
@@ -41,6 +44,7 @@ def neighbor_list(positions, cell, pbc, cutoff: float) -> tuple[np.ndarray, np.n
     box, inverse, heights = _box(positions, cell, pbc)
     home = np.floor(positions @ inverse) * pbc
     wrapped = positions - home @ box
+    _check_images(heights[pbc], cutoff)
     cells = np.maximum(heights / cutoff, 1.0)
     if cells.prod() > _MOST_CELLS and cells.min() * np.cbrt(1e5 / cells.prod()) < _FEWEST_ACROSS:
         i, j, shifts = _by_tree(wrapped, box, inverse, pbc, heights, cutoff)
@@ -49,6 +53,13 @@ def neighbor_list(positions, cell, pbc, cutoff: float) -> tuple[np.ndarray, np.n
     i, j, shifts = calculator.compute(points=wrapped, box=box, periodic=pbc, quantities="ijS", copy=False)
     i, j = i.astype(np.int32), j.astype(np.int32)
     return i, j, _unwrap(shifts, home, i, j)
+
+
+def check_cell(cell, pbc, cutoff: float = 5.0) -> None:
+    """Raise StructureError for a cell (3, 3), Å, with so many images within `cutoff` that no neighbours can be listed."""
+    pbc = np.asarray(pbc, dtype=bool)
+    _, _, heights = _box(np.zeros((1, 3)), cell, pbc)
+    _check_images(heights[pbc], cutoff)
 
 
 def coincident_pair(positions, cell, pbc, distance: float) -> tuple[int, int] | None:
@@ -66,6 +77,12 @@ def coincident_pair(positions, cell, pbc, distance: float) -> tuple[int, int] | 
     vectors = positions[j] - positions[i] + shifts @ cell
     close = np.flatnonzero(np.einsum("pk,pk->p", vectors, vectors) < distance**2)
     return (int(i[close[0]]), int(j[close[0]])) if len(close) else None
+
+
+def _check_images(heights, cutoff) -> None:
+    images = math.prod((2 * (cutoff // heights) + 1).tolist())
+    if images > _MOST_IMAGES:
+        raise StructureError(f"the cell is so small or flat that {images:.0e} of its images lie within {cutoff:g} Å; correct it")
 
 
 def _all_pairs(positions, cutoff):

@@ -10,10 +10,12 @@ from ase.data import chemical_symbols
 from rich.console import Group
 from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from mlff.data.dataset import Dataset
 from mlff.data.lint import SEVERITIES, Lint
 from mlff.data.neighbors import neighbor_list
+from mlff.errors import printable
 from mlff.potential import Potential
 from mlff.simulation.md import Summary
 from mlff.training.metrics import Metrics
@@ -144,11 +146,11 @@ def _contacts(structures) -> list[tuple[str, str]]:
 
 
 def _rows(title: str, rows: list[tuple[str, str]]) -> Table:
-    table = Table(title=title, title_justify="left", show_header=False)
+    table = Table(title=Text(printable(title)), title_justify="left", show_header=False)
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*(Text(printable(cell)) for cell in row))
     return table
 
 

@@ -29,9 +29,9 @@ _WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 _FORBIDDEN = (
     *("os.system", "os.exec", "os.posix_spawn", "os.spawn", "os.fork", "os.startfile", "os.putenv", "subprocess.", "pty."),
     *("socket.", "urllib.", "ftplib.", "http.", "smtplib.", "webbrowser.", "pickle.", "marshal.load", "ctypes.dlopen"),
-    *("shutil.", "code.__new__", "sqlite3.enable_load_extension", "sqlite3.load_extension", "import", "exec", "sys.set"),
+    *("shutil.copy", "shutil.move", "shutil.make_archive", "shutil.unpack_archive", "code.__new__", "sqlite3.enable_load_extension", "sqlite3.load_extension", "import", "exec", "sys.set"),
 )
-_CHANGES = ("os.remove", "os.rename", "os.mkdir", "os.rmdir", "os.link", "os.symlink", "os.truncate", "os.chmod", "os.chown")
+_CHANGES = ("os.remove", "shutil.rmtree", "os.rename", "os.mkdir", "os.rmdir", "os.link", "os.symlink", "os.truncate", "os.chmod", "os.chown")
 
 
 class Verdict(NamedTuple):
@@ -122,12 +122,13 @@ class Guard:
         if event == "open":
             path, mode, flags = arguments
             writes = any(letter in mode for letter in "wax+") if isinstance(mode, str) else bool((flags or 0) & _WRITES)
-            if isinstance(path, int) or self._inside(path) or not writes and self._is_code(path):
+            if isinstance(path, int) or self._inside(path) or path == os.devnull or not writes and self._is_code(path):
                 return
             self._forbid(f"{'writes' if writes else 'reads'} {os.fsdecode(path)!r}")
         elif event in _CHANGES:
             for path in arguments[:2] if event in ("os.rename", "os.link", "os.symlink") else arguments[:1]:
-                if not isinstance(path, int) and not self._inside(path):
+                relative = event == "os.remove" and arguments[1] != -1 or event == "os.rmdir" and arguments[1] != -1
+                if not isinstance(path, int) and not relative and not self._inside(path):  # relative: within a tree that is removed
                     self._forbid(f"{event} {os.fsdecode(path)!r}")
         elif event == "sqlite3.connect":
             if not self._inside(arguments[0]):
@@ -155,7 +156,7 @@ class Guard:
 
     def _is_code(self, path) -> bool:
         full = os.path.realpath(os.fsdecode(path))
-        return full.startswith((*self._code, "/proc/", "/sys/", "/usr/lib", "/lib", "/etc/ld.so")) or full == os.devnull
+        return full.startswith((*self._code, "/proc/", "/sys/", "/usr/lib", "/lib", "/etc/ld.so"))
 
 
 def _within(path, folder: str) -> bool:

@@ -21,7 +21,7 @@ from ase.calculators.lj import LennardJones
 
 from mlff.cli.options import about
 from mlff.config import make_config
-from mlff.simulation.md import simulate
+from mlff.simulation.md import run_md
 from mlff.simulation.verlet import VerletList
 from mlff.training.checkpoint import Checkpoints
 from mlff.training.loop import _refuse_other
@@ -192,7 +192,7 @@ def prepare_state(folder: Path) -> list[dict[str, bytes]]:
     seeds = []
     for kind in ("nve", "langevin", "bussi", "npt"):
         atoms, options = _start(kind)
-        simulate(atoms, _Calculator(), steps=2, trajectory=folder / "md.xyz", log=folder / "md.jsonl", **options)
+        run_md(atoms, _Calculator(), steps=2, trajectory=folder / "md.xyz", log=folder / "md.jsonl", **options)
         files = {path.name: path.read_bytes() for path in folder.glob("md.*")}
         seeds.append(files | {"kind": kind.encode()})
     return seeds
@@ -220,6 +220,6 @@ def read_state(folder: Path) -> None:
     atoms, options = _start((folder / "kind").read_text())
     path = folder / "md.xyz"
     with about(path):
-        summary = simulate(atoms, _Calculator(), steps=3, trajectory=path, log=folder / "md.jsonl", restart=True, **options)
+        summary = run_md(atoms, _Calculator(), steps=3, trajectory=path, log=folder / "md.jsonl", restart=True, **options)
     assert np.isfinite(atoms.positions).all() and np.isfinite(atoms.get_momenta()).all(), "atoms"
     assert summary.steps >= 0 and np.isfinite(summary.temperature_mean), "summary"
