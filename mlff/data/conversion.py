@@ -54,7 +54,10 @@ class Conversion:
         name = f"{where}: {label} (key {key!r})"
         if label == "group":
             return str(value)
-        array = np.asarray(value)
+        try:
+            array = np.asarray(value)
+        except ValueError:  # lists of different lengths
+            array = np.array(None)
         if array.dtype.kind not in "fiu":
             raise DataError(f"{name} is not a number: {str(value)[:40]!r}; correct it or name another key with keys.{label}")
         array = array.astype(np.float64, order="C")

@@ -185,9 +185,12 @@ def expand(path: str | Path | list) -> list[Path]:
     if isinstance(path, list | tuple):
         return list(dict.fromkeys(file for item in path for file in expand(item)))
     text = str(path)
-    if Path(text).exists() or not glob.has_magic(text):
-        return [Path(text)]
-    found = sorted(glob.glob(text, recursive=True))
+    try:
+        if not glob.has_magic(text) or Path(text).exists():
+            return [Path(text)]
+        found = sorted(glob.glob(text, recursive=True))
+    except (OSError, ValueError) as error:  # too long, or with a null byte or half a character in it
+        raise DataError(f"{text}: is not the name of a file ({error})") from None
     if not found:
         raise DataError(f"{text}: no file matches")
     return [Path(file) for file in found]

@@ -11,6 +11,7 @@ import gzip
 import lzma
 import re
 import tempfile
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -97,8 +98,9 @@ def _plain_file(path: Path) -> Iterator[Path]:
             raise DataError(f"{path}: is a directory and no DeePMD system (it has no type.raw); name {advice}")
         with open(path, "rb") as file:
             head = file.read(8)
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({(error.strerror or str(error)).lower()})") from None
+    except (OSError, ValueError) as error:  # ValueError: a null byte or half a character in the name
+        reason = error.strerror if isinstance(error, OSError) else None
+        raise DataError(f"{path}: cannot be read ({(reason or str(error)).lower()})") from None
     if not head:
         raise DataError(f"{path}: the file is empty")
     opener = next((opener for magic, opener in _COMPRESSED.items() if head.startswith(magic)), None)
@@ -113,7 +115,7 @@ def _plain_file(path: Path) -> Iterator[Path]:
                 while piece := packed.read(1 << 24):
                     file.write(piece)
                     check_size(file.tell(), path.stat().st_size, f"{path}")
-        except (OSError, EOFError, lzma.LZMAError) as error:
+        except (OSError, EOFError, lzma.LZMAError, zlib.error) as error:
             raise DataError(f"{path}: cannot be decompressed, the file is damaged or cut short ({error})") from None
         if plain.stat().st_size == 0:
             raise DataError(f"{path}: the file is empty")

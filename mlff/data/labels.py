@@ -92,7 +92,7 @@ def _label(atoms, where, chosen, convert) -> tuple[Structure, str, list]:
     found, origins, reason = {}, {}, ""
     for label, names in chosen.items():
         there = [(name, place, value) for name in names for place, value in _look(atoms, name)]
-        six = any(place != "calculator" and np.size(value) == 6 for _, place, value in there)
+        six = any(place != "calculator" and _size(value) == 6 for _, place, value in there)
         if not there:
             continue
         if label in ("stress", "virial") and (six and order is None or not structure.pbc.all()):
@@ -207,6 +207,14 @@ def _plain(key: str) -> str:
     for prefix in PREFIXES:
         key = key.removeprefix(prefix)
     return key
+
+
+def _size(value) -> int:
+    """How many numbers; 0 for lists of lists of different lengths."""
+    try:
+        return np.size(value)
+    except ValueError:
+        return 0
 
 
 def _agree(values, label, where):

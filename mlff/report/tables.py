@@ -15,7 +15,7 @@ from rich.text import Text
 from mlff.data.dataset import Dataset
 from mlff.data.lint import SEVERITIES, Lint
 from mlff.data.neighbors import neighbor_list
-from mlff.errors import printable
+from mlff.errors import ModelFileError, printable
 from mlff.potential import Potential
 from mlff.simulation.md import Summary
 from mlff.training.metrics import Metrics
@@ -24,7 +24,7 @@ _LOOK_AT = 200  #: structures whose distances are measured
 
 
 def model(potential: Potential, path: Path) -> Group:
-    """Architecture, elements, errors and origin of a potential."""
+    """Architecture, elements, errors and origin of a potential. Raises ModelFileError: errors that are none."""
     options = potential.config.model_dump()
     metadata = potential.metadata
     rows = [
@@ -40,8 +40,11 @@ def model(potential: Potential, path: Path) -> Group:
     ]
     rows += [(name, _flat(value)) for name, value in metadata.items() if name not in ("config", "errors", "references", "certificate")]
     tables = [_rows(str(path), rows)]
-    for name, errors in (metadata.get("errors") or {}).items():
-        tables.append(Metrics(**errors).table(f"errors: {name}"))
+    try:
+        for name, errors in (metadata.get("errors") or {}).items():
+            tables.append(Metrics.from_dict(errors).table(f"errors: {escape(printable(name))}"))
+    except (ValueError, TypeError, AttributeError) as error:
+        raise ModelFileError(f"{path}: the errors in its metadata cannot be read ({error})") from None
     return Group(*tables)
 
 

@@ -14,6 +14,7 @@ from ase.calculators.singlepoint import SinglePointCalculator
 from ase.io.extxyz import write_extxyz
 from ase.io.trajectory import TrajectoryReader, TrajectoryWriter
 
+from mlff.data.readers.npz import array_shapes
 from mlff.errors import DataError
 
 SUFFIXES = (".traj", ".xyz", ".extxyz")
@@ -137,7 +138,8 @@ class Log:
         self._file.close()
 
     def _drop_after(self, step: int) -> None:
-        kept = [line for line in self.path.read_text(encoding="utf-8").splitlines(keepends=True) if self._keep(line, step)]
+        lines = self.path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
+        kept = [line for line in lines if self._keep(line, step)]
         temporary = self.path.with_name(f".{self.path.name}.tmp")
         temporary.write_text("".join(kept), encoding="utf-8")
         os.replace(temporary, self.path)
@@ -145,7 +147,7 @@ class Log:
     def _keep(self, line: str, step: int) -> bool:
         try:
             return int(line.split(",")[0]) <= step if self._csv else json.loads(line)["step"] <= step
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             return self._csv and line.startswith("step")
 
 
@@ -170,9 +172,34 @@ def save_state(path: Path, state: dict[str, np.ndarray]) -> None:
     os.replace(temporary, path)
 
 
+def check_state(state: dict[str, np.ndarray], single: tuple[str, ...], path: Path) -> None:
+    """Raise DataError unless there are numbers, positions, cell and pbc of the same atoms, and what `single` names (`sizes` has
+    three entries), and all that is a number is finite."""
+    n = len(state["numbers"]) if "numbers" in state and state["numbers"].ndim else 0
+    shapes = {"numbers": (n,), "positions": (n, 3), "cell": (3, 3), "pbc": (3,), **dict.fromkeys(single, ()), "sizes": (3,)}
+    kinds = {"numbers": "iu", "positions": "f", "momenta": "f", "cell": "f", "pbc": "b", "sizes": "iu", "rng": "U"}
+    kinds |= dict.fromkeys(("step", "frames", "degrees_of_freedom"), "iu")
+    if "momenta" in state or "step" in single:
+        shapes["momenta"] = (n, 3)
+    if "sizes" not in single:
+        del shapes["sizes"]
+    for name, shape in shapes.items():
+        if name not in state:
+            raise DataError(f"{path}: {name!r} is missing from the state")
+        array = state[name]
+        if array.shape != shape or array.dtype.kind not in kinds.get(name, array.dtype.kind):
+            raise DataError(f"{path}: {name!r} is {array.dtype} of shape {array.shape} where {shape} is expected; start without restart")
+        if kinds.get(name) == "iu" and (array < 0).any():
+            raise DataError(f"{path}: {name!r} is negative; start without restart")
+    for name, array in state.items():
+        if array.dtype.kind in "fc" and not np.isfinite(array).all():
+            raise DataError(f"{path}: {name!r} is not finite; start without restart")
+
+
 def load_state(path: Path) -> dict[str, np.ndarray]:
     """What `save_state` wrote; runs no code from the file. Raises DataError."""
     try:
+        array_shapes(path)
         with np.load(path, allow_pickle=False) as file:
             return {name: file[name] for name in file.files}
     except FileNotFoundError:

@@ -62,7 +62,7 @@ def change(rng: random.Random, array: np.ndarray) -> np.ndarray | bytes:
     if kind == 6 and array.ndim > 1:
         return array.swapaxes(0, rng.randrange(array.ndim))
     if kind == 7:
-        return np.asfortranarray(array) * rng.choice((1, 1e-3, 1e6)) if array.dtype.kind == "f" else array[::-1]
+        return np.asfortranarray(array) * rng.choice((1, 1e-3, 1e6)) if array.dtype.kind == "f" else array.reshape(-1)[::-1]
     if kind == 8:
         try:
             return array.astype(rng.choice(_TYPES))
@@ -92,7 +92,10 @@ def promise(rng: random.Random, npy: bytes) -> bytes:
 
 
 def mutate_npy(rng: random.Random, npy: bytes) -> bytes:
-    changed = change(rng, np.load(io.BytesIO(npy), allow_pickle=False))
+    try:
+        changed = change(rng, np.load(io.BytesIO(npy), allow_pickle=False))
+    except (ValueError, EOFError):  # changed before
+        return mutate_bytes(rng, npy)
     return changed if isinstance(changed, bytes) else to_npy(changed)
 
 

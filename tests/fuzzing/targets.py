@@ -218,7 +218,7 @@ TARGETS: dict[str, Target] = {
     "json": Target(_sample("mlearn", "fitsnap"), _mutate_json, _read_data, (".json",)),
     "n2p2": Target(_sample("n2p2"), partial(_mutate_lines, words=_N2P2), _read_data, ("input.data",)),
     "deepmd": Target(_sample("deepmd"), _mutate_deepmd, _read_data, ("deepmd",)),
-    "config": Target(_config_seeds, _mutate_config, _read_config, ("c.yaml", "again.yaml", "--set")),
+    "config": Target(_config_seeds, _mutate_config, _read_config, ("c.yaml", "again.yaml", "/input/")),
     "model": Target(models.prepare, models.mutate, models.read, ("m.safetensors",)),
     "checkpoint": Target(runs.prepare_records, runs.mutate_records, runs.read_records, ("checkpoints",)),
     "checkpoint files": Target(runs.prepare_checkpoints, runs.mutate_checkpoints, runs.read_checkpoints, ("checkpoints",)),
