@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import random
 import struct
+import zlib
 from pathlib import Path
 
 import jax
@@ -126,6 +127,8 @@ def read(folder: Path) -> None:
     assert np.isfinite(list(potential.baseline.values())).all() and set(potential.baseline) == set(potential.elements), "baseline"
     assert all(isinstance(name, str) for name in potential.failed_checks), "certificate"
     assert len(potential.reference_structures) <= 1000
-    with open("/dev/null", "w", encoding="utf-8") as nowhere:
-        Console(file=nowhere, width=100).print(tables.model(potential, path))
+    table = tables.model(potential, path)
+    if zlib.crc32(path.read_bytes()) % 16 == 0:
+        with open("/dev/null", "w", encoding="utf-8") as nowhere:
+            Console(file=nowhere, width=100).print(table)
     potential.save(folder / "again.safetensors")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import random
 import re
@@ -118,9 +117,15 @@ def nodes(tree: Any, most: int = 4000) -> list[tuple[Any, Any]]:
     return found
 
 
+def _copy(tree: Any) -> Any:
+    if isinstance(tree, dict):
+        return {key: _copy(value) for key, value in tree.items()}
+    return [_copy(value) for value in tree] if isinstance(tree, list) else tree
+
+
 def mutate_tree(rng: random.Random, tree: Any, words: list[str] = ()) -> Any:
     """Values replaced, keys lost, renamed and added, items doubled, parts exchanged; the tree given stays as it is."""
-    tree = copy.deepcopy(tree)
+    tree = _copy(tree)
     for _ in range(some(rng)):
         places = nodes(tree)
         if not places:
@@ -137,9 +142,9 @@ def mutate_tree(rng: random.Random, tree: Any, words: list[str] = ()) -> Any:
         elif kind == 5 and isinstance(node, dict):
             node[rng.choice([*words, "", "\x1b]0;x", "[/x]", str(key) + "x", "numbers", "positions"])] = node.pop(key)
         elif kind == 6:
-            node[key] = copy.deepcopy(other_node[other_key])
+            node[key] = _copy(other_node[other_key])
         elif kind == 7 and isinstance(node, list):
-            node[key:key] = [copy.deepcopy(node[key])] * rng.choice((1, 1, 5, 100))
+            node[key:key] = [_copy(node[key])] * rng.choice((1, 1, 5, 100))
         elif kind == 8:
             node[key] = [node[key]]
         else:

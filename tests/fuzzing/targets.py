@@ -10,6 +10,7 @@ import gzip
 import json
 import lzma
 import random
+import zlib
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -64,7 +65,7 @@ def _files(path: Path) -> Files:
 
 
 def _read_data(folder: Path) -> None:
-    """Read with the labels and units assumed, then print what `mlff info` would."""
+    """Read with the labels and units assumed, then (one in sixteen, for it takes longer) print what `mlff info` would."""
     (path,) = [path for path in folder.iterdir() if not path.name.startswith(".")]
     dataset = read_dataset(path)
     for structure in dataset:
@@ -79,7 +80,8 @@ def _read_data(folder: Path) -> None:
         assert np.isfinite(structure.weight) and structure.weight >= 0, "weight"
     assert all(np.isfinite(energy) for energy in dataset.isolated_atoms.values()), "isolated atoms"
     assert str(dataset.census).isprintable(), "the census is not one printable line"
-    _print(tables.data(dataset, path))
+    if path.is_file() and zlib.crc32(path.read_bytes()) % 16 == 0:
+        _print(tables.data(dataset, path))
 
 
 def _print(renderable) -> None:
