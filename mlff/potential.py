@@ -81,7 +81,7 @@ class Potential:
     @property
     def reference_structures(self) -> list[ase.Atoms]:
         """The structures that travel with it."""
-        return references.atoms(self.metadata.get(references.KEY, ()))
+        return references.atoms(self.metadata.get(references.KEY) or ())
 
     @property
     def failed_checks(self) -> list[str]:

@@ -54,6 +54,13 @@ class Conversion:
         name = f"{where}: {label} (key {key!r})"
         if label == "group":
             return str(value)
+        with np.errstate(over="ignore"):
+            parsed = self._parse(label, value, n, name, order)
+        if not np.isfinite(parsed).all():
+            raise DataError(f"{name} is too large for a number in mlff's units; remove the label or the structure")
+        return parsed
+
+    def _parse(self, label, value, n, name, order):
         try:
             array = np.asarray(value)
         except ValueError:  # lists of different lengths

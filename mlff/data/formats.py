@@ -88,19 +88,22 @@ def read_file(path, options: ReadOptions, on_structure=lambda: None) -> tuple[li
 @contextmanager
 def _plain_file(path: Path) -> Iterator[Path]:
     """A readable, uncompressed file with the contents of `path` and its name less the compression suffix; or a folder."""
-    if is_deepmd(path):
-        yield path
-        return
     try:
-        if path.is_dir():
+        deepmd = is_deepmd(path)
+        if path.is_dir() and not deepmd:
             systems = any(map(is_deepmd, path.iterdir()))
             advice = f"the DeePMD systems in it: {path}/*" if systems else f"the files in it, e.g. {path}/*.xyz"
             raise DataError(f"{path}: is a directory and no DeePMD system (it has no type.raw); name {advice}")
-        with open(path, "rb") as file:
-            head = file.read(8)
+        head = b""
+        if not deepmd:
+            with open(path, "rb") as file:
+                head = file.read(8)
     except (OSError, ValueError) as error:  # ValueError: a null byte or half a character in the name
         reason = error.strerror if isinstance(error, OSError) else None
         raise DataError(f"{path}: cannot be read ({(reason or str(error)).lower()})") from None
+    if deepmd:
+        yield path
+        return
     if not head:
         raise DataError(f"{path}: the file is empty")
     opener = next((opener for magic, opener in _COMPRESSED.items() if head.startswith(magic)), None)

@@ -189,8 +189,8 @@ def check_state(state: dict[str, np.ndarray], single: tuple[str, ...], path: Pat
         array = state[name]
         if array.shape != shape or array.dtype.kind not in kinds.get(name, array.dtype.kind):
             raise DataError(f"{path}: {name!r} is {array.dtype} of shape {array.shape} where {shape} is expected; start without restart")
-        if kinds.get(name) == "iu" and (array < 0).any():
-            raise DataError(f"{path}: {name!r} is negative; start without restart")
+        if kinds.get(name) == "iu" and (array < (name == "degrees_of_freedom")).any():
+            raise DataError(f"{path}: {name!r} is too small; start without restart")
     for name, array in state.items():
         if array.dtype.kind in "fc" and not np.isfinite(array).all():
             raise DataError(f"{path}: {name!r} is not finite; start without restart")

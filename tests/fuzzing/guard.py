@@ -122,7 +122,9 @@ class Guard:
         if event == "open":
             path, mode, flags = arguments
             writes = any(letter in mode for letter in "wax+") if isinstance(mode, str) else bool((flags or 0) & _WRITES)
-            if isinstance(path, int) or self._inside(path) or path == os.devnull or not writes and self._is_code(path):
+            if isinstance(path, int) or self._inside(path) or path == os.devnull:
+                return
+            if not writes and (self._is_code(path) or not os.path.lexists(path)):
                 return
             self._forbid(f"{'writes' if writes else 'reads'} {os.fsdecode(path)!r}")
         elif event in _CHANGES:

@@ -21,6 +21,7 @@ from ase.calculators.lj import LennardJones
 
 from mlff.cli.options import about
 from mlff.config import make_config
+from mlff.data.structure import Structure
 from mlff.simulation.md import run_md
 from mlff.simulation.verlet import VerletList
 from mlff.training.checkpoint import Checkpoints
@@ -168,6 +169,7 @@ class _Calculator(LennardJones):
         self.list = VerletList(3.0, 0.5, np.float32)
 
     def calculate(self, atoms=None, properties=("energy",), system_changes=("positions",)):
+        Structure.from_atoms(atoms)  # StructureError where a simulation blew up, as mlff's own has it
         super().calculate(atoms, properties, system_changes)
         if not self.list.holds(atoms.numbers, atoms.positions, atoms.cell.array, atoms.pbc):
             self.list.build(atoms.numbers, atoms.positions, atoms.cell.array, atoms.pbc)

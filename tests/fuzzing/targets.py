@@ -6,6 +6,7 @@ An input is a dictionary of file names and bytes. Every target reads through the
 from __future__ import annotations
 
 import bz2
+import contextlib
 import gzip
 import json
 import lzma
@@ -21,6 +22,8 @@ from rich.console import Console
 
 from mlff.config import dump_config, load_config
 from mlff.data.dataset import expand, read_dataset
+from mlff.data.formats import _plain_file
+from mlff.errors import DataError
 from mlff.report import tables
 from tests import samples
 from tests.fuzzing import archives, hdf5, models, runs
@@ -207,8 +210,16 @@ def _read_config(folder: Path) -> None:
     tests = config.data.test.values() if isinstance(config.data.test, dict) else [config.data.test]
     for named in (config.data.train, config.data.valid, *tests):
         if named is not None and "*" not in str(named):
-            for file in expand(named):
-                assert isinstance(file.exists(), bool)
+            for file in filter(_is_missing, expand(named)):
+                with contextlib.suppress(DataError), _plain_file(file):
+                    raise AssertionError("opened a file that is not there")
+
+
+def _is_missing(file: Path) -> bool:
+    try:
+        return not file.exists()
+    except (OSError, ValueError):
+        return True
 
 
 # --- the table --------------------------------------------------------------------------------------------------------

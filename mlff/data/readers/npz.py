@@ -92,6 +92,8 @@ def array_shapes(path: Path) -> dict[str, tuple[int, ...] | None]:
     with zipfile.ZipFile(path) as archive:
         members = archive.infolist()
         check_size(sum(member.file_size for member in members), path.stat().st_size, "the archive")
+        if any(member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED) for member in members):
+            raise DataError("the archive is packed in a way that numpy does not write; is the file damaged?")
         names = Counter(member.filename.removesuffix(".npy") for member in members)
         if names and max(names.values()) > 1:  # which one numpy takes is a matter of luck
             raise DataError(f"key {names.most_common(1)[0][0]!r} stands there twice; is the file damaged?")
