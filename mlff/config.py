@@ -335,6 +335,12 @@ class _Loader(yaml.SafeLoader):
         self.depth -= 1
         return node
 
+    def construct_yaml_int(self, node):
+        value = super().construct_yaml_int(node)
+        if abs(value) >= 2**63:
+            raise yaml.constructor.ConstructorError(None, None, "a whole number of more than 64 bits", node.start_mark)
+        return value
+
     def construct_mapping(self, node, deep=False):
         if not isinstance(node, yaml.MappingNode):
             raise yaml.constructor.ConstructorError(None, None, f"expected keys and values, found {node.id}", node.start_mark)
@@ -347,6 +353,7 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
+_Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_yaml_int)
 _DEEPEST = 30  # levels of a config
 _UNION_MEMBER = re.compile(r"(literal|dict|list|function-after)\[.*|str|float|int")
 

@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 import ase
 import ase.io
-from ase.io.formats import UnknownFileTypeError, filetype, ioformats
+from ase.io.formats import filetype, ioformats
 
 from mlff.config import ReadOptions
 from mlff.data.census import Census
@@ -135,7 +135,7 @@ def _recognise(plain: Path, path: Path) -> tuple[str, Callable[[Path], Reading]]
             return name, known.read
     try:
         name = filetype(str(plain.resolve()))
-    except (UnknownFileTypeError, UnicodeDecodeError, OSError):
+    except Exception:  # noqa: BLE001  of a damaged file it raises anything
         name = None
     if name in ("db", "json"):
         return f"ASE {name}", read_database

@@ -199,10 +199,14 @@ def check_state(state: dict[str, np.ndarray], single: tuple[str, ...], path: Pat
 def load_state(path: Path) -> dict[str, np.ndarray]:
     """What `save_state` wrote; runs no code from the file. Raises DataError."""
     try:
-        array_shapes(path)
+        odd = [name for name, shape in array_shapes(path).items() if shape is None]
+        if odd:
+            raise DataError(f"{odd[0]!r} is no array of numbers or text")
         with np.load(path, allow_pickle=False) as file:
             return {name: file[name] for name in file.files}
     except FileNotFoundError:
         raise DataError(f"{path}: no state to restart from; start without restart") from None
+    except DataError as error:
+        raise DataError(f"{path}: not a state file of a simulation ({error})") from None
     except Exception as error:
         raise DataError(f"{path}: not a state file of a simulation ({type(error).__name__})") from None
