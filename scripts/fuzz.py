@@ -50,9 +50,9 @@ def main() -> int:
                 count = max(1, args.count // SLOW.get(name, 1))
                 task = bar.add_task(name, total=count, note="")
 
-                def show(done: int, tally: Tally, task=task, name=name) -> None:
+                def show(tally: Tally, task=task, name=name) -> None:
                     tallies[name] = tally
-                    bar.update(task, completed=done, note=f"{tally.unclean} faults" if tally.unclean else "")
+                    bar.update(task, completed=tally.count, note=f"{tally.unclean} faults" if tally.unclean else "")
 
                 tallies[name] = run(name, count, args.seed, show, args.save)
         except KeyboardInterrupt:

@@ -23,6 +23,7 @@ class Checkpoints:
     """The newest few checkpoints of one run directory.
 
     `save` returns within milliseconds; `close` (or leaving the `with` block) waits until the last one is on disk.
+    Raises ModelFileError: the directory is damaged.
     """
 
     def __init__(self, directory: str | Path, keep: int = 2):
@@ -31,7 +32,11 @@ class Checkpoints:
         _quiet()
         self.directory = Path(directory).absolute()
         self._orbax = orbax
-        self._manager = orbax.CheckpointManager(self.directory, options=orbax.CheckpointManagerOptions(max_to_keep=keep))
+        try:
+            self._manager = orbax.CheckpointManager(self.directory, options=orbax.CheckpointManagerOptions(max_to_keep=keep))
+        except Exception as error:  # Orbax raises whatever the damage of a folder suggests
+            reason = " ".join(str(error).split())[:120]
+            raise ModelFileError(f"{directory}: the checkpoints cannot be listed ({reason}); delete the damaged one") from None
 
     def __enter__(self) -> Checkpoints:
         return self
@@ -115,8 +120,9 @@ _log = logging.getLogger("mlff")
 
 
 def _quiet() -> None:
-    absl_logging.set_verbosity(absl_logging.ERROR)
-    absl_logging.set_stderrthreshold(absl_logging.ERROR)
+    absl_logging.set_verbosity(absl_logging.FATAL)  # what Orbax calls an error is said here, in one line
+    absl_logging.set_stderrthreshold(absl_logging.FATAL)
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL)
 
 
 def _pack(tree: Any) -> tuple[dict[str, np.ndarray], list]:

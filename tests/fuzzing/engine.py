@@ -11,7 +11,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 HANG = 30.0  #: s without the end of one input, by the clock; a busy machine needs room beyond the limit on CPU time
@@ -66,77 +66,97 @@ def write_input(files: dict[str, bytes], folder: Path) -> None:
 
 
 def run(
-    target: str, count: int, seed: int, on_step: Callable[[int, Tally], None] = lambda done, tally: None, save: Path | None = None
+    target: str, count: int, seed: int, on_step: Callable[[Tally], None] = lambda tally: None, save: Path | None = None
 ) -> Tally:
     """Fuzz one target with `count` inputs; the first input of each fault goes to the folder `save`."""
     tally = Tally()
-    begin = time.monotonic()
-    start = 0
-    while start < count:
-        stop = min(start + _BATCH, count)
-        start = _run_batch(Job(target, start, stop), seed, tally, on_step, save)
-        tally.seconds = time.monotonic() - begin
+    for start in range(0, count, _BATCH):
+        run_jobs([Job(target, start, min(start + _BATCH, count))], seed, {target: tally}, on_step, save)
     return tally
 
 
-def _run_batch(job: Job, seed: int, tally: Tally, on_step, save) -> int:
-    """Work through a batch in one process; the index to go on from."""
+def run_jobs(
+    jobs: list[Job], seed: int, tallies: dict[str, Tally], on_step: Callable[[Tally], None] = lambda tally: None, save: Path | None = None
+) -> None:
+    """Work through the jobs in one process, or as many as it takes when some die; the tallies are brought up to date."""
+    while jobs:
+        jobs = _run_process(jobs, seed, tallies, on_step, save)
+
+
+def _run_process(jobs: list[Job], seed: int, tallies, on_step, save) -> list[Job]:
+    """Work through jobs in one process; what is left of them when it died."""
     context = multiprocessing.get_context("spawn")
-    board = context.Array("d", 8, lock=False)
-    board[_INDEX] = job.start - 1
+    boards = [context.Array("d", 8, lock=False) for _ in jobs]
+    for job, board in zip(jobs, boards, strict=True):
+        board[_INDEX] = job.start - 1
     receive, send = context.Pipe(duplex=False)
-    base, done = Counter({name: getattr(tally, name) for name in ("accepted", "refused", "unclean")}), tally.count
+    before = [replace(tallies[job.target]) for job in jobs]
+    begin = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="mlff-fuzz-") as root:
-        process = context.Process(target=_work, args=(job, seed, root, board, send, None if save is None else str(save)), daemon=True)
+        keep = None if save is None else str(Path(save).absolute())
+        process = context.Process(target=_work, args=(jobs, seed, root, boards, send, keep), daemon=True)
         process.start()
         send.close()
-
-        def take() -> None:
-            tally.accepted = base["accepted"] + int(board[_ACCEPTED])
-            tally.refused = base["refused"] + int(board[_REFUSED])
-            tally.unclean = base["unclean"] + int(board[_UNCLEAN])
-            tally.count = done + int(board[_ACCEPTED] + board[_REFUSED] + board[_UNCLEAN])
-            if board[_SLOWEST] > tally.slowest_cpu_s:
-                tally.slowest_cpu_s, tally.slowest_input = round(board[_SLOWEST], 4), int(board[_SLOWEST_INDEX])
-            tally.peak_memory_mb = max(tally.peak_memory_mb, round(board[_MEMORY], 1))
-            on_step(tally.count, tally)
-
-        hang = False
+        current, hang = 0, False
         try:
-            while process.is_alive() or receive.poll():
-                try:
-                    while receive.poll(0.2):
-                        signature, index, why, warnings = receive.recv()
-                        if signature:
-                            tally.find(signature, index, why)
-                        tally.warnings.update(warnings)
-                except EOFError:
+            while True:
+                open_ended = _receive(receive, jobs, tallies)
+                current = max((k for k, (job, board) in enumerate(zip(jobs, boards, strict=True)) if board[_INDEX] >= job.start), default=0)
+                for job, board, old in zip(jobs[: current + 1], boards, before, strict=False):
+                    _read_board(tallies[job.target], board, old)
+                tallies[jobs[current].target].seconds = before[current].seconds + time.monotonic() - begin
+                on_step(tallies[jobs[current].target])
+                if not open_ended:
                     process.join(HANG)
                     break
-                take()
-                if board[_INDEX] >= job.start and time.monotonic() - board[_SINCE] > HANG:
-                    hang = True
-                    process.kill()
-                    process.join()
+                board = boards[current]
+                hang = board[_INDEX] >= jobs[current].start and time.monotonic() - board[_SINCE] > HANG
+                if hang:
                     break
         finally:
             if process.is_alive():
                 process.kill()
             process.join()
-        take()
         if process.exitcode == 0:
-            return job.stop
-        index = int(board[_INDEX])
+            return []
+        job, index = jobs[current], int(boards[current][_INDEX])
         if index < job.start:
-            raise RuntimeError(f"{job.target}: the process that fuzzes ended with {process.exitcode} before its first input")
+            text = (Path(root) / "stderr.txt").read_text(errors="replace")[-2000:] if (Path(root) / "stderr.txt").exists() else ""
+            raise RuntimeError(f"{job.target}: the process that fuzzes ended with {process.exitcode} before its first input: {text}")
         what = f"no end after {HANG:.0f} s" if hang else f"the process died ({process.exitcode})"
+        tally = tallies[job.target]
         tally.unclean += 1
         tally.count += 1
         tally.find(what, index, what)
         if save is not None:
             _keep(job.target, seed, index, what, Path(save), Path(root))
-        on_step(tally.count, tally)
-        return index + 1
+        on_step(tally)
+        rest = [replace(job, start=index + 1)] if index + 1 < job.stop else []
+        return [*rest, *jobs[current + 1 :]]
+
+
+def _receive(pipe, jobs: list[Job], tallies) -> bool:
+    """Take findings from the process for a while; False once it has closed its end."""
+    until = time.monotonic() + 0.3
+    try:
+        while pipe.poll(max(0.0, until - time.monotonic())):
+            target, signature, index, why, warnings = pipe.recv()
+            if signature:
+                tallies[target].find(signature, index, why)
+            tallies[target].warnings.update(warnings)
+    except (EOFError, OSError):
+        return False
+    return True
+
+
+def _read_board(tally: Tally, board, before: Tally) -> None:
+    tally.accepted = before.accepted + int(board[_ACCEPTED])
+    tally.refused = before.refused + int(board[_REFUSED])
+    tally.unclean = before.unclean + int(board[_UNCLEAN])
+    tally.count = before.count + int(board[_ACCEPTED] + board[_REFUSED] + board[_UNCLEAN])
+    if board[_SLOWEST] > tally.slowest_cpu_s:
+        tally.slowest_cpu_s, tally.slowest_input = round(board[_SLOWEST], 4), int(board[_SLOWEST_INDEX])
+    tally.peak_memory_mb = max(tally.peak_memory_mb, round(board[_MEMORY], 1))
 
 
 def _keep(target: str, seed: int, index: int, why: str, save: Path, root: Path) -> None:
@@ -147,7 +167,7 @@ def _keep(target: str, seed: int, index: int, why: str, save: Path, root: Path) 
     (folder / "why.txt").write_text(f"seed {seed}, input {index}\n{why}\n", encoding="utf-8")
 
 
-def _work(job: Job, seed: int, root: str, board, send, save: str | None) -> None:
+def _work(jobs: list[Job], seed: int, root: str, boards, send, save: str | None) -> None:
     os.environ["XDG_CACHE_HOME"] = f"{root}/input"
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
     from tests.fuzzing.guard import Guard, peak_memory
@@ -155,33 +175,36 @@ def _work(job: Job, seed: int, root: str, board, send, save: str | None) -> None
 
     folder = Path(root) / "input"
     folder.mkdir()
-    target = TARGETS[job.target]
     guard = Guard(folder)
-    seeds = target.prepare(folder)
-    for warm in range(-30, 0):  # late imports, caches
-        write_input(make_input(job.target, seed, warm, seeds), folder)
-        guard.judge(lambda: target.read(folder), target.names)
+    seeds = {}
+    for job in jobs:
+        target = TARGETS[job.target]
+        seeds[job.target] = target.prepare(folder)
+        for warm in range(-30, 0):  # late imports, caches
+            write_input(make_input(job.target, seed, warm, seeds[job.target]), folder)
+            guard.judge(lambda target=target: target.read(folder), target.names)
     guard.arm()
-    memory = peak_memory()
-    found: Counter[str] = Counter()
-    for index in range(job.start, job.stop):
-        files = make_input(job.target, seed, index, seeds)
-        write_input(files, folder)
-        board[_SINCE] = time.monotonic()
-        board[_INDEX] = index
-        verdict = guard.judge(lambda: target.read(folder), target.names)
-        board[{"accepted": _ACCEPTED, "refused": _REFUSED, "unclean": _UNCLEAN}[verdict.kind]] += 1
-        if verdict.cpu > board[_SLOWEST]:
-            board[_SLOWEST], board[_SLOWEST_INDEX] = verdict.cpu, index
-        if index % 16 == 0 or index == job.stop - 1:
-            board[_MEMORY] = peak_memory() - memory
-        if verdict.kind == "unclean":
-            found[verdict.signature] += 1
-            if found[verdict.signature] == 1 and save is not None:
-                write_input(files, folder)
-                _keep(job.target, seed, index, verdict.why, Path(save), Path(root))
-            send.send((verdict.signature, index, verdict.why, {}))
-    send.send(("", -1, "", dict(guard.warnings)))
+    for job, board in zip(jobs, boards, strict=True):
+        target, memory, found = TARGETS[job.target], peak_memory(), set()
+        guard.warnings.clear()
+        for index in range(job.start, job.stop):
+            files = make_input(job.target, seed, index, seeds[job.target])
+            write_input(files, folder)
+            board[_SINCE] = time.monotonic()
+            board[_INDEX] = index
+            verdict = guard.judge(lambda target=target: target.read(folder), target.names)
+            board[{"accepted": _ACCEPTED, "refused": _REFUSED, "unclean": _UNCLEAN}[verdict.kind]] += 1
+            if verdict.cpu > board[_SLOWEST]:
+                board[_SLOWEST], board[_SLOWEST_INDEX] = verdict.cpu, index
+            if index % 16 == 0 or index == job.stop - 1:
+                board[_MEMORY] = peak_memory() - memory
+            if verdict.kind == "unclean":
+                if verdict.signature not in found and save is not None:
+                    write_input(files, folder)
+                    _keep(job.target, seed, index, verdict.why, Path(save), Path(root))
+                found.add(verdict.signature)
+                send.send((job.target, verdict.signature, index, verdict.why, {}))
+        send.send((job.target, "", -1, "", dict(guard.warnings)))
     send.close()
 
 
