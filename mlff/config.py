@@ -115,7 +115,7 @@ class SchNet(_Section):
     """Continuous-filter convolution on scalars (Schütt et al., J. Chem. Phys. 148, 241722 (2018)): the textbook baseline."""
 
     architecture: Literal["schnet"] = "schnet"
-    cutoff: float = Field(5.0, gt=0.5, description="cutoff radius, Å")
+    cutoff: float = Field(5.0, gt=0.5, le=100, description="cutoff radius, Å")
     channels: int = Field(64, gt=0, description="features per atom")
     layers: int = Field(3, gt=0, description="interaction blocks")
     radial_basis: int = Field(32, gt=1, description="Gaussians on [0, cutoff]")
@@ -126,7 +126,7 @@ class ACE(_Section):
     """Many-body message passing: atomic-cluster-expansion products on the sphere, equivariant messages, invariant energy."""
 
     architecture: Literal["ace"] = "ace"
-    cutoff: float = Field(5.0, gt=0.5, description="cutoff radius, Å")
+    cutoff: float = Field(5.0, gt=0.5, le=100, description="cutoff radius, Å")
     channels: int = Field(64, gt=0, description="features per atom and harmonic")
     layers: int = Field(2, gt=0, description="message-passing layers")
     l_max: int = Field(2, ge=0, le=4, description="highest degree of the spherical harmonics of an atom's density")
@@ -141,7 +141,7 @@ class LennardJones(_Section):
     """4ε[(σ/r)¹² - (σ/r)⁶], every element alike: an oracle with nothing to learn, for tests and first examples."""
 
     architecture: Literal["lennard_jones"] = "lennard_jones"
-    cutoff: float = Field(5.0, gt=0.5, description="cutoff radius, Å")
+    cutoff: float = Field(5.0, gt=0.5, le=100, description="cutoff radius, Å")
     epsilon: float = Field(0.01, gt=0, description="well depth, eV")
     sigma: float = Field(2.0, gt=0, description="zero of the energy, Å")
 
@@ -150,7 +150,7 @@ class Morse(_Section):
     """D[(1 - exp(-a(r - r0)))² - 1], every element alike: an oracle with nothing to learn."""
 
     architecture: Literal["morse"] = "morse"
-    cutoff: float = Field(5.0, gt=0.5, description="cutoff radius, Å")
+    cutoff: float = Field(5.0, gt=0.5, le=100, description="cutoff radius, Å")
     depth: float = Field(0.5, gt=0, description="well depth, eV")
     stiffness: float = Field(1.5, gt=0, description="1/Å")
     r0: float = Field(2.0, gt=0, description="minimum, Å")
@@ -278,13 +278,13 @@ def load_config(path: str | Path, overrides: list[str] = ()) -> Config:
     """
     path = Path(path)
     try:
-        raw = yaml.load(path.read_text(encoding="utf-8"), _Loader)
+        raw = plain_values(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read ({error.strerror})") from None
     except UnicodeDecodeError:
         raise ConfigError(f"{path}: not a text file") from None
     except yaml.YAMLError as error:
-        raise ConfigError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+        raise ConfigError(f"{path}: not valid YAML: {error}") from None
     if not isinstance(raw, dict):
         raise ConfigError(f"{path}: expected keys and values (data: ..., model: ...), found {type(raw).__name__}")
     for override in overrides:
@@ -311,7 +311,10 @@ def _rebase(data: Data, base: Path) -> Data:
             return [fix(item) for item in value]
         if isinstance(value, Source):
             return value.model_copy(update={"file": fix(value.file)})
-        return str(base / Path(value).expanduser())
+        try:
+            return str(base / Path(value).expanduser())
+        except RuntimeError:
+            raise ConfigError(f"data: {value}: there is no such home directory") from None
 
     return data.model_copy(update={name: fix(getattr(data, name)) for name in ("train", "valid", "test")})
 
@@ -328,15 +331,44 @@ def _override(raw: dict, text: str) -> None:
         if not isinstance(raw, dict):
             raise ConfigError(f"--set {text!r}: {parent} is a value, not a section")
     try:
-        raw[last] = yaml.safe_load(value)
+        raw[last] = plain_values(value)
     except yaml.YAMLError:
         raise ConfigError(f"--set {text!r}: the value is not valid YAML") from None
 
 
+def plain_values(text: str) -> Any:
+    """What YAML text says. Raises yaml.YAMLError, also for tags of Python, aliases, deep nesting and keys that stand twice."""
+    try:
+        return yaml.load(text, _Loader)
+    except (ValueError, TypeError, KeyError, AttributeError) as error:  # of a scalar that is none of its type: 2001-99-99
+        raise yaml.YAMLError(f"a value cannot be read ({error})") from None
+
+
 class _Loader(yaml.SafeLoader):
-    """Plain values only; a key that stands twice in one section is an error."""
+    """Plain values only; a key that stands twice in one section is an error, and so is what could grow without bound."""
+
+    depth = 0
+
+    def compose_node(self, parent, index):
+        if self.check_event(yaml.events.AliasEvent):
+            alias = self.peek_event()
+            raise yaml.composer.ComposerError(None, None, f"the alias *{alias.anchor}: write the value itself", alias.start_mark)
+        self.depth += 1
+        if self.depth > _DEEPEST:
+            raise yaml.composer.ComposerError(None, None, "nested too deeply", self.peek_event().start_mark)
+        node = super().compose_node(parent, index)
+        self.depth -= 1
+        return node
+
+    def construct_yaml_int(self, node):
+        value = super().construct_yaml_int(node)
+        if abs(value) >= 2**63:
+            raise yaml.constructor.ConstructorError(None, None, "a whole number of more than 64 bits", node.start_mark)
+        return value
 
     def construct_mapping(self, node, deep=False):
+        if not isinstance(node, yaml.MappingNode):
+            raise yaml.constructor.ConstructorError(None, None, f"expected keys and values, found {node.id}", node.start_mark)
         seen = set()
         for key, _ in node.value:
             if isinstance(key, yaml.ScalarNode) and key.value in seen:
@@ -346,6 +378,8 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
+_Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_yaml_int)
+_DEEPEST = 30  # levels of a config
 _UNION_MEMBER = re.compile(r"(literal|dict|list|function-after)\[.*|str|float|int|Source")
 
 

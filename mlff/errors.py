@@ -4,8 +4,22 @@ The command line prints the message without a traceback; library users catch `ML
 """
 
 
+_LONGEST = 2000  # characters of a message
+
+
 class MLFFError(Exception):
-    """Base of every error that input can cause."""
+    """Base of every error that input can cause. As text it is one printable line, whatever a file has put into it."""
+
+    def __str__(self) -> str:
+        return printable(super().__str__())
+
+
+def printable(text: str) -> str:
+    """One line without control characters (they could steer a terminal) and of bounded length."""
+    line = " ".join(text.split())
+    if len(line) > _LONGEST:
+        line = f"{line[: _LONGEST // 2]} ... {line[-_LONGEST // 2 :]}"
+    return line if line.isprintable() else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line)
 
 
 class DataError(MLFFError):

@@ -94,7 +94,7 @@ class Potential:
     @property
     def reference_structures(self) -> list[ase.Atoms]:
         """The structures that travel with it."""
-        return references.atoms(self.metadata.get(references.KEY, ()))
+        return references.atoms(self.metadata.get(references.KEY) or ())
 
     @property
     def failed_checks(self) -> list[str]:
@@ -303,12 +303,16 @@ class Potential:
         """
         path = Path(path)
         header, tensors = _read(path)
+        metadata = header.get("metadata")
+        if not isinstance(metadata, dict) or not _is_certificate(metadata.get(CERTIFICATE)):
+            raise ModelFileError(f"{path}: the header's metadata are not those of an mlff model")
         stored = {name: tensors.pop(name) for name in list(tensors) if name.startswith("environments/")}
         try:
             architecture = header["model"]["architecture"]
             if architecture not in registry.CONFIGS:
                 raise ModelFileError(f"{path}: unknown architecture {architecture!r}; known: {', '.join(registry.CONFIGS)}")
             config = registry.CONFIGS[architecture].model_validate(header["model"])
+            _check_size(path, config, tensors)
             known = {"core": ()} | header["statistics"] if header["format_version"] == 1 else header["statistics"]
             scale, neighbors, shifts, core = (known[name] for name in Statistics._fields)
             statistics = Statistics(float(scale), float(neighbors), tuple(map(float, shifts)), tuple(map(float, core)))
@@ -319,12 +323,12 @@ class Potential:
                 baseline={int(z): float(e) for z, e in header["baseline"].items()},
                 statistics=statistics,
                 precision=header["precision"],
-                metadata=dict(header["metadata"]),
+                metadata=metadata,
                 environments=Environments.unpack(header["environments"], stored) if "environments" in header else None,
             )
         except pydantic.ValidationError as error:
             raise ModelFileError(f"{path}: the model section is not valid ({error.errors()[0]['msg']})") from None
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError) as error:
             problem = f"{type(error).__name__}: {error}"
             raise ModelFileError(f"{path}: the header is not that of an mlff model ({problem})") from None
         elements, core = list(potential.elements), statistics.core
@@ -355,6 +359,25 @@ def _probe(model) -> Graph:
     return make_graph([make_sample(structure, model.cutoff)], Sizes(1, 2, 1), np.float32, shifts=False)
 
 
+def _is_certificate(entry: Any) -> bool:
+    """Whether this can be read as a certificate, or says that there is none."""
+    if entry is None:
+        return True
+    lines = entry.get("lines") if isinstance(entry, dict) else None
+    return isinstance(lines, list) and all(
+        isinstance(line, dict) and isinstance(line.get("name"), str) and isinstance(line.get("passed"), bool) for line in lines
+    )
+
+
+def _check_size(path: Path, config: Any, tensors: dict[str, np.ndarray]) -> None:
+    """Refuse a model that promises more than its parameters are: building it could take any time and memory."""
+    total = sum(tensor.size for tensor in tensors.values())
+    for name, value in config.model_dump().items():
+        most = len(tensors) if name == "layers" else total
+        if type(value) is int and not name.startswith("l_") and name != "correlation" and value > most:
+            raise ModelFileError(f"{path}: promises {value} {name}, more than its {total} parameters can be")
+
+
 def _check_tensors(path: Path, potential: Potential, tensors: dict[str, np.ndarray]) -> None:
     shapes = jax.eval_shape(potential.model.init, jax.random.key(0), _probe(potential.model))
     expected = {"/".join(name): value.shape for name, value in traverse_util.flatten_dict(shapes).items()}
@@ -363,6 +386,8 @@ def _check_tensors(path: Path, potential: Potential, tensors: dict[str, np.ndarr
             raise ModelFileError(f"{path}: parameter {name} is missing")
         if tensors[name].shape != shape:
             raise ModelFileError(f"{path}: parameter {name} has shape {tensors[name].shape}, expected {shape}")
+        if tensors[name].dtype not in (np.float32, np.float64):
+            raise ModelFileError(f"{path}: parameter {name} is of type {tensors[name].dtype}, expected float32 or float64")
         if not np.isfinite(tensors[name]).all():
             raise ModelFileError(f"{path}: parameter {name} holds values that are not finite")
     if surplus := set(tensors) - set(expected):
@@ -375,6 +400,7 @@ def _read(path: Path) -> tuple[dict, dict[str, np.ndarray]]:
     try:
         with safe_open(path, framework="numpy") as file:
             header = json.loads((file.metadata() or {})["mlff"])
+            json.dumps(header, allow_nan=False)  # ValueError: NaN and infinities are no JSON
             if header.get("format") != "mlff potential":
                 raise KeyError
             if header["format_version"] > FORMAT_VERSION:
@@ -385,7 +411,7 @@ def _read(path: Path) -> tuple[dict, dict[str, np.ndarray]]:
         raise ModelFileError(f"{path}: not a safetensors file, or truncated ({error})") from None
     except OSError as error:
         raise ModelFileError(f"{path}: cannot be read ({error.strerror})") from None
-    except (KeyError, ValueError, AttributeError, TypeError, RecursionError):
+    except (KeyError, ValueError, AttributeError, TypeError, RecursionError):  # RecursionError: JSON nested without end
         raise ModelFileError(f"{path}: a safetensors file, but not an mlff model") from None
 
 

@@ -11,6 +11,7 @@ import os
 import pickle
 import shutil
 import sys
+import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +31,10 @@ from tests import samples
 
 MODEL = {"architecture": "schnet", "cutoff": 4.0, "channels": 4, "layers": 1, "radial_basis": 4}
 ISOLATED = {"H": -13.6, "O": -2041.5}
+REFERENCE = {
+    "numbers": [1], "positions": [[0, 0, 0]], "cell": np.zeros((3, 3)).tolist(), "pbc": [False] * 3,
+    "energy": -13.6, "forces": [[0, 0, 0]], "stress": None,
+}  # fmt: skip
 CONFIG: dict = {
     "data": {"train": "train.xyz"},
     "model": MODEL,
@@ -168,6 +173,49 @@ def cut_xyz(path: Path) -> None:
     path.write_text("\n".join(path.read_text().splitlines()[:-1]) + "\n")
 
 
+def broken_gzip(path: Path) -> None:
+    content = bytearray(gzip.compress(bytes(range(256)) * 20))
+    content[12] ^= 0xFF
+    path.write_bytes(bytes(content))
+
+
+def twice_npz(path: Path) -> None:
+    np.savez(path, R=np.zeros((1, 1, 3)), z=np.array([1]))
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr("R", b"another one")
+
+
+def empty_npz(path: Path) -> None:
+    """No bytes, and yet a billion symbols."""
+    header = b"\x93NUMPY\x01\x00v\x00{'descr': '%s', 'fortran_order': False, 'shape': %s}"
+    with zipfile.ZipFile(path, "w") as archive:
+        for key, kind, shape in (("R", b"<f8", b"(0, 1000000000, 3)"), ("z", b"<U0", b"(1000000000,)")):
+            archive.writestr(f"{key}.npy", (header % (kind, shape)).ljust(127) + b"\n")
+
+
+def ragged_mlearn() -> str:
+    site = {"species": [{"element": "H", "occu": 1}], "xyz": [0, 0, 0]}
+    structure = {"lattice": {"matrix": [[5, 0, 0], [0, 5, 0], [0, 0, 5]]}, "sites": [site]}
+    return json.dumps([{"structure": structure, "outputs": {"energy": [[1], [2, 3]]}}])
+
+
+def bomb() -> str:
+    """Billion laughs."""
+    lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x]"]
+    lines += [f"a{k}: &a{k} [{', '.join([f'*a{k - 1}'] * 9)}]" for k in range(1, 12)]
+    return "\n".join([*lines, "data: {train: *a11}", ""])
+
+
+def evaluate_model(make):
+    """`mlff evaluate` with the model that `make(path, good model)` writes."""
+
+    def arguments(folder: Path) -> list:
+        make(folder / "bad.safetensors", folder / "good.safetensors")
+        return ["evaluate", folder / "bad.safetensors", folder / "test.xyz"]
+
+    return arguments
+
+
 def hot_npz(path: Path) -> None:
     np.savez(path, R=np.zeros((1, 1, 3)), z=np.array([_Touch(str(path.parent / "executed"))], dtype=object))
 
@@ -235,6 +283,22 @@ def busy_trajectory(folder: Path) -> list:
 
 
 _held: list[FileLock] = []  #: locks that other processes would hold; until this one ends
+def _damaged(folder: Path, name: str, change: Callable[[str], str]) -> list:
+    """A stopped run, with the files of this name in its checkpoints changed."""
+    shutil.copytree(folder / "run", folder / "bad_run")
+    (folder / "bad_run" / "model.safetensors").unlink()
+    for file in (folder / "bad_run" / "checkpoints").glob(f"*/{name}"):
+        file.write_text(change(file.read_text()))
+    (folder / "good.yaml").write_text(json.dumps(CONFIG))
+    return ["train", folder / "good.yaml", "--out", folder / "bad_run", "--quiet"]
+
+
+def damaged_list(folder: Path) -> list:
+    return _damaged(folder, "_CHECKPOINT_METADATA", lambda text: json.dumps(json.loads(text) | {"item_handlers": 7}))
+
+
+def damaged_record(folder: Path) -> list:
+    return _damaged(folder, "record/metadata", lambda text: text.replace('"backoffs"', '"backoffz"'))
 
 
 def other_run(folder: Path) -> list:
@@ -266,6 +330,15 @@ def no_cell() -> Atoms:
 def hot_pickle_tag(folder: Path) -> list:
     path = folder / "executed"
     return train(f'data: {{train: !!python/object/apply:os.system ["touch {path}"]}}\n')(folder)
+
+
+def whole(arrays: dict) -> None:
+    name = next(iter(arrays))
+    arrays[name] = arrays[name].astype(np.int32)
+
+
+def nested(arrays: dict) -> None:
+    arrays[next(iter(arrays)) + "/x"] = np.zeros(1, np.float32)
 
 
 def drop(name: str):
@@ -308,6 +381,16 @@ CASES = [
         deepmd(lambda system: np.save(system / "set.001" / "energy.npy", np.zeros(0))),
         ("deepmd, structure 3", "set.001/energy.npy", "shape (0,)"),
     ),
+    Case("compressed data file with a flipped byte", evaluate(broken_gzip, "bad.xyz.gz"), ("bad.xyz.gz", "cannot be decompressed")),
+    Case("name of a compressed file, other contents", evaluate(text(b"\xfd7zXZ\0\0\0" * 2), "bad.xyz.xz"), ("bad.xyz.xz", "cannot be decompressed")),
+    Case("damaged start of a compressed file", evaluate(text(b"\xfd7zXY\0\0\0" * 2), "bad.xz"), ("bad.xz", "not recognised")),
+    Case(
+        "columns that the file cannot hold",
+        evaluate(text("1\nProperties=species:S:1:pos:R:1000000000\nH 0 0 0\n")),
+        ("bad.xyz, structure 0", "line 3 has 4 columns, but Properties names 1000000001"),
+    ),
+    Case("npz archive with an array twice", evaluate(twice_npz, "bad.npz"), ("bad.npz", "'R' stands there twice")),
+    Case("npz archive of atoms without a byte", evaluate(empty_npz, "bad.npz"), ("bad.npz", "key 'z'")),
     Case("count of atoms that the file cannot hold", evaluate(text("1000000000\n\nH 0 0 0\n")), ("bad.xyz, structure 0", "1000000000 atoms")),
     # structures and labels
     Case("energy that is NaN", evaluate(lambda _: changed(REF_energy=np.nan)), ("bad.xyz, structure 1", "REF_energy", "not finite")),
@@ -317,6 +400,22 @@ CASES = [
         ("bad.xyz, structure 1", "REF_forces", "not finite"),
     ),
     Case("forces of two components", evaluate(lambda _: changed(REF_forces=np.ones((3, 2)))), ("bad.xyz, structure 1", "REF_forces", "shape")),
+    Case(
+        "energy too large for another unit",
+        lambda d: [*evaluate(lambda _: changed(REF_energy=1e308))(d), "--unit", "energy=Hartree"],
+        ("bad.xyz, structure 1", "REF_energy", "too large"),
+    ),
+    Case("energy that is a ragged list", evaluate(text(ragged_mlearn()), "bad.json"), ("bad.json, structure 0", "energy", "not a number")),
+    Case(
+        "cell so small that its images have no end",
+        evaluate(text('1\nProperties=species:S:1:pos:R:3 Lattice="0.02 0 0 0 0.02 0 0 0 0.02"\nH 0 0 0\n')),
+        ("bad.xyz, structure 0", "so small or flat", "images"),
+    ),
+    Case(
+        "cell so flat that its images have no end",
+        evaluate(text('1\nProperties=species:S:1:pos:R:3 Lattice="1e5 0 0 1e5 1e-3 0 0 0 1"\nH 0 0 0\n')),
+        ("bad.xyz, structure 0", "so small or flat", "images"),
+    ),
     Case("energy that is a word", evaluate(lambda _: changed(REF_energy="low")), ("bad.xyz, structure 1", "REF_energy", "not a number")),
     Case("two energies that differ", evaluate(lambda _: changed(energy=-1.0)), ("bad.xyz", "'energy'", "'REF_energy'")),
     Case("position that is NaN", evaluate(lambda _: moved(2, [0, np.nan, 0])), ("bad.xyz, structure 1", "atom 2", "not finite")),
@@ -324,7 +423,7 @@ CASES = [
     Case("symbol that is no element", evaluate(text("1\nProperties=species:S:1:pos:R:3\nXq 0 0 0\n")), ("bad.xyz, structure 0", "Xq")),
     Case("periodic structure without a cell", structure("relax", no_cell), ("bad.xyz", "periodic along a", "zero")),
     Case("slab whose two periodic vectors are parallel", structure("relax", parallel), ("bad.xyz", "periodic cell vectors", "no volume")),
-    Case("cell of a hundredth of its size", evaluate(lambda _: [speck()]), ("bad.xyz, structure 0", "neighbours per atom", "in Å?")),
+    Case("cell of a hundredth of its size", evaluate(lambda _: [speck()]), ("bad.xyz, structure 0", "of its images lie within", "in Å?")),
     Case("structure without atoms", structure("md", Atoms), ("bad.xyz",)),
     Case(
         "element the model does not know, in evaluate",
@@ -353,6 +452,16 @@ CASES = [
     Case("config that is not YAML", train("data: {train: [x\n"), ("bad.yaml", "not valid YAML", "line")),
     Case("config that is binary", lambda d: ["train", d / "good.safetensors"], ("good.safetensors", "not")),
     Case("config with a Python tag", hot_pickle_tag, ("bad.yaml", "not valid YAML", "python/object/apply")),
+    Case("config with an alias bomb", train(bomb()), ("bad.yaml", "not valid YAML", "alias *a0", "line 2")),
+    Case("config with an alias to itself", train("data: &a {train: *a}\n"), ("bad.yaml", "not valid YAML", "alias *a")),
+    Case("config nested without end", train("data: " + "[" * 5000 + "]" * 5000), ("bad.yaml", "not valid YAML", "nested too deeply")),
+    Case("config with a number of 5,000 digits", train(f"seed: {'9' * 5000}\n"), ("bad.yaml", "not valid YAML", "digits")),
+    Case("config with a number of 80 bits", train("seed: 0xffffffffffffffffffff\n"), ("bad.yaml", "not valid YAML", "64 bits")),
+    Case("config with a date that is none", train("data: {train: 2001-99-99}\n"), ("bad.yaml", "not valid YAML", "a value cannot be read")),
+    Case("config with a tag on another kind of value", train("data: !!map [train]\n"), ("bad.yaml", "not valid YAML", "expected keys and values")),
+    Case("config that names a home of nobody", train(data={"train": "~nobody_here/x.xyz"}), ("~nobody_here/x.xyz", "no such home directory")),
+    Case("config that names a file with a null byte", train('data: {train: "a\\0b"}\n'), ("a\\x00b", "null")),
+    Case("config that names a file with an endless name", train(data={"train": "x" * 5000}), ("xxx", "too long")),
     Case("config without data", train("model: {architecture: ace}\n"), ("bad.yaml", "'data' is missing")),
     Case("config that is a list", train("[data, model]\n"), ("bad.yaml", "expected keys and values")),
     Case("key nobody knows", train(training={"epoch": 3}), ("bad.yaml", "training.epoch", "did you mean 'epochs'")),
@@ -372,6 +481,27 @@ CASES = [
     Case("model that lacks a parameter", info(model(drop("readout_0"))), ("bad.safetensors", "readout_0", "missing")),
     Case("model with a parameter that is NaN", info(model(poison)), ("bad.safetensors", "parameter", "not finite")),
     Case("model with a parameter of another shape", info(model(reshape)), ("bad.safetensors", "embedding", "shape")),
+    Case("model with parameters that are whole numbers", info(model(whole)), ("bad.safetensors", "parameter", "int32")),
+    Case("model with a parameter inside another", info(model(nested)), ("bad.safetensors", "not that of an mlff model")),
+    Case("model that promises 10^9 layers", info(model(header=lambda h: h["model"].update(layers=10**9))), ("bad.safetensors", "1000000000 layers")),
+    Case("model that promises 10^9 channels", info(model(header=lambda h: h["model"].update(channels=10**9))), ("bad.safetensors", "1000000000 channels")),
+    Case("model with an endless cutoff", info(model(header=lambda h: h["model"].update(cutoff=1e300))), ("bad.safetensors", "less than or equal to 100")),
+    Case("model whose header holds an infinity", info(model(header=lambda h: h["metadata"].update(x=float("inf")))), ("bad.safetensors", "not an mlff model")),
+    Case("model with an element of 400 digits", info(model(header=lambda h: h.update(baseline={"1": 10**400, "8": 0}))), ("bad.safetensors", "OverflowError")),
+    Case("model whose certificate is none", info(model(header=lambda h: h["metadata"].update(certificate=[1]))), ("bad.safetensors", "metadata")),
+    Case("model whose errors are none", info(model(header=lambda h: h["metadata"].update(errors={"x": {"a": 1}}))), ("bad.safetensors", "errors", "metadata")),
+    Case(
+        "model whose reference structures are ragged",
+        evaluate_model(model(header=lambda h: h["metadata"].update(references=[REFERENCE | {"forces": [[0, 0, 0]] * 2}]))),
+        ("bad.safetensors", "reference structures cannot be evaluated"),
+    ),
+    Case(
+        "model whose reference structures hold an atom of 30 digits",
+        evaluate_model(model(header=lambda h: h["metadata"].update(references=[REFERENCE | {"numbers": [10**30]}]))),
+        ("bad.safetensors", "reference structures cannot be evaluated"),
+    ),
+    Case("model file whose header has no end", info(text(b"\xff" * 8 + b"{}")), ("bad.safetensors", "not a safetensors file, or truncated")),
+    Case("model file whose header is larger than the file", info(text((10**9).to_bytes(8, "little") + b"{}")), ("bad.safetensors", "truncated")),
     Case("model of a newer version", info(model(header=lambda h: h.update(format_version=99))), ("bad.safetensors", "format 99", "newer")),
     Case("model with an unknown architecture", info(model(header=lambda h: h["model"].update(architecture="os.system"))), ("bad.safetensors", "os.system")),
     Case("model whose header lacks the elements", info(model(header=lambda h: h.pop("elements"))), ("bad.safetensors", "elements")),
@@ -385,6 +515,8 @@ CASES = [
         ("gone/errors.json", "no such directory"),
     ),
     Case("run directory of another config", other_run, ("run", "seed (0 there, 7 here)", "choose another --out")),
+    Case("run with a damaged list of checkpoints", damaged_list, ("bad_run", "checkpoints cannot be listed")),
+    Case("run whose checkpoint has no counters", damaged_record, ("bad_run", "not that of a run of mlff")),
     Case("run whose checkpoints are all damaged", damaged_checkpoints, ("bad_run", "no checkpoint is whole")),
     Case(
         "trajectory that cannot be continued",

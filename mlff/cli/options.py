@@ -79,12 +79,17 @@ def _pairs(section, option: str, texts: list[str] | None):
     import pydantic
     import yaml
 
+    from mlff.config import plain_values
+
     values = {}
     for text in texts:
         name, separator, value = text.partition("=")
         if not separator or name not in section.model_fields:
             raise ConfigError(f"{option} {text}: expected name=value with name one of {', '.join(section.model_fields)}")
-        values[name] = yaml.safe_load(value) if value.startswith("{") else value
+        try:
+            values[name] = plain_values(value) if value.startswith("{") else value
+        except yaml.YAMLError:
+            raise ConfigError(f"{option} {text}: the value is not valid YAML") from None
     try:
         return section(**values)
     except pydantic.ValidationError as error:

@@ -54,7 +54,17 @@ class Conversion:
         name = f"{where}: {label} (key {key!r})"
         if label == "group":
             return str(value)
-        array = np.asarray(value)
+        with np.errstate(over="ignore"):
+            parsed = self._parse(label, value, n, name, order)
+        if not np.isfinite(parsed).all():
+            raise DataError(f"{name} is too large for a number in mlff's units; remove the label or the structure")
+        return parsed
+
+    def _parse(self, label, value, n, name, order):
+        try:
+            array = np.asarray(value)
+        except ValueError:  # lists of different lengths
+            array = np.array(None)
         if array.dtype.kind not in "fiu":
             raise DataError(f"{name} is not a number: {str(value)[:40]!r}; correct it or name another key with keys.{label}")
         array = array.astype(np.float64, order="C")

@@ -198,9 +198,12 @@ def expand(path: str | Path | Source | list) -> list[Path]:
     if isinstance(path, Source):
         return expand(path.file)
     text = str(path)
-    if Path(text).exists() or not glob.has_magic(text):
-        return [Path(text)]
-    found = sorted(glob.glob(text, recursive=True))
+    try:
+        if not glob.has_magic(text) or Path(text).exists():
+            return [Path(text)]
+        found = sorted(glob.glob(text, recursive=True))
+    except (OSError, ValueError) as error:  # too long, or with a null byte or half a character in it
+        raise DataError(f"{text}: is not the name of a file ({error})") from None
     if not found:
         raise DataError(f"{text}: no file matches")
     return [Path(file) for file in found]

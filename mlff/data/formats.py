@@ -12,6 +12,7 @@ import itertools
 import lzma
 import re
 import tempfile
+import zlib
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -21,7 +22,7 @@ from typing import NamedTuple
 
 import ase
 import ase.io
-from ase.io.formats import UnknownFileTypeError, filetype, ioformats
+from ase.io.formats import filetype, ioformats
 
 from mlff.config import ReadOptions, Units
 from mlff.data.census import Census
@@ -140,20 +141,24 @@ def _reason(error: Exception, name: str) -> str:
 @contextmanager
 def _plain_file(path: Path) -> Iterator[Path]:
     """A readable, uncompressed file with the contents of `path` and its name less the compression suffix; or a folder."""
-    if is_deepmd(path):
-        yield path
-        return
     try:
-        if path.is_dir():
+        deepmd = is_deepmd(path)
+        if path.is_dir() and not deepmd:
             systems = any(map(is_deepmd, path.iterdir()))
             advice = f"the DeePMD systems in it: {path}/*" if systems else f"the files in it, e.g. {path}/*.xyz"
             raise DataError(f"{path}: is a directory and no DeePMD system (it has no type.raw); name {advice}")
-        with open(path, "rb") as file:
-            head = file.read(8)
+        head = b""
+        if not deepmd:
+            with open(path, "rb") as file:
+                head = file.read(8)
     except FileNotFoundError:
         raise DataError(f"{path}: no such file") from None
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({(error.strerror or str(error)).lower()})") from None
+    except (OSError, ValueError) as error:  # ValueError: a null byte or half a character in the name
+        reason = error.strerror if isinstance(error, OSError) else None
+        raise DataError(f"{path}: cannot be read ({(reason or str(error)).lower()})") from None
+    if deepmd:
+        yield path
+        return
     if not head:
         raise DataError(f"{path}: the file is empty")
     opener = next((opener for magic, opener in _COMPRESSED.items() if head.startswith(magic)), None)
@@ -168,7 +173,7 @@ def _plain_file(path: Path) -> Iterator[Path]:
                 while piece := packed.read(1 << 24):
                     file.write(piece)
                     check_size(file.tell(), path.stat().st_size, f"{path}")
-        except (OSError, EOFError, lzma.LZMAError) as error:
+        except (OSError, EOFError, lzma.LZMAError, zlib.error) as error:
             raise DataError(f"{path}: cannot be decompressed, the file is damaged or cut short ({error})") from None
         if plain.stat().st_size == 0:
             raise DataError(f"{path}: the file is empty")
@@ -185,7 +190,7 @@ def _recognise(plain: Path, path: Path) -> tuple[str, Callable[[Path], Reading]]
             return name, known.read
     try:
         name = filetype(str(plain.resolve()))
-    except (UnknownFileTypeError, UnicodeDecodeError, OSError):
+    except Exception:  # noqa: BLE001  of a damaged file it raises anything
         name = None
     if name in ("db", "json"):
         return f"ASE {name}", read_database

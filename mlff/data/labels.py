@@ -104,9 +104,9 @@ def _label(atoms, where, chosen, convert) -> tuple[Structure, str, list]:
         there = [(name, place, value) for name in names for place, value in _look(atoms, name)]
         if not there:
             continue
-        six = any(place != "calculator" and np.size(value) == 6 for _, place, value in there)
+        six = any(place != "calculator" and _size(value) == 6 for _, place, value in there)
         if six and label in ("stress", "virial") and structure.pbc.all():
-            name, place, value = next(item for item in there if item[1] != "calculator" and np.size(item[2]) == 6)
+            name, place, value = next(item for item in there if item[1] != "calculator" and _size(item[2]) == 6)
             tensor = convert.parse(label, value, len(atoms), where, name)
             found_six = _six(tensor if label == "stress" else convert.virial_sign * tensor / structure.volume)
         if label in ("stress", "virial") and (six and order is None or not structure.pbc.all()):
@@ -225,6 +225,14 @@ def _plain(key: str) -> str:
     for prefix in PREFIXES:
         key = key.removeprefix(prefix)
     return key
+
+
+def _size(value) -> int:
+    """How many numbers; 0 for lists of lists of different lengths."""
+    try:
+        return np.size(value)
+    except ValueError:
+        return 0
 
 
 def _agree(values, label, where):

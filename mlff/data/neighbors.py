@@ -18,6 +18,8 @@ _ALL_PAIRS = 48
 _MOST_CELLS, _FEWEST_ACROSS = 5e4, 2.0
 _PAIR_BYTES = 100.0  # a pair while it is searched and sorted in
 _CROWD = 1e5  # neighbours of one atom that no real structure has
+# 50 along each direction: in cells smaller or flatter than any crystal's the search would hardly end.
+_MOST_IMAGES = 1.25e5
 
 
 def neighbor_list(positions, cell, pbc, cutoff: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -28,8 +30,8 @@ def neighbor_list(positions, cell, pbc, cutoff: float) -> tuple[np.ndarray, np.n
     neighbours; an atom is never its own neighbour in the home cell. Cell vectors of directions that are not periodic
     are ignored; atoms may lie anywhere. The order is the same from call to call.
 
-    Raises StructureError: a position or periodic cell vector that is not finite, a periodic direction without extent,
-    more pairs than there can be, or than memory holds.
+    Raises StructureError: a position or periodic cell vector that is not finite, a periodic direction without extent, a cell
+    with more than 100,000 images within the cutoff, more pairs than there can be, or than memory holds.
     """
     positions = np.ascontiguousarray(positions, dtype=np.float64)
     pbc = np.asarray(pbc, dtype=bool)
@@ -47,6 +49,7 @@ def neighbor_list(positions, cell, pbc, cutoff: float) -> tuple[np.ndarray, np.n
     _refuse_crowd(len(positions), free * (abs(np.linalg.det(box)) if pbc.any() else 1.0), cutoff)
     home = np.floor(positions @ inverse) * pbc
     wrapped = positions - home @ box
+    _check_images(heights[pbc], cutoff)
     cells = np.maximum(heights / cutoff, 1.0)
     if cells.prod() > _MOST_CELLS and cells.min() * np.cbrt(1e5 / cells.prod()) < _FEWEST_ACROSS:
         i, j, shifts = _by_tree(wrapped, box, inverse, pbc, heights, cutoff)
@@ -55,6 +58,13 @@ def neighbor_list(positions, cell, pbc, cutoff: float) -> tuple[np.ndarray, np.n
     i, j, shifts = calculator.compute(points=wrapped, box=box, periodic=pbc, quantities="ijS", copy=False)
     i, j = i.astype(np.int32), j.astype(np.int32)
     return i, j, _unwrap(shifts, home, i, j)
+
+
+def check_cell(cell, pbc, cutoff: float = 5.0) -> None:
+    """Raise StructureError for a cell (3, 3), Å, with so many images within `cutoff` that no neighbours can be listed."""
+    pbc = np.asarray(pbc, dtype=bool)
+    _, _, heights = _box(np.zeros((1, 3)), cell, pbc)
+    _check_images(heights[pbc], cutoff)
 
 
 def coincident_pair(positions, cell, pbc, distance: float) -> tuple[int, int] | None:
@@ -81,6 +91,10 @@ def _refuse_crowd(n: int, volume: float, cutoff: float) -> None:
     if around > _CROWD or needed > 1e8 and needed > free_memory():
         found = f"about {around:,.0f} neighbours per atom within {cutoff:g} Å"
         raise StructureError(f"{found}: too many; are cell and positions in Å?")
+def _check_images(heights, cutoff) -> None:
+    images = math.prod((2 * (cutoff // heights) + 1).tolist())
+    if images > _MOST_IMAGES:
+        raise StructureError(f"the cell is so small or flat that {images:.0e} of its images lie within {cutoff:g} Å; are cell and positions in Å?")
 
 
 def _all_pairs(positions, cutoff):

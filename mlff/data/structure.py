@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 import ase
 import numpy as np
 
+from mlff.data.neighbors import check_cell
 from mlff.errors import StructureError
 
 #: Two atoms nearer than this (Å) are on top of each other: no reference calculation converges there.
@@ -88,9 +89,10 @@ class Structure:
                 raise StructureError(f"{self.source}: periodic along {axis}, but the cell vector {axis} is zero; set the cell or pbc")
             if self.pbc.all() and self.volume < 1e-6:
                 raise StructureError(f"{self.source}: the cell has no volume")
-            if np.linalg.svd(self.cell[self.pbc] / lengths[self.pbc, None], compute_uv=False)[-1] < 1e-9:
-                flat = "the periodic cell vectors lie in one plane or line"
-                raise StructureError(f"{self.source}: {flat}; the cell has no volume")
+            try:
+                check_cell(self.cell, self.pbc)
+            except StructureError as error:
+                raise StructureError(f"{self.source}: {error}") from None
 
     def to_atoms(self) -> ase.Atoms:
         """ASE atoms without labels."""

@@ -10,10 +10,12 @@ from ase.data import chemical_symbols
 from rich.console import Group
 from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from mlff.data.dataset import Dataset
 from mlff.data.lint import SEVERITIES, Lint
 from mlff.data.neighbors import neighbor_list
+from mlff.errors import ModelFileError, printable
 from mlff.potential import Potential
 from mlff.simulation.md import Summary
 from mlff.training.metrics import Metrics
@@ -22,7 +24,7 @@ _LOOK_AT = 200  #: structures whose distances are measured
 
 
 def model(potential: Potential, path: Path) -> Group:
-    """Architecture, elements, errors and origin of a potential."""
+    """Architecture, elements, errors and origin of a potential. Raises ModelFileError: errors that are none."""
     options = potential.config.model_dump()
     metadata = potential.metadata
     rows = [
@@ -38,8 +40,11 @@ def model(potential: Potential, path: Path) -> Group:
     ]
     rows += [(name, _flat(value)) for name, value in metadata.items() if name not in ("config", "errors", "references", "certificate")]
     tables = [_rows(str(path), rows)]
-    for name, errors in (metadata.get("errors") or {}).items():
-        tables.append(Metrics(**errors).table(f"errors: {name}"))
+    try:
+        for name, errors in (metadata.get("errors") or {}).items():
+            tables.append(Metrics.from_dict(errors).table(f"errors: {escape(printable(name))}"))
+    except (ValueError, TypeError, AttributeError) as error:
+        raise ModelFileError(f"{path}: the errors in its metadata cannot be read ({error})") from None
     return Group(*tables)
 
 
@@ -146,11 +151,11 @@ def _contacts(structures) -> list[tuple[str, str]]:
 
 
 def _rows(title: str, rows: list[tuple[str, str]]) -> Table:
-    table = Table(title=title, title_justify="left", show_header=False)
+    table = Table(title=Text(printable(title)), title_justify="left", show_header=False)
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*(Text(printable(cell)) for cell in row))
     return table
 
 

@@ -15,7 +15,7 @@ from ase.md.langevin import Langevin
 from ase.md.nose_hoover_chain import IsotropicMTKNPT
 from ase.md.verlet import VelocityVerlet
 
-from mlff.errors import ConfigError
+from mlff.errors import ConfigError, DataError
 from mlff.simulation.velocities import degrees_of_freedom
 from mlff.units import FEMTOSECOND, STRESS
 
@@ -75,13 +75,19 @@ class Integrator:
         arrays = {name: np.array(operator.attrgetter(name)(self._dynamics)) for name in self._held}
         return arrays | {"rng": np.array(json.dumps(self._rng.bit_generator.state))}
 
-    def restore(self, state: dict[str, np.ndarray]) -> None:
+    def restore(self, state: dict[str, np.ndarray], source: object = "state") -> None:
+        """Take up what `state` gave. Raises DataError, with `source`: something is missing or of another shape."""
         for name in self._held:
             owner, _, attribute = name.rpartition(".")
             target = operator.attrgetter(owner)(self._dynamics) if owner else self._dynamics
-            value = state[name]
+            value, now = state.get(name), np.asarray(getattr(target, attribute))
+            if value is None or value.shape != now.shape or value.dtype.kind != "f":
+                raise DataError(f"{source}: {name!r} is missing or not as this ensemble has it; start without restart")
             setattr(target, attribute, value.copy() if value.ndim else value.item())
-        self._rng.bit_generator.state = json.loads(str(state["rng"]))
+        try:
+            self._rng.bit_generator.state = json.loads(str(state["rng"]))
+        except (KeyError, ValueError, TypeError, OverflowError, RecursionError):
+            raise DataError(f"{source}: 'rng' is not the state of a random number generator; start without restart") from None
 
 
 def make_integrator(atoms: ase.Atoms, settings: Settings, rng: np.random.Generator) -> Integrator:

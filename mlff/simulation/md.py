@@ -11,7 +11,8 @@ import ase
 import numpy as np
 
 from mlff import provenance
-from mlff.errors import ConfigError, DataError, FileError, MLFFError
+from mlff.data.structure import Structure
+from mlff.errors import ConfigError, DataError, FileError, MLFFError, StructureError
 from mlff.files import alone, writing
 from mlff.interruption import Stop
 from mlff.simulation.guard import Guard, Limits, SimulationError
@@ -20,6 +21,7 @@ from mlff.simulation.progress import MDProgress
 from mlff.simulation.record import (
     Log,
     Trajectory,
+    check_state,
     check_trajectory_name,
     load_state,
     lock_path,
@@ -95,7 +97,7 @@ def run_md(
         state = load_state(state_path(trajectory)) if restart else None
         if state is not None:
             _place(atoms, state, settings, state_path(trajectory))
-            _warm_up(calculator, state)
+            _warm_up(calculator, state, state_path(trajectory))
         elif not keep_velocities:
             maxwell_boltzmann(atoms, temperature, rng)
         _set_stress_mode(calculator, ensemble == "npt")
@@ -105,7 +107,7 @@ def run_md(
             _try_out(atoms, guard, ensemble)
             integrator = make_integrator(atoms, settings, rng)
             if state is not None:
-                integrator.restore(state)
+                integrator.restore(state, state_path(trajectory))
             run = _Run(atoms, integrator, settings, guard, interval, trajectory, log, state)
             if trajectory is not None:
                 facts = {"settings": asdict(settings), "seed": seed, "steps": steps, "interval": interval}
@@ -298,20 +300,19 @@ def _sole_writer(trajectory: str | Path | None):
 
 def _place(atoms: ase.Atoms, state: dict[str, np.ndarray], settings: Settings, path: Path) -> None:
     """Put the atoms where the state says; DataError if it belongs to other atoms or another kind of run."""
-    try:
-        if not np.array_equal(state["numbers"], atoms.numbers):
-            raise DataError(f"{path}: the state belongs to other atoms")
-        for name, value in asdict(settings).items():
-            before = state[f"setting_{name}"].item()
-            if name in ("ensemble", "thermostat", "timestep") and before != value:
-                raise DataError(f"{path}: the earlier run had {name} {before}, not {value}")
-        atoms.set_constraint()
-        atoms.set_cell(state["cell"])
-        atoms.pbc = state["pbc"]
-        atoms.positions = state["positions"]
-        atoms.set_momenta(state["momenta"])
-    except KeyError as error:
-        raise DataError(f"{path}: {error.args[0]!r} is missing from the state") from None
+    check_state(state, ("step", "frames", "degrees_of_freedom", "rng", *(f"setting_{name}" for name in asdict(settings))), path)
+    if not np.array_equal(state["numbers"], atoms.numbers):
+        raise DataError(f"{path}: the state belongs to other atoms")
+    for name, value in asdict(settings).items():
+        before = state[f"setting_{name}"].item()
+        if name in ("ensemble", "thermostat", "timestep") and before != value:
+            raise DataError(f"{path}: the earlier run had {name} {before}, not {value}")
+    atoms.set_constraint()
+    atoms.set_cell(state["cell"])
+    atoms.pbc = state["pbc"]
+    atoms.positions = state["positions"]
+    atoms.set_momenta(state["momenta"])
+    Structure.from_atoms(atoms, source=str(path))
 
 
 def _try_out(atoms: ase.Atoms, guard: Guard, ensemble: Ensemble) -> None:
@@ -325,11 +326,17 @@ def _try_out(atoms: ase.Atoms, guard: Guard, ensemble: Ensemble) -> None:
         raise SimulationError(f"the starting structure cannot be simulated: {error}") from error
 
 
-def _warm_up(calculator, state: dict[str, np.ndarray]) -> None:
+def _warm_up(calculator, state: dict[str, np.ndarray], path: Path) -> None:
     """Give the calculator back the neighbour list of the earlier run, so that sums run in the same order."""
     held = {name.removeprefix("neighbors_"): value for name, value in state.items() if name.startswith("neighbors_")}
     if held and hasattr(calculator, "restore_neighbors"):
-        calculator.restore_neighbors(held)
+        check_state(held, ("sizes",), path)
+        if not np.array_equal(held["numbers"], state["numbers"]):
+            raise DataError(f"{path}: the neighbour list belongs to other atoms")
+        try:
+            calculator.restore_neighbors(held)
+        except StructureError as error:
+            raise DataError(f"{path}: its neighbour list cannot be built again ({error})") from None
 
 
 def _set_stress_mode(calculator, always: bool | None) -> None:

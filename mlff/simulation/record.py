@@ -14,6 +14,7 @@ from ase.calculators.singlepoint import SinglePointCalculator
 from ase.io.extxyz import write_extxyz
 from ase.io.trajectory import TrajectoryReader, TrajectoryWriter
 
+from mlff.data.readers.npz import array_shapes
 from mlff.errors import DataError
 from mlff.files import replacing, sync, write_text, writing
 
@@ -152,14 +153,14 @@ class Log:
             self._file.close()
 
     def _drop_after(self, step: int) -> None:
-        with open(self.path, encoding="utf-8", newline="") as file:
+        with open(self.path, encoding="utf-8", errors="replace", newline="") as file:
             kept = [line for line in file if line.endswith("\n") and self._keep(line, step)]
         write_text(self.path, "".join(kept))
 
     def _keep(self, line: str, step: int) -> bool:
         try:
             return int(line.split(",")[0]) <= step if self._csv else json.loads(line)["step"] <= step
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             return self._csv and line.startswith("step")
 
 
@@ -185,12 +186,41 @@ def save_state(path: Path, state: dict[str, np.ndarray]) -> None:
         np.savez(file, **state)
 
 
+def check_state(state: dict[str, np.ndarray], single: tuple[str, ...], path: Path) -> None:
+    """Raise DataError unless there are numbers, positions, cell and pbc of the same atoms, and what `single` names (`sizes` has
+    three entries), and all that is a number is finite."""
+    n = len(state["numbers"]) if "numbers" in state and state["numbers"].ndim else 0
+    shapes = {"numbers": (n,), "positions": (n, 3), "cell": (3, 3), "pbc": (3,), **dict.fromkeys(single, ()), "sizes": (3,)}
+    kinds = {"numbers": "iu", "positions": "f", "momenta": "f", "cell": "f", "pbc": "b", "sizes": "iu", "rng": "U"}
+    kinds |= dict.fromkeys(("step", "frames", "degrees_of_freedom"), "iu")
+    if "momenta" in state or "step" in single:
+        shapes["momenta"] = (n, 3)
+    if "sizes" not in single:
+        del shapes["sizes"]
+    for name, shape in shapes.items():
+        if name not in state:
+            raise DataError(f"{path}: {name!r} is missing from the state")
+        array = state[name]
+        if array.shape != shape or array.dtype.kind not in kinds.get(name, array.dtype.kind):
+            raise DataError(f"{path}: {name!r} is {array.dtype} of shape {array.shape} where {shape} is expected; start without restart")
+        if kinds.get(name) == "iu" and (array < (name == "degrees_of_freedom")).any():
+            raise DataError(f"{path}: {name!r} is too small; start without restart")
+    for name, array in state.items():
+        if array.dtype.kind in "fc" and not np.isfinite(array).all():
+            raise DataError(f"{path}: {name!r} is not finite; start without restart")
+
+
 def load_state(path: Path) -> dict[str, np.ndarray]:
     """What `save_state` wrote; runs no code from the file. Raises DataError."""
     try:
+        odd = [name for name, shape in array_shapes(path).items() if shape is None]
+        if odd:
+            raise DataError(f"{odd[0]!r} is no array of numbers or text")
         with np.load(path, allow_pickle=False) as file:
             return {name: file[name] for name in file.files}
     except FileNotFoundError:
         raise DataError(f"{path}: no state to restart from; start without restart") from None
+    except DataError as error:
+        raise DataError(f"{path}: not a state file of a simulation ({error})") from None
     except Exception as error:
         raise DataError(f"{path}: not a state file of a simulation ({type(error).__name__})") from None

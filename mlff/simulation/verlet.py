@@ -139,7 +139,7 @@ class VerletList:
 
     def _choose(self, n: int, k: int, periodic: bool, wanted: Sizes | None) -> Sizes:
         """A padded shape for n atoms with up to k neighbours: one in use if it is not much too large, else a new one."""
-        if wanted is not None and wanted.atoms >= n and wanted.neighbors >= k:
+        if wanted is not None and n <= wanted.atoms <= 2 * n + 8 and k <= wanted.neighbors <= 2 * k + 8:
             fitting = [wanted]
         else:
             fitting = [s for s in self.sizes if n <= s.atoms <= 2 * n + 8 and k <= s.neighbors <= 2 * k + 8]

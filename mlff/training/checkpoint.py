@@ -27,6 +27,7 @@ class Checkpoints:
 
     `save` returns within milliseconds; `close` (or leaving the `with` block) waits until the last one is on disk. What
     goes wrong on the way there is a FileError of the next `save` or of `close`; the ones before are still whole.
+    Raises ModelFileError: the directory is damaged.
     """
 
     def __init__(self, directory: str | Path, keep: int = 2):
@@ -35,9 +36,14 @@ class Checkpoints:
         _quiet()
         self.directory = Path(directory).absolute()
         self._orbax = orbax
-        with self._writing():
+        try:
             options = orbax.CheckpointManagerOptions(max_to_keep=keep)
             self._manager = orbax.CheckpointManager(self.directory, options=options)
+        except OSError as error:
+            raise cannot_write(self.directory, error) from error
+        except Exception as error:  # Orbax raises whatever the damage of a folder suggests
+            reason = " ".join(str(error).split())[:120]
+            raise ModelFileError(f"{directory}: the checkpoints cannot be listed ({reason}); delete the damaged one") from None
 
     def __enter__(self) -> Checkpoints:
         return self
@@ -75,13 +81,15 @@ class Checkpoints:
         numbers, damaged = self.numbers, []
         for number in reversed(numbers):
             try:
-                vectors, content = self._read(number)
+                vectors, content = self._read(number, template)
+            except ModelFileError:
+                raise
             except Exception as error:  # Orbax and TensorStore raise whatever the damage suggests
                 reason = " ".join(str(error).split())[:120]
                 _log.warning("%s: checkpoint %d is damaged and passed over (%s)", self.directory, number, reason)
                 damaged.append(number)
                 continue
-            tree = _unpack(vectors, content["layout"], template, f"{self.directory}: checkpoint {number}")
+            tree = _unpack(vectors, template)
             for other in damaged:
                 self._manager.delete(other)
             return tree, content["record"]
@@ -94,9 +102,11 @@ class Checkpoints:
         args = self._orbax.args
         for number in reversed(self.numbers):
             try:
-                return self._manager.restore(number, args=args.Composite(record=args.JsonRestore()))["record"]["record"]
+                found = self._manager.restore(number, args=args.Composite(record=args.JsonRestore()))["record"]["record"]
             except Exception:
                 continue
+            if isinstance(found, dict):
+                return found
         return None
 
     def close(self) -> None:
@@ -115,15 +125,17 @@ class Checkpoints:
         except Exception as error:  # Orbax and TensorStore wrap what the system says
             raise cannot_write(self.directory, error) from error
 
-    def _read(self, number: int) -> tuple[dict[str, np.ndarray], dict]:
+    def _read(self, number: int, template: Any) -> tuple[dict[str, np.ndarray], dict]:
+        """Arrays and content of a checkpoint. The layout is compared first: what it promises is not allocated on its word."""
         args = self._orbax.args
         content = self._manager.restore(number, args=args.Composite(record=args.JsonRestore()))["record"]
+        _check_layout(content["layout"], template, f"{self.directory}: checkpoint {number}")
         shapes: dict[str, int] = {}
-        for _, dtype, shape in content["layout"]:
+        for _, dtype, shape in _layout(template):
             shapes[dtype] = shapes.get(dtype, 0) + int(np.prod(shape))
         empty = {dtype: np.zeros(size, dtype) for dtype, size in shapes.items()}
         vectors = self._manager.restore(number, args=args.Composite(arrays=args.StandardRestore(empty)))["arrays"]
-        if _digest(vectors, content["record"]) != content["digest"]:
+        if not isinstance(content["record"], dict) or _digest(vectors, content["record"]) != content["digest"]:
             raise ValueError("its checksum does not match")
         return vectors, content
 
@@ -134,6 +146,7 @@ _log = logging.getLogger("mlff")
 def _quiet() -> None:
     absl_logging.set_verbosity(absl_logging.FATAL)  # errors come as exceptions too, and are told once
     absl_logging.set_stderrthreshold(absl_logging.FATAL)
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL)
 
 
 def _pack(tree: Any) -> tuple[dict[str, np.ndarray], list]:
@@ -148,15 +161,29 @@ def _pack(tree: Any) -> tuple[dict[str, np.ndarray], list]:
     return {dtype: np.concatenate(arrays) for dtype, arrays in parts.items()}, layout
 
 
-def _unpack(vectors: dict[str, np.ndarray], layout: list, template: Any, source: str) -> Any:
-    leaves, structure = jax.tree_util.tree_flatten_with_path(template)
-    expected = [[jax.tree_util.keystr(path), np.dtype(leaf.dtype).name, list(leaf.shape)] for path, leaf in leaves]
-    if expected != layout:
-        other = next((f"{b[0]} {b[1]}{b[2]}" for a, b in zip(expected, layout, strict=False) if a != b), "number of arrays")
-        raise ModelFileError(f"{source} belongs to another model or optimiser ({other}); choose another --out")
+def _layout(tree: Any) -> list:
+    """[path, type, shape] of each array in order."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return [[jax.tree_util.keystr(path), np.dtype(leaf.dtype).name, list(leaf.shape)] for path, leaf in leaves]
+
+
+def _check_layout(layout: list, template: Any, source: str) -> None:
+    """Raise ModelFileError if the layout is that of another tree, ValueError or TypeError if it is none."""
+    expected = _layout(template)
+    if expected == layout:
+        return
+    for name, dtype, shape in layout:
+        if not (isinstance(name, str) and isinstance(dtype, str) and all(type(n) is int for n in shape)):
+            raise ValueError("its layout is none")
+    other = next((f"{b[0]} {b[1]}{b[2]}" for a, b in zip(expected, layout, strict=False) if a != b), "number of arrays")
+    raise ModelFileError(f"{source} belongs to another model or optimiser ({other}); choose another --out")
+
+
+def _unpack(vectors: dict[str, np.ndarray], template: Any) -> Any:
+    structure = jax.tree_util.tree_structure(template)
     position = dict.fromkeys(vectors, 0)
     arrays = []
-    for _, dtype, shape in layout:
+    for _, dtype, shape in _layout(template):
         start = position[dtype]
         position[dtype] = stop = start + int(np.prod(shape))
         arrays.append(np.asarray(vectors[dtype])[start:stop].reshape(shape))

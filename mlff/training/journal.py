@@ -118,11 +118,11 @@ class Journal:
         if not self.metrics.exists():
             return
         kept = []
-        for text in self.metrics.read_text(encoding="utf-8").splitlines():
+        for text in self.metrics.read_text(encoding="utf-8", errors="replace").splitlines():
             try:
                 if json.loads(text)["epoch"] <= epochs:
                     kept.append(text + "\n")
-            except (ValueError, KeyError, TypeError):
+            except (ValueError, KeyError, TypeError, RecursionError):
                 continue  # a line cut short when the process was killed
         write_text(self.metrics, "".join(kept))
 

@@ -70,7 +70,7 @@ def _train(config: Config, out: Path, splits: Splits, journal: Journal, progress
     with jax.enable_x64(config.precision == "float64"), Checkpoints(out / "checkpoints", keep) as saved:
         record = saved.record()
         _refuse_other(out, identity, record)
-        if record is not None and Run(**record["run"]).over(config) and (out / MODEL).exists():
+        if record is not None and Run.from_record(record, out).over(config) and (out / MODEL).exists():
             journal.say(f"this run is finished: its potential is {out / MODEL}")
             return Potential.load(out / MODEL)
         journal.say(str(splits.train.census))
@@ -186,6 +186,8 @@ def _refuse_other(out: Path, identity: dict, record: dict | None) -> None:
         if (out / MODEL).exists():
             raise ConfigError(f"{out}: holds a {MODEL} but no checkpoint to go on from; choose another --out")
         return
+    if not isinstance(record.get("identity"), dict):
+        raise ConfigError(f"{out}: a checkpoint does not say of which run it is; choose another --out")
     there, here = _flat(record["identity"]), _flat(identity)
     differing = sorted(key for key in there.keys() | here.keys() if there.get(key) != here.get(key))
     if differing:

@@ -8,10 +8,12 @@ from dataclasses import dataclass
 
 import numpy as np
 from ase.data import chemical_symbols
+from rich.markup import escape
 from rich.table import Table
 
 from mlff.data.structure import Structure
 from mlff.environments import BINS, NAMES, Environments
+from mlff.errors import printable
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,18 @@ class Metrics:
         """Plain numbers, for JSON."""
         return dataclasses.asdict(self)
 
+    @classmethod
+    def from_dict(cls, values: dict) -> Metrics:
+        """What `to_dict` wrote. Raises ValueError or TypeError for anything else."""
+        metrics = cls(**values)
+        figures = [*vars(metrics).items(), *metrics.forces_rmse_by_element.items()]
+        for name, value in figures:
+            number = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e300
+            whole = name in ("structures", "energies", "force_components", "stress_components")
+            if name != "forces_rmse_by_element" and not (number or value is None and not whole):
+                raise ValueError(f"{name} is no number")
+        return metrics
+
     def table(self, title: str | None = None) -> Table:
         """A rich table of the errors."""
         table = Table(title=title, title_justify="left")
@@ -58,7 +72,7 @@ class Metrics:
             count = f"{self.force_components:,} components"
             table.add_row("forces", _number(self.forces_rmse), _number(self.forces_mae), "meV/Å", count)
             for element, rmse in self.forces_rmse_by_element.items():
-                table.add_row(f"  on {element}", _number(rmse), "", "meV/Å", "")
+                table.add_row(f"  on {escape(printable(element))}", _number(rmse), "", "meV/Å", "")
         for row in self.by_distance:
             name = f"  {row['name']}"
             if row["forces_rmse"] is not None:

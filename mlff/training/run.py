@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from mlff.config import Config
+from mlff.errors import ModelFileError
 from mlff.training.losses import Sums
 from mlff.training.step import Report
 
@@ -36,6 +37,22 @@ class Run:
 
     def to_dict(self) -> dict:
         return dataclasses.asdict(self)
+
+    @classmethod
+    def from_record(cls, record: dict, source: object) -> Run:
+        """The counters in the record of a checkpoint. Raises ModelFileError, with `source`, for what is none."""
+        try:
+            run = cls(**record["run"])
+            whole = [n for n in (getattr(run, f.name) for f in dataclasses.fields(cls) if f.type == "int")]
+            real = [run.seconds, run.overhead, run.plateau, *run.totals, *([] if run.best_score is None else [run.best_score])]
+            good = all(type(n) is int and 0 <= n < 2**53 for n in whole) and run.backoffs <= MAX_BACKOFFS
+            good = good and all(type(x) in (int, float) and abs(x) < 1e300 for x in real) and 0 < run.plateau <= 1
+            good = good and min(run.seconds, run.overhead) >= 0 and len(run.totals) == 2 + len(Sums._fields)
+            if good and len(run.recent) <= RECENT and all(bad in (0, 1) for bad in run.recent):
+                return run
+        except (KeyError, TypeError):
+            pass
+        raise ModelFileError(f"{source}: the record of a checkpoint is not that of a run of mlff; delete it to restart")
 
     @property
     def factor(self) -> float:

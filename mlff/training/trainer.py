@@ -76,7 +76,7 @@ class Trainer:
             return False
         arrays, record = found
         self.state, self.best = (jax.tree.map(jnp.asarray, arrays[name]) for name in ("state", "best"))
-        self.run = Run(**record["run"])
+        self.run = Run.from_record(record, self.checkpoints.directory)
         self._reported = self.run.skipped
         self.journal.rewind(self.run.epoch)
         self.journal.say(f"resuming after {self.run.epoch} epochs and {self.run.position} steps")

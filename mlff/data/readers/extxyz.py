@@ -79,8 +79,8 @@ def _parse_extxyz(lines: list[str], number: int) -> ase.Atoms:
     _check_comment(lines[1], number + 1)
     declared = _PROPERTIES.search(lines[1])
     if declared and len(lines) > 2:
-        columns = sum(int(width) for width in declared.group(1).split(":")[2::3] if width.isdigit())
-        if len(lines[2].split()) > columns:
+        columns = sum(int(width) for width in declared.group(1).split(":")[2::3] if width.isdecimal())
+        if len(lines[2].split()) != columns:
             raise DataError(f"line {number + 2} has {len(lines[2].split())} columns, but Properties names {columns}")
     try:
         (atoms,) = read_xyz(io.StringIO("".join(lines)), 0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import zipfile
+from collections import Counter
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -37,7 +38,7 @@ _HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.r
 
 def read_npz(path: Path) -> Reading:
     """The units are the user's business, unless sGDML's `r_unit` and `e_unit` state them. Pickled objects are not loaded."""
-    shapes = _shapes(path)
+    shapes = array_shapes(path)
     manner = _manner(shapes)
     shape = shapes[manner.positions]
     n, size, _ = shape
@@ -74,6 +75,8 @@ def _manner(shapes: dict) -> _Manner:
             f"key {pickled!r} holds Python objects, which are not loaded (they could run code); save plain numbers"
         )
     shape = shapes[manner.positions]
+    if len(shape) == 3 and shape[2] == 3 and 0 in shape:
+        raise DataError(f"holds no structures (key {manner.positions!r} has the shape {shape})")
     if len(shape) != 3 or shape[2] != 3:
         raise DataError(f"key {manner.positions!r} has the shape {shape} where (structures, atoms, 3) is expected")
     return manner
@@ -85,13 +88,20 @@ def _load(archive, shapes: dict, key: str, *expected: tuple[int, ...]) -> np.nda
     return archive[key]
 
 
-def _shapes(path: Path) -> dict[str, tuple[int, ...] | None]:
-    """Key -> shape from the headers of the arrays, whose sizes are checked; None for pickled objects."""
+def array_shapes(path: Path) -> dict[str, tuple[int, ...] | None]:
+    """Key -> shape from the headers of an archive's arrays, whose sizes are checked; None for pickled objects. Raises DataError."""
     shapes = {}
     with zipfile.ZipFile(path) as archive:
-        members = [member for member in archive.infolist() if member.filename.endswith(".npy")]
+        members = archive.infolist()
         check_size(sum(member.file_size for member in members), path.stat().st_size, "the archive")
+        if any(member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED) for member in members):
+            raise DataError("the archive is packed in a way that numpy does not write; is the file damaged?")
+        names = Counter(member.filename.removesuffix(".npy") for member in members)
+        if names and max(names.values()) > 1:  # which one numpy takes is a matter of luck
+            raise DataError(f"key {names.most_common(1)[0][0]!r} stands there twice; is the file damaged?")
         for member in members:
+            if not member.filename.endswith(".npy"):
+                continue
             key = member.filename.removesuffix(".npy")
             with archive.open(member) as file:
                 version = np.lib.format.read_magic(file)
@@ -99,7 +109,7 @@ def _shapes(path: Path) -> dict[str, tuple[int, ...] | None]:
                     raise DataError(f"key {key!r} is an array of format {version}, which is not read")
                 shape, _, dtype = _HEADERS[version](file)
                 start = file.tell()
-            if dtype.kind not in "biufSU":
+            if dtype.kind not in "biufSU" or dtype.itemsize == 0:
                 shapes[key] = None
                 continue
             if start + math.prod(shape) * dtype.itemsize != member.file_size:
