@@ -15,6 +15,9 @@ from mlff.data.structure import Structure
 from mlff.environments import BINS, NAMES, Environments
 from mlff.errors import printable
 
+_COUNTS = ("structures", "energies", "force_components", "stress_components", "atoms")
+_ROW = {"name", "structures", "atoms", "energy_rmse_per_atom", "forces_rmse"}  # of by_distance
+
 
 @dataclass(frozen=True)
 class Metrics:
@@ -48,11 +51,15 @@ class Metrics:
     def from_dict(cls, values: dict) -> Metrics:
         """What `to_dict` wrote. Raises ValueError or TypeError for anything else."""
         metrics = cls(**values)
-        figures = [*vars(metrics).items(), *metrics.forces_rmse_by_element.items()]
+        figures = [item for item in vars(metrics).items() if item[0] not in ("forces_rmse_by_element", "by_distance")]
+        figures += metrics.forces_rmse_by_element.items()
+        for row in metrics.by_distance:
+            if set(row) != _ROW or row["name"] not in NAMES:
+                raise ValueError("by_distance has other entries")
+            figures += [item for item in row.items() if item[0] != "name"]
         for name, value in figures:
             number = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e300
-            whole = name in ("structures", "energies", "force_components", "stress_components")
-            if name != "forces_rmse_by_element" and not (number or value is None and not whole):
+            if not (number or value is None and name not in _COUNTS):
                 raise ValueError(f"{name} is no number")
         return metrics
 
