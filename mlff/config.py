@@ -275,10 +275,10 @@ def make_config(raw: dict[str, Any], source: str = "config", base: Path | None =
         config = Config.model_validate(raw)
     except pydantic.ValidationError as error:
         raise ConfigError(f"{source}: " + "; ".join(_explain(error.errors()))) from None
-    return config if base is None else config.model_copy(update={"data": _rebase(config.data, base)})
+    return config if base is None else config.model_copy(update={"data": _rebase(config.data, base, source)})
 
 
-def _rebase(data: Data, base: Path) -> Data:
+def _rebase(data: Data, base: Path, source: str) -> Data:
     def fix(value):
         if value is None:
             return None
@@ -289,7 +289,7 @@ def _rebase(data: Data, base: Path) -> Data:
         try:
             return str(base / Path(value).expanduser())
         except RuntimeError:
-            raise ConfigError(f"data: {value}: there is no such home directory") from None
+            raise ConfigError(f"{source}: data: {value}: there is no such home directory") from None
 
     return data.model_copy(update={name: fix(getattr(data, name)) for name in ("train", "valid", "test")})
 

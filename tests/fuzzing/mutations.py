@@ -150,7 +150,7 @@ def mutate_tree(rng: random.Random, tree: Any, words: list[str] = ()) -> Any:
         else:
             value = node[key]
             if isinstance(value, int | float) and not isinstance(value, bool):
-                node[key] = rng.choice((-value, value * 10**6, value + 1, str(value), [value], float(value), value * 1e-6))
+                node[key] = rng.choice((-value, value * 10**6, value + 1, str(value), [value], value * 10**300))
             else:
                 node[key] = rng.choice(VALUES)
     return tree

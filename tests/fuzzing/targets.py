@@ -210,9 +210,10 @@ def _read_config(folder: Path) -> None:
     tests = config.data.test.values() if isinstance(config.data.test, dict) else [config.data.test]
     for named in (config.data.train, config.data.valid, *tests):
         if named is not None and "*" not in str(named):
-            for file in filter(_is_missing, expand(named)):
-                with contextlib.suppress(DataError), _plain_file(file):
-                    raise AssertionError("opened a file that is not there")
+            with contextlib.suppress(DataError):  # it names that file, not the config
+                for file in filter(_is_missing, expand(named)):
+                    with _plain_file(file):
+                        raise AssertionError("opened a file that is not there")
 
 
 def _is_missing(file: Path) -> bool:
@@ -231,7 +232,7 @@ TARGETS: dict[str, Target] = {
     "json": Target(_sample("mlearn", "fitsnap"), _mutate_json, _read_data, (".json",)),
     "n2p2": Target(_sample("n2p2"), partial(_mutate_lines, words=_N2P2), _read_data, ("input.data",)),
     "deepmd": Target(_sample("deepmd"), _mutate_deepmd, _read_data, ("deepmd",)),
-    "config": Target(_config_seeds, _mutate_config, _read_config, ("c.yaml", "again.yaml", "/input/")),
+    "config": Target(_config_seeds, _mutate_config, _read_config, ("c.yaml", "again.yaml")),
     "model": Target(models.prepare, models.mutate, models.read, ("m.safetensors",)),
     "checkpoint": Target(runs.prepare_records, runs.mutate_records, runs.read_records, ("checkpoints",)),
     "checkpoint files": Target(runs.prepare_checkpoints, runs.mutate_checkpoints, runs.read_checkpoints, ("checkpoints",)),

@@ -10,7 +10,7 @@ from ase.data import atomic_numbers
 
 from mlff.errors import DataError
 
-_UNPACKED = 2**30  # bytes that any file may unpack to
+_UNPACKED = 2**26  # bytes that any file may unpack to
 _RATIO = 200  # and how many times its size a larger one may
 
 

@@ -75,7 +75,9 @@ def _manner(shapes: dict) -> _Manner:
             f"key {pickled!r} holds Python objects, which are not loaded (they could run code); save plain numbers"
         )
     shape = shapes[manner.positions]
-    if len(shape) != 3 or shape[2] != 3 or 0 in shape:
+    if 0 in shape[:2]:
+        raise DataError(f"holds no structures: key {manner.positions!r} has the shape {shape}")
+    if len(shape) != 3 or shape[2] != 3:
         raise DataError(f"key {manner.positions!r} has the shape {shape} where (structures, atoms, 3) is expected")
     return manner
 
