@@ -321,7 +321,8 @@ def _is_certificate(entry: Any) -> bool:
         return True
     lines = entry.get("lines") if isinstance(entry, dict) else None
     return isinstance(lines, list) and all(
-        isinstance(line, dict) and isinstance(line.get("name"), str) and isinstance(line.get("passed"), bool) for line in lines
+        isinstance(line, dict) and isinstance(line.get("name"), str) and isinstance(line.get("passed"), bool)
+        for line in lines
     )
 
 

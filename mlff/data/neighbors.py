@@ -82,7 +82,9 @@ def coincident_pair(positions, cell, pbc, distance: float) -> tuple[int, int] | 
 def _check_images(heights, cutoff) -> None:
     images = math.prod((2 * (cutoff // heights) + 1).tolist())
     if images > _MOST_IMAGES:
-        raise StructureError(f"the cell is so small or flat that {images:.0e} of its images lie within {cutoff:g} Å; correct it")
+        raise StructureError(
+            f"the cell is so small or flat that {images:.0e} of its images lie within {cutoff:g} Å; correct it"
+        )
 
 
 def _all_pairs(positions, cutoff):

@@ -47,7 +47,9 @@ def read_hdf5(path: Path) -> Reading:
             known = f"{' or '.join(_POSITIONS)} with {' or '.join(_SPECIES)}"
             raise DataError(f"no group holds {known}; at the top are {', '.join(list(file)[:10])[:200] or 'nothing'}")
         sizes = [file[name][positions].nbytes for name, (positions, _) in found.items()]
-        check_size(sum(sizes) - max(sizes), path.stat().st_size, "the sum of the groups")  # many may share what is stored once
+        check_size(
+            sum(sizes) - max(sizes), path.stat().st_size, "the sum of the groups"
+        )  # many may share what is stored once
         manners = {positions for positions, _ in found.values()}
         if len(manners) > 1:
             raise DataError("some groups hold conformations and some coordinates, which differ in units; divide the file")

@@ -89,7 +89,7 @@ def _load(archive, shapes: dict, key: str, *expected: tuple[int, ...]) -> np.nda
 
 
 def array_shapes(path: Path) -> dict[str, tuple[int, ...] | None]:
-    """Key -> shape from the headers of an archive's arrays, whose sizes are checked; None for pickled objects. Raises DataError."""
+    """Key -> shape from the headers of an archive's arrays, whose sizes are checked (DataError); None for pickled objects."""
     shapes = {}
     with zipfile.ZipFile(path) as archive:
         members = archive.infolist()
