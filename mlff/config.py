@@ -298,10 +298,10 @@ def make_config(raw: dict[str, Any], source: str = "config", base: Path | None =
         config = Config.model_validate(raw)
     except pydantic.ValidationError as error:
         raise ConfigError(f"{source}: " + "; ".join(_explain(error.errors()))) from None
-    return config if base is None else config.model_copy(update={"data": _rebase(config.data, base)})
+    return config if base is None else config.model_copy(update={"data": _rebase(config.data, base, source)})
 
 
-def _rebase(data: Data, base: Path) -> Data:
+def _rebase(data: Data, base: Path, source: str) -> Data:
     def fix(value):
         if value is None:
             return None
@@ -314,7 +314,7 @@ def _rebase(data: Data, base: Path) -> Data:
         try:
             return str(base / Path(value).expanduser())
         except RuntimeError:
-            raise ConfigError(f"data: {value}: there is no such home directory") from None
+            raise ConfigError(f"{source}: data: {value}: there is no such home directory") from None
 
     return data.model_copy(update={name: fix(getattr(data, name)) for name in ("train", "valid", "test")})
 
@@ -337,7 +337,7 @@ def _override(raw: dict, text: str) -> None:
 
 
 def plain_values(text: str) -> Any:
-    """What YAML text says. Raises yaml.YAMLError, also for tags of Python, aliases, deep nesting and keys that stand twice."""
+    """What YAML text says. Raises yaml.YAMLError, also for tags, aliases, deep nesting and keys that stand twice."""
     try:
         return yaml.load(text, _Loader)
     except (ValueError, TypeError, KeyError, AttributeError) as error:  # of a scalar that is none of its type: 2001-99-99
@@ -352,7 +352,8 @@ class _Loader(yaml.SafeLoader):
     def compose_node(self, parent, index):
         if self.check_event(yaml.events.AliasEvent):
             alias = self.peek_event()
-            raise yaml.composer.ComposerError(None, None, f"the alias *{alias.anchor}: write the value itself", alias.start_mark)
+            problem = f"the alias *{alias.anchor}: write the value itself"
+            raise yaml.composer.ComposerError(None, None, problem, alias.start_mark)
         self.depth += 1
         if self.depth > _DEEPEST:
             raise yaml.composer.ComposerError(None, None, "nested too deeply", self.peek_event().start_mark)
@@ -368,7 +369,8 @@ class _Loader(yaml.SafeLoader):
 
     def construct_mapping(self, node, deep=False):
         if not isinstance(node, yaml.MappingNode):
-            raise yaml.constructor.ConstructorError(None, None, f"expected keys and values, found {node.id}", node.start_mark)
+            problem = f"expected keys and values, found {node.id}"
+            raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
         seen = set()
         for key, _ in node.value:
             if isinstance(key, yaml.ScalarNode) and key.value in seen:

@@ -3,7 +3,6 @@
 The command line prints the message without a traceback; library users catch `MLFFError`.
 """
 
-
 _LONGEST = 2000  # characters of a message
 
 

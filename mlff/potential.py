@@ -303,8 +303,8 @@ class Potential:
         """
         path = Path(path)
         header, tensors = _read(path)
-        metadata = header.get("metadata")
-        if not isinstance(metadata, dict) or not _is_certificate(metadata.get(CERTIFICATE)):
+        metadata = header.get("metadata", {})
+        if not (isinstance(metadata, dict) and _is_json(metadata) and _is_certificate(metadata.get(CERTIFICATE))):
             raise ModelFileError(f"{path}: the header's metadata are not those of an mlff model")
         stored = {name: tensors.pop(name) for name in list(tensors) if name.startswith("environments/")}
         try:
@@ -359,13 +359,23 @@ def _probe(model) -> Graph:
     return make_graph([make_sample(structure, model.cutoff)], Sizes(1, 2, 1), np.float32, shifts=False)
 
 
+def _is_json(entry: Any) -> bool:
+    """Whether it can be written again: Python reads NaN and infinities, which JSON does not have."""
+    try:
+        json.dumps(entry, allow_nan=False)
+    except ValueError:
+        return False
+    return True
+
+
 def _is_certificate(entry: Any) -> bool:
     """Whether this can be read as a certificate, or says that there is none."""
     if entry is None:
         return True
     lines = entry.get("lines") if isinstance(entry, dict) else None
     return isinstance(lines, list) and all(
-        isinstance(line, dict) and isinstance(line.get("name"), str) and isinstance(line.get("passed"), bool) for line in lines
+        isinstance(line, dict) and isinstance(line.get("name"), str) and isinstance(line.get("passed"), bool)
+        for line in lines
     )
 
 
@@ -400,7 +410,6 @@ def _read(path: Path) -> tuple[dict, dict[str, np.ndarray]]:
     try:
         with safe_open(path, framework="numpy") as file:
             header = json.loads((file.metadata() or {})["mlff"])
-            json.dumps(header, allow_nan=False)  # ValueError: NaN and infinities are no JSON
             if header.get("format") != "mlff potential":
                 raise KeyError
             if header["format_version"] > FORMAT_VERSION:

@@ -80,7 +80,10 @@ def verify(potential: Potential, path: Path) -> None:
         frames = atoms(entries)
         expected = [(float(e["energy"]), np.asarray(e["forces"], np.float64).reshape(-1, 3)) for e in entries]
         stresses = [None if e["stress"] is None else np.asarray(e["stress"], np.float64).reshape(3, 3) for e in entries]
-        if any(len(f) != len(a) or not np.isfinite(e) or not np.isfinite(f).all() for (e, f), a in zip(expected, frames, strict=True)):
+        if any(
+            len(f) != len(a) or not np.isfinite(e) or not np.isfinite(f).all()
+            for (e, f), a in zip(expected, frames, strict=True)
+        ):
             raise ValueError("their labels are not numbers of the right shape")
         if any(stress is not None and not np.isfinite(stress).all() for stress in stresses):
             raise ValueError("their stresses are not finite")

@@ -34,14 +34,22 @@ SLOW = {"checkpoint files": 10}  #: so many times fewer inputs
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--targets", nargs="+", choices=TARGETS, default=list(TARGETS), metavar="TARGET", help=", ".join(TARGETS))
+    parser.add_argument(
+        "--targets", nargs="+", choices=TARGETS, default=list(TARGETS), metavar="TARGET", help=", ".join(TARGETS)
+    )
     parser.add_argument("--count", type=int, default=100_000, help="inputs per target (checkpoint files: a tenth)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=ROOT / "scripts" / "benchmarks" / "results" / "fuzz.json")
     parser.add_argument("--save", type=Path, default=ROOT / "runs" / "fuzz", help="folder for inputs that show a fault")
     args = parser.parse_args()
     tallies: dict[str, Tally] = {}
-    columns = TextColumn("{task.description:16}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn()
+    columns = (
+        TextColumn("{task.description:16}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
     console = Console(stderr=True)
     interrupted = False
     with Progress(*columns, TextColumn("{task.fields[note]}"), console=console) as bar:
@@ -60,11 +68,15 @@ def main() -> int:
     table = Table("target", *(f"{name}" for name in ("inputs", "accepted", "refused", "faults", "slowest, s", "memory, MB")))
     for name, tally in tallies.items():
         figures = tally.count, tally.accepted, tally.refused, tally.unclean
-        table.add_row(name, *(f"{value:,}" for value in figures), f"{tally.slowest_cpu_s:.2f}", f"{tally.peak_memory_mb:.0f}")
+        table.add_row(
+            name, *(f"{value:,}" for value in figures), f"{tally.slowest_cpu_s:.2f}", f"{tally.peak_memory_mb:.0f}"
+        )
     console.print(table)
     for name, tally in tallies.items():
         for signature, (count, index, _) in tally.findings.items():
-            console.print(f"{name}: {signature} ({count} times; {args.save / name.replace(' ', '_') / str(index)})", markup=False)
+            console.print(
+                f"{name}: {signature} ({count} times; {args.save / name.replace(' ', '_') / str(index)})", markup=False
+            )
     old = json.loads(args.out.read_text(encoding="utf-8"))["targets"] if args.out.exists() else {}
     limits = {"cpu_s": CPU_SECONDS, "memory_mb": MEMORY // 2**20}
     rows = {name: {"seed": args.seed, **summary(tally)} for name, tally in tallies.items()}

@@ -486,7 +486,7 @@ CASES = [
     Case("model that promises 10^9 layers", info(model(header=lambda h: h["model"].update(layers=10**9))), ("bad.safetensors", "1000000000 layers")),
     Case("model that promises 10^9 channels", info(model(header=lambda h: h["model"].update(channels=10**9))), ("bad.safetensors", "1000000000 channels")),
     Case("model with an endless cutoff", info(model(header=lambda h: h["model"].update(cutoff=1e300))), ("bad.safetensors", "less than or equal to 100")),
-    Case("model whose header holds an infinity", info(model(header=lambda h: h["metadata"].update(x=float("inf")))), ("bad.safetensors", "not an mlff model")),
+    Case("model whose header holds an infinity", info(model(header=lambda h: h["metadata"].update(x=float("inf")))), ("bad.safetensors", "metadata")),
     Case("model with an element of 400 digits", info(model(header=lambda h: h.update(baseline={"1": 10**400, "8": 0}))), ("bad.safetensors", "OverflowError")),
     Case("model whose certificate is none", info(model(header=lambda h: h["metadata"].update(certificate=[1]))), ("bad.safetensors", "metadata")),
     Case("model whose errors are none", info(model(header=lambda h: h["metadata"].update(errors={"x": {"a": 1}}))), ("bad.safetensors", "errors", "metadata")),

@@ -1,9 +1,12 @@
 """A short slice of the fuzzing: the same inputs every time (scripts/fuzz.py is the long run)."""
 
 import io
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 import yaml
@@ -18,6 +21,7 @@ from mlff.simulation.md import run_md
 from mlff.simulation.verlet import VerletList
 from mlff.training.checkpoint import Checkpoints
 from mlff.training.run import Run
+from tests import samples
 from tests.conftest import make_potential
 from tests.fuzzing import runs
 from tests.fuzzing.engine import Job, Tally, run_jobs
@@ -78,11 +82,16 @@ def test_a_checkpoint_does_not_allocate_what_its_layout_promises(tmp_path):
         checkpoints.save(1, tree, {"run": {}})
     (file,) = (tmp_path / "c").glob("1/record/metadata")
     file.write_text(file.read_text().replace('"float32", [3]', '"float32", [1000000000000]'))
-    with Checkpoints(tmp_path / "c") as checkpoints, pytest.raises(ModelFileError, match="belongs to another model.*1000000000000"):
+    with (
+        Checkpoints(tmp_path / "c") as checkpoints,
+        pytest.raises(ModelFileError, match="belongs to another model.*1000000000000"),
+    ):
         checkpoints.restore(tree)
 
 
-@pytest.mark.parametrize("change", [{"epoch": -1}, {"epoch": 1.5}, {"seconds": "1"}, {"recent": [2]}, {"totals": []}, {"backoffs": 99}, {"x": 1}])
+@pytest.mark.parametrize(
+    "change", [{"epoch": -1}, {"epoch": 1.5}, {"seconds": "1"}, {"recent": [2]}, {"totals": []}, {"backoffs": 99}, {"x": 1}]
+)
 def test_the_counters_of_a_run_are_checked(change):
     record = {"run": Run().to_dict()}
     assert Run.from_record(record, "runs/x") == Run()
@@ -123,6 +132,44 @@ def test_a_neighbour_list_is_not_padded_to_what_a_state_promises():
     state = {"positions": np.eye(3), "cell": np.zeros((3, 3)), "pbc": np.zeros(3, bool), "numbers": np.ones(3, int)}
     lists.restore(state | {"sizes": np.array([1, 10**9, 10**9])})
     assert lists.graph.neighbors.shape == (3, 2)
+
+
+def attribute_of_another_type(content: bytearray) -> None:
+    content[content.index(b"units\0\x19\x01") + 7] = 5  # a list in place of a string
+
+
+def heap_with_an_endless_entry(content: bytearray) -> None:
+    place = content.index(b"GCOL") + 24
+    content[place : place + 8] = b"\xff" * 8
+
+
+@pytest.mark.parametrize("change", [attribute_of_another_type, heap_with_an_endless_entry])
+def test_what_the_hdf5_library_crashes_or_hangs_on_is_not_handed_to_it(change, tmp_path):
+    buffer = io.BytesIO()
+    with h5py.File(samples.spice(tmp_path)[0]) as old, h5py.File(buffer, "w", libver="latest") as new:
+        for key in old:
+            old.copy(key, new)
+    content = bytearray(buffer.getvalue())
+    change(content)
+    (tmp_path / "a.h5").write_bytes(content)
+    command = "import sys; from mlff.data.dataset import read_dataset; from mlff.errors import DataError\n"
+    command += "try: read_dataset(sys.argv[1])\nexcept DataError: pass"
+    command = [sys.executable, "-c", command, tmp_path / "a.h5"]
+    ended = subprocess.run(command, timeout=60, capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, ended.stderr
+
+
+def test_what_is_stored_once_is_not_read_a_thousand_times(tmp_path):
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        first = file.create_group("a")
+        first["species"] = [1, 1, 1]
+        first.create_dataset("coordinates", data=np.zeros((30_000, 3, 3)), compression="gzip")
+        for number in range(99):
+            file[f"b{number}"] = first
+            group = file.create_group(f"c{number}")
+            group["species"], group["coordinates"] = first["species"], first["coordinates"]
+    with pytest.raises(DataError, match="promises .* GB, but only"):
+        read_dataset(tmp_path / "a.h5")
 
 
 @given(st.text(max_size=30), st.integers(0, 40))

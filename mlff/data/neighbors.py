@@ -94,7 +94,8 @@ def _refuse_crowd(n: int, volume: float, cutoff: float) -> None:
 def _check_images(heights, cutoff) -> None:
     images = math.prod((2 * (cutoff // heights) + 1).tolist())
     if images > _MOST_IMAGES:
-        raise StructureError(f"the cell is so small or flat that {images:.0e} of its images lie within {cutoff:g} Å; are cell and positions in Å?")
+        near = f"{images:.0e} of its images lie within {cutoff:g} Å"
+        raise StructureError(f"the cell is so small or flat that {near}; are cell and positions in Å?")
 
 
 def _all_pairs(positions, cutoff):

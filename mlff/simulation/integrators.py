@@ -87,7 +87,9 @@ class Integrator:
         try:
             self._rng.bit_generator.state = json.loads(str(state["rng"]))
         except (KeyError, ValueError, TypeError, OverflowError, RecursionError):
-            raise DataError(f"{source}: 'rng' is not the state of a random number generator; start without restart") from None
+            raise DataError(
+                f"{source}: 'rng' is not the state of a random number generator; start without restart"
+            ) from None
 
 
 def make_integrator(atoms: ase.Atoms, settings: Settings, rng: np.random.Generator) -> Integrator:

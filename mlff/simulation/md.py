@@ -300,7 +300,9 @@ def _sole_writer(trajectory: str | Path | None):
 
 def _place(atoms: ase.Atoms, state: dict[str, np.ndarray], settings: Settings, path: Path) -> None:
     """Put the atoms where the state says; DataError if it belongs to other atoms or another kind of run."""
-    check_state(state, ("step", "frames", "degrees_of_freedom", "rng", *(f"setting_{name}" for name in asdict(settings))), path)
+    check_state(
+        state, ("step", "frames", "degrees_of_freedom", "rng", *(f"setting_{name}" for name in asdict(settings))), path
+    )
     if not np.array_equal(state["numbers"], atoms.numbers):
         raise DataError(f"{path}: the state belongs to other atoms")
     for name, value in asdict(settings).items():

@@ -187,8 +187,8 @@ def save_state(path: Path, state: dict[str, np.ndarray]) -> None:
 
 
 def check_state(state: dict[str, np.ndarray], single: tuple[str, ...], path: Path) -> None:
-    """Raise DataError unless there are numbers, positions, cell and pbc of the same atoms, and what `single` names (`sizes` has
-    three entries), and all that is a number is finite."""
+    """Raise DataError unless there are numbers, positions, cell and pbc of the same atoms, and what `single` names, and all that
+    is a number is finite. What is named is a single value, but `sizes` has three."""
     n = len(state["numbers"]) if "numbers" in state and state["numbers"].ndim else 0
     shapes = {"numbers": (n,), "positions": (n, 3), "cell": (3, 3), "pbc": (3,), **dict.fromkeys(single, ()), "sizes": (3,)}
     kinds = {"numbers": "iu", "positions": "f", "momenta": "f", "cell": "f", "pbc": "b", "sizes": "iu", "rng": "U"}
@@ -202,7 +202,9 @@ def check_state(state: dict[str, np.ndarray], single: tuple[str, ...], path: Pat
             raise DataError(f"{path}: {name!r} is missing from the state")
         array = state[name]
         if array.shape != shape or array.dtype.kind not in kinds.get(name, array.dtype.kind):
-            raise DataError(f"{path}: {name!r} is {array.dtype} of shape {array.shape} where {shape} is expected; start without restart")
+            raise DataError(
+                f"{path}: {name!r} is {array.dtype} of shape {array.shape} where {shape} is expected; start without restart"
+            )
         if kinds.get(name) == "iu" and (array < (name == "degrees_of_freedom")).any():
             raise DataError(f"{path}: {name!r} is too small; start without restart")
     for name, array in state.items():

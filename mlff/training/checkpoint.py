@@ -43,7 +43,9 @@ class Checkpoints:
             raise cannot_write(self.directory, error) from error
         except Exception as error:  # Orbax raises whatever the damage of a folder suggests
             reason = " ".join(str(error).split())[:120]
-            raise ModelFileError(f"{directory}: the checkpoints cannot be listed ({reason}); delete the damaged one") from None
+            raise ModelFileError(
+                f"{directory}: the checkpoints cannot be listed ({reason}); delete the damaged one"
+            ) from None
 
     def __enter__(self) -> Checkpoints:
         return self
@@ -126,7 +128,7 @@ class Checkpoints:
             raise cannot_write(self.directory, error) from error
 
     def _read(self, number: int, template: Any) -> tuple[dict[str, np.ndarray], dict]:
-        """Arrays and content of a checkpoint. The layout is compared first: what it promises is not allocated on its word."""
+        """Arrays and content of a checkpoint. What its layout promises is not allocated before it is that of `template`."""
         args = self._orbax.args
         content = self._manager.restore(number, args=args.Composite(record=args.JsonRestore()))["record"]
         _check_layout(content["layout"], template, f"{self.directory}: checkpoint {number}")

@@ -44,7 +44,13 @@ class Run:
         try:
             run = cls(**record["run"])
             whole = [n for n in (getattr(run, f.name) for f in dataclasses.fields(cls) if f.type == "int")]
-            real = [run.seconds, run.overhead, run.plateau, *run.totals, *([] if run.best_score is None else [run.best_score])]
+            real = [
+                run.seconds,
+                run.overhead,
+                run.plateau,
+                *run.totals,
+                *([] if run.best_score is None else [run.best_score]),
+            ]
             good = all(type(n) is int and 0 <= n < 2**53 for n in whole) and run.backoffs <= MAX_BACKOFFS
             good = good and all(type(x) in (int, float) and abs(x) < 1e300 for x in real) and 0 < run.plateau <= 1
             good = good and min(run.seconds, run.overhead) >= 0 and len(run.totals) == 2 + len(Sums._fields)

@@ -12,7 +12,23 @@ import numpy as np
 
 from tests.fuzzing.mutations import NUMBERS, mutate_bytes, mutate_text, some
 
-_KEYS = ["R", "z", "Z", "E", "F", "N", "coords", "nuclear_charges", "energies", "forces", "pos", "atomic_numbers", "energy", "cell", "pbc"]
+_KEYS = [
+    "R",
+    "z",
+    "Z",
+    "E",
+    "F",
+    "N",
+    "coords",
+    "nuclear_charges",
+    "energies",
+    "forces",
+    "pos",
+    "atomic_numbers",
+    "energy",
+    "cell",
+    "pbc",
+]
 _KEYS += ["lattice", "r_unit", "e_unit", "virial", "stress", "numbers", "positions", "\x1b[31m", "[/x]", "../x", "a" * 300]
 _TYPES = ["<i1", "<u8", "<f2", "<f4", ">f8", "<c16", "?", "S0", "U0", "S3", "U2", "<M8[s]", "V8", "O", "<f16", "<i4"]
 _HUGE = [0, 1, -1, 3, 10**9, 2**31, 2**62, 10**30]
@@ -85,7 +101,9 @@ def promise(rng: random.Random, npy: bytes) -> bytes:
         header = b"{'descr': '<f8', 'fortran_order': False, 'shape': " + b"(" * rng.choice((50, 5000)) + b"1,"
     else:
         header = repr({"descr": rng.choice(_TYPES), "fortran_order": rng.random() < 0.5, "shape": shape}).encode()
-    version, width = rng.choice(((b"\x01\x00", "<H"), (b"\x01\x00", "<H"), (b"\x02\x00", "<I"), (b"\x03\x00", "<I"), (b"\x09\x00", "<H")))
+    version, width = rng.choice(
+        ((b"\x01\x00", "<H"), (b"\x01\x00", "<H"), (b"\x02\x00", "<I"), (b"\x03\x00", "<I"), (b"\x09\x00", "<H"))
+    )
     size = len(header) + 1 if rng.random() < 0.9 else rng.choice((0, 1, 65535))
     data = npy[end + 1 :] if rng.random() < 0.6 else b""
     return b"\x93NUMPY" + version + struct.pack(width, min(size, 65535)) + header + b"\n" + data
@@ -127,7 +145,9 @@ def mutate_arrays(rng: random.Random, content: dict[str, np.ndarray], keys: list
         elif kind == 8:
             content[rng.choice(keys)] = rng.choice(list(content.values()))
         else:
-            content[rng.choice(keys)] = np.array(rng.choice(("kcal/mol", "eV", "Ang", b"\xff", 1.0, 7, True, "x" * 500, "\x1b[0m")))
+            content[rng.choice(keys)] = np.array(
+                rng.choice(("kcal/mol", "eV", "Ang", b"\xff", 1.0, 7, True, "x" * 500, "\x1b[0m"))
+            )
     packed = pack(content, rng)
     if rng.random() < 0.1:  # a member twice, one without its suffix, one that points elsewhere
         buffer = io.BytesIO(packed)

@@ -76,7 +76,11 @@ def run(
 
 
 def run_jobs(
-    jobs: list[Job], seed: int, tallies: dict[str, Tally], on_step: Callable[[Tally], None] = lambda tally: None, save: Path | None = None
+    jobs: list[Job],
+    seed: int,
+    tallies: dict[str, Tally],
+    on_step: Callable[[Tally], None] = lambda tally: None,
+    save: Path | None = None,
 ) -> None:
     """Work through the jobs in one process, or as many as it takes when some die; the tallies are brought up to date."""
     while jobs:
@@ -101,7 +105,10 @@ def _run_process(jobs: list[Job], seed: int, tallies, on_step, save) -> list[Job
         try:
             while True:
                 open_ended = _receive(receive, jobs, tallies)
-                current = max((k for k, (job, board) in enumerate(zip(jobs, boards, strict=True)) if board[_INDEX] >= job.start), default=0)
+                current = max(
+                    (k for k, (job, board) in enumerate(zip(jobs, boards, strict=True)) if board[_INDEX] >= job.start),
+                    default=0,
+                )
                 for job, board, old in zip(jobs[: current + 1], boards, before, strict=False):
                     _read_board(tallies[job.target], board, old)
                 tallies[jobs[current].target].seconds = before[current].seconds + time.monotonic() - begin
@@ -121,8 +128,14 @@ def _run_process(jobs: list[Job], seed: int, tallies, on_step, save) -> list[Job
             return []
         job, index = jobs[current], int(boards[current][_INDEX])
         if index < job.start:
-            text = (Path(root) / "stderr.txt").read_text(errors="replace")[-2000:] if (Path(root) / "stderr.txt").exists() else ""
-            raise RuntimeError(f"{job.target}: the process that fuzzes ended with {process.exitcode} before its first input: {text}")
+            text = (
+                (Path(root) / "stderr.txt").read_text(errors="replace")[-2000:]
+                if (Path(root) / "stderr.txt").exists()
+                else ""
+            )
+            raise RuntimeError(
+                f"{job.target}: the process that fuzzes ended with {process.exitcode} before its first input: {text}"
+            )
         what = f"no end after {HANG:.0f} s" if hang else f"the process died ({process.exitcode})"
         tally = tallies[job.target]
         tally.unclean += 1

@@ -28,10 +28,46 @@ _LONGEST = 2500  #: characters of a message
 _WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 _FORBIDDEN = (
     *("os.system", "os.exec", "os.posix_spawn", "os.spawn", "os.fork", "os.startfile", "os.putenv", "subprocess.", "pty."),
-    *("socket.connect", "socket.bind", "socket.getaddrinfo", "socket.gethostby", "socket.sendto", "socket.sendmsg", "urllib.", "ftplib.", "http.", "smtplib.", "webbrowser.", "pickle.", "marshal.load", "ctypes.dlopen"),
-    *("shutil.copy", "shutil.move", "shutil.make_archive", "shutil.unpack_archive", "code.__new__", "sqlite3.enable_load_extension", "sqlite3.load_extension", "import", "exec"),
+    *(
+        "socket.connect",
+        "socket.bind",
+        "socket.getaddrinfo",
+        "socket.gethostby",
+        "socket.sendto",
+        "socket.sendmsg",
+        "urllib.",
+        "ftplib.",
+        "http.",
+        "smtplib.",
+        "webbrowser.",
+        "pickle.",
+        "marshal.load",
+        "ctypes.dlopen",
+    ),
+    *(
+        "shutil.copy",
+        "shutil.move",
+        "shutil.make_archive",
+        "shutil.unpack_archive",
+        "code.__new__",
+        "sqlite3.enable_load_extension",
+        "sqlite3.load_extension",
+        "import",
+        "exec",
+    ),
 )
-_CHANGES = ("os.remove", "shutil.rmtree", "os.rename", "os.mkdir", "os.rmdir", "os.link", "os.symlink", "os.truncate", "os.chmod", "os.chown")
+_CHANGES = (
+    "os.remove",
+    "shutil.rmtree",
+    "os.rename",
+    "os.mkdir",
+    "os.rmdir",
+    "os.link",
+    "os.symlink",
+    "os.truncate",
+    "os.chmod",
+    "os.chown",
+)
 
 
 class Verdict(NamedTuple):
@@ -134,7 +170,9 @@ class Guard:
         elif event in _CHANGES:
             for path in arguments[:2] if event in ("os.rename", "os.link", "os.symlink") else arguments[:1]:
                 relative = event == "os.remove" and arguments[1] != -1 or event == "os.rmdir" and arguments[1] != -1
-                if not isinstance(path, int) and not relative and not self._inside(path):  # relative: within a tree that is removed
+                if (
+                    not isinstance(path, int) and not relative and not self._inside(path)
+                ):  # relative: within a tree that is removed
                     self._forbid(f"{event} {os.fsdecode(path)!r}")
         elif event == "sqlite3.connect":
             if not self._inside(arguments[0]):
@@ -144,7 +182,10 @@ class Guard:
                 self._forbid(f"imports {arguments[1]!r}")
         elif event == "exec":
             code = arguments[0]
-            if not (self._is_code(code.co_filename) or code.co_filename.startswith(("<string>", "<frozen", "<attrs", "<lambdify"))):
+            if not (
+                self._is_code(code.co_filename)
+                or code.co_filename.startswith(("<string>", "<frozen", "<attrs", "<lambdify"))
+            ):
                 self._forbid(f"executes {code.co_filename!r}")
         elif event.startswith(_FORBIDDEN) and not self._by_a_library(event):
             self._forbid(f"{event} {arguments!r}"[:300])

@@ -13,9 +13,33 @@ from tests import samples
 from tests.fuzzing.mutations import mutate_bytes, some
 
 CANARY = "canary.h5"  #: beside the scratch folder; see targets.CANARY
-_KEYS = ["coordinates", "conformations", "species", "atomic_numbers", "energies", "energy", "forces", "dft_total_energy", "smiles"]
+_KEYS = [
+    "coordinates",
+    "conformations",
+    "species",
+    "atomic_numbers",
+    "energies",
+    "energy",
+    "forces",
+    "dft_total_energy",
+    "smiles",
+]
 _KEYS += ["dft_total_gradient", "x", "\x1b[31m", "[/x]", "stress", "virial", "positions", "numbers"]
-_SHAPES = [(), (0,), (1,), (4, 3, 3), (10**9,), (10**9, 3, 3), (4, 10**9, 3), (1, 2**40, 3), (4, 3), (4, 3, 4), (0, 3, 3), (4, 0, 3), (4, 3, 2**33)]
+_SHAPES = [
+    (),
+    (0,),
+    (1,),
+    (4, 3, 3),
+    (10**9,),
+    (10**9, 3, 3),
+    (4, 10**9, 3),
+    (1, 2**40, 3),
+    (4, 3),
+    (4, 3, 4),
+    (0, 3, 3),
+    (4, 0, 3),
+    (4, 3, 2**33),
+]
 
 
 def prepare(folder: Path) -> list[bytes]:
@@ -65,16 +89,25 @@ def _change(rng: random.Random, file: h5py.File) -> None:
     if kind <= 2 and isinstance(old, h5py.Dataset) and old.shape is not None and 0 < old.size < 1000:
         values = np.atleast_1d(old[()])
         if kind == 0 and values.dtype.kind in "iuf":
-            values.flat[rng.randrange(values.size)] = rng.choice([np.nan, np.inf, 1e308, -1, 1e10]) if values.dtype.kind == "f" else rng.choice((0, 119, -1, 6))
+            values.flat[rng.randrange(values.size)] = (
+                rng.choice([np.nan, np.inf, 1e308, -1, 1e10]) if values.dtype.kind == "f" else rng.choice((0, 119, -1, 6))
+            )
             group[key] = values
         elif kind == 1:
             group[key] = values[..., None] if rng.random() < 0.5 else values[: rng.randrange(len(values) + 1)]
         else:
             group[rng.choice(_KEYS)] = values
     elif kind <= 5:
-        group.create_dataset(key, shape=rng.choice(_SHAPES), dtype=rng.choice(("f8", "f4", "i8", "S2", "u1")), chunks=rng.random() < 0.5 or None)
+        group.create_dataset(
+            key,
+            shape=rng.choice(_SHAPES),
+            dtype=rng.choice(("f8", "f4", "i8", "S2", "u1")),
+            chunks=rng.random() < 0.5 or None,
+        )
     elif kind == 6:
-        group[key] = h5py.ExternalLink(rng.choice((elsewhere, "/etc/passwd", "a.h5")), rng.choice(("/g/coordinates", "/g", "/")))
+        group[key] = h5py.ExternalLink(
+            rng.choice((elsewhere, "/etc/passwd", "a.h5")), rng.choice(("/g/coordinates", "/g", "/"))
+        )
     elif kind == 7:
         group[key] = h5py.SoftLink(rng.choice(("/", "/nowhere", f"/{key}", "..", "/g")))
     elif kind == 8:
@@ -88,8 +121,15 @@ def _change(rng: random.Random, file: h5py.File) -> None:
     elif kind == 11:
         group[key] = rng.choice(
             [
-                np.zeros(4, dtype=[("a", "f8"), ("b", "S3")]), np.array(["H", "O", "H"], dtype=h5py.string_dtype()), h5py.Empty("f8"),
-                np.array([b"H", b"Xx", b"\xff"]), np.ones(3, bool), np.zeros((4, 3, 3), complex), "text", 7, np.zeros((4, 3, 3), "f2"),
+                np.zeros(4, dtype=[("a", "f8"), ("b", "S3")]),
+                np.array(["H", "O", "H"], dtype=h5py.string_dtype()),
+                h5py.Empty("f8"),
+                np.array([b"H", b"Xx", b"\xff"]),
+                np.ones(3, bool),
+                np.zeros((4, 3, 3), complex),
+                "text",
+                7,
+                np.zeros((4, 3, 3), "f2"),
             ]
         )
     elif kind == 12:
@@ -99,7 +139,9 @@ def _change(rng: random.Random, file: h5py.File) -> None:
         for _ in range(rng.choice((3, 30, 150))):
             inner = inner.create_group(rng.choice(_KEYS))
     elif kind == 14 and key in group:
-        value = rng.choice(("bohr", "hartree", "parsec", 7, b"\xff", np.zeros(3), "x" * 3000, "\x1b[31m", h5py.Empty("S1"), ["a", "b"]))
+        value = rng.choice(
+            ("bohr", "hartree", "parsec", 7, b"\xff", np.zeros(3), "x" * 3000, "\x1b[31m", h5py.Empty("S1"), ["a", "b"])
+        )
         group[key].attrs["units"] = value
     else:
         group[key] = np.dtype("f8")  # a named type

@@ -32,8 +32,34 @@ from mlff.report import tables
 from mlff.training.metrics import Metrics
 from tests.fuzzing.mutations import dump_json, mutate_bytes, mutate_tree
 
-_WORDS = ["ace", "schnet", "morse", "lennard_jones", "os.system", "float64", "H", "1", "8", "layers", "channels", "cutoff", "core", "shifts"]
-_WORDS += ["references", "certificate", "errors", "metadata", "format_version", "mlff potential", "params", "lines", "passed", "name"]
+_WORDS = [
+    "ace",
+    "schnet",
+    "morse",
+    "lennard_jones",
+    "os.system",
+    "float64",
+    "H",
+    "1",
+    "8",
+    "layers",
+    "channels",
+    "cutoff",
+    "core",
+    "shifts",
+]
+_WORDS += [
+    "references",
+    "certificate",
+    "errors",
+    "metadata",
+    "format_version",
+    "mlff potential",
+    "params",
+    "lines",
+    "passed",
+    "name",
+]
 _CONFIGS = (
     LennardJones(),
     SchNet(cutoff=4.0, channels=2, layers=1, radial_basis=2),
@@ -44,11 +70,18 @@ _CONFIGS = (
 def prepare(folder: Path) -> list[bytes]:
     Potential.predict = _predict
     geometry = {"numbers": [8, 1, 1], "positions": [[0, 0, 0], [0.9, 0.3, 0], [-0.3, 0.9, 0.1]]}
-    isolated = geometry | {"cell": np.zeros((3, 3)).tolist(), "pbc": [False] * 3, "energy": 0.0, "forces": [[0.0] * 3] * 3, "stress": None}
+    isolated = geometry | {
+        "cell": np.zeros((3, 3)).tolist(),
+        "pbc": [False] * 3,
+        "energy": 0.0,
+        "forces": [[0.0] * 3] * 3,
+        "stress": None,
+    }
     periodic = isolated | {"cell": [[5, 0, 0], [0.5, 5, 0], [0, 0, 6.0]], "pbc": [True] * 3, "stress": [[0.0] * 3] * 3}
     line = Line("forces against differences", 1e-3, "eV/Å", 1e-4, "water")
     metadata = {
-        "data": {"train": "ab" * 32}, "training": {"epochs": 3, "best_epoch": 2}, "versions": {"mlff": "0.1.0"}, "machine": "x",
+        "data": {"train": "ab" * 32}, "training": {"epochs": 3, "best_epoch": 2},
+        "versions": {"mlff": "0.1.0"}, "machine": "x",
         KEY: [isolated, periodic], CERTIFICATE: Certificate((line,)).to_dict(),
         "errors": {"validation": Metrics(2, 2, 18, 0, 1.0, 1.0, 0.3, 0.3, 10.0, 8.0, 900.0, {"H": 9.0}).to_dict()},
     }  # fmt: skip
@@ -56,7 +89,9 @@ def prepare(folder: Path) -> list[bytes]:
     for config in _CONFIGS:
         statistics = Statistics(1.5, 2.0, (-1.0, -2.0), (0.7,) * 4)
         params = initial_params(registry.build(config, (1, 8), statistics), seed=0)
-        Potential(config, params, (1, 8), {1: -13.6, 8: -2041.5}, statistics, "float32", metadata).save(folder / "m.safetensors")
+        Potential(config, params, (1, 8), {1: -13.6, 8: -2041.5}, statistics, "float32", metadata).save(
+            folder / "m.safetensors"
+        )
         seeds.append((folder / "m.safetensors").read_bytes())
     return seeds
 
@@ -124,7 +159,9 @@ def read(folder: Path) -> None:
     potential = Potential.load(path)
     leaves = jax.tree.leaves(potential.params)
     assert all(np.isfinite(leaf).all() for leaf in leaves), "parameters"
-    assert np.isfinite(list(potential.baseline.values())).all() and set(potential.baseline) == set(potential.elements), "baseline"
+    assert np.isfinite(list(potential.baseline.values())).all() and set(potential.baseline) == set(potential.elements), (
+        "baseline"
+    )
     assert all(isinstance(name, str) for name in potential.failed_checks), "certificate"
     assert len(potential.reference_structures) <= 1000
     table = tables.model(potential, path)

@@ -1,4 +1,4 @@
-"""Mutations of bytes, of text and of trees of plain values. All are functions of a `random.Random`, so inputs can be made again."""
+"""Mutations of bytes, of text and of trees of plain values: functions of a `random.Random`, so inputs can be made again."""
 
 from __future__ import annotations
 
@@ -16,13 +16,65 @@ NUMBERS = [
 ]
 #: What is put anywhere into text.
 TOKENS = [
-    *(b"\x00", b"\x1b[31m", b"\xff\xfe", b"\xef\xbb\xbf", b"\r", b"\x0b\x0c", "\u2028\x85".encode(), b"\xed\xa0\x80", b"\n\n", b"\t"),
-    *(b'"', b"'", b"{", b"}", b"[", b"]", b"(", b")", b"=", b":", b",", b"#", b"\\", b"../../../../etc/passwd", b"/etc/passwd"),
-    *(b"[/x]", b"[link=file:///etc/passwd]", b"%s%n", b"$(touch executed)", b"__import__('os').system('touch executed')", b"~nobody"),
+    *(
+        b"\x00",
+        b"\x1b[31m",
+        b"\xff\xfe",
+        b"\xef\xbb\xbf",
+        b"\r",
+        b"\x0b\x0c",
+        "\u2028\x85".encode(),
+        b"\xed\xa0\x80",
+        b"\n\n",
+        b"\t",
+    ),
+    *(
+        b'"',
+        b"'",
+        b"{",
+        b"}",
+        b"[",
+        b"]",
+        b"(",
+        b")",
+        b"=",
+        b":",
+        b",",
+        b"#",
+        b"\\",
+        b"../../../../etc/passwd",
+        b"/etc/passwd",
+    ),
+    *(
+        b"[/x]",
+        b"[link=file:///etc/passwd]",
+        b"%s%n",
+        b"$(touch executed)",
+        b"__import__('os').system('touch executed')",
+        b"~nobody",
+    ),
 ]
 _NUMBER = re.compile(rb"[-+]?[0-9]+(?:\.[0-9]*)?(?:[eE][-+]?[0-9]+)?")
 _WORD = re.compile(rb"[A-Za-z_]{2,}")
-_PLACES = [0, 1, 7, 8, 0x7F, 0x80, 0xFF, 0x7FFF, 0xFFFF, 2**31 - 1, 2**31, 2**32 - 1, 10**9, 2**40, 2**63 - 1, 2**63, 2**64 - 1]
+_PLACES = [
+    0,
+    1,
+    7,
+    8,
+    0x7F,
+    0x80,
+    0xFF,
+    0x7FFF,
+    0xFFFF,
+    2**31 - 1,
+    2**31,
+    2**32 - 1,
+    10**9,
+    2**40,
+    2**63 - 1,
+    2**63,
+    2**64 - 1,
+]
 
 
 def some(rng: random.Random, most: int = 4) -> int:
@@ -64,7 +116,7 @@ def mutate_bytes(rng: random.Random, data: bytes) -> bytes:
 
 
 def mutate_text(rng: random.Random, data: bytes, words: list[bytes] = ()) -> bytes:
-    """Numbers and words replaced, lines doubled, lost and swapped, tokens and deep nesting put in; `words` are the format's."""
+    """Numbers and words replaced, lines doubled, lost, swapped, tokens and deep nesting put in; `words`: the format's."""
     for _ in range(some(rng)):
         kind = rng.randrange(12)
         if kind <= 3 and (found := list(_NUMBER.finditer(data))):
@@ -90,7 +142,9 @@ def mutate_text(rng: random.Random, data: bytes, words: list[bytes] = ()) -> byt
             data = data[:at] + token + data[at:]
         else:
             at, count = rng.randrange(len(data) + 1), rng.choice((30, 300, 3000))
-            left, right = rng.choice(((b"[", b"]"), (b'{"a":', b"}"), (b"(", b")"), (b"- ", b""), (b"{a: ", b"}"), (b"\n ", b"")))
+            left, right = rng.choice(
+                ((b"[", b"]"), (b'{"a":', b"}"), (b"(", b")"), (b"- ", b""), (b"{a: ", b"}"), (b"\n ", b""))
+            )
             data = data[:at] + left * count + rng.choice((b"1", b"")) + right * rng.choice((count, 0)) + data[at:]
     return data
 
@@ -99,9 +153,58 @@ def mutate_text(rng: random.Random, data: bytes, words: list[bytes] = ()) -> byt
 
 _DEEP = "@deep@"  # becomes deep nesting in the text
 VALUES = [
-    *(10**9, -1, 0, 1, 2, 119, 2**63, -(2**63) - 1, 10**30, 10**400, 0.5, -0.5, 1e308, 1e-320, 1e10, float("nan"), float("inf"), -0.0),
-    *(None, True, False, "", " ", "x", "H", "1", "nan", "\x1b[31mred", "a\nb", "a\x00b", "\ud800", "٣", "../../etc/passwd", "/dev/zero"),
-    *("[/x]", "[bold", "~nobody/x", "*" * 3000, [], {}, [[]], [None], {"": {}}, {"a": [1, {"b": None}]}, [1, "x", None, [2]], _DEEP),
+    *(
+        10**9,
+        -1,
+        0,
+        1,
+        2,
+        119,
+        2**63,
+        -(2**63) - 1,
+        10**30,
+        10**400,
+        0.5,
+        -0.5,
+        1e308,
+        1e-320,
+        1e10,
+        float("nan"),
+        float("inf"),
+        -0.0,
+    ),
+    *(
+        None,
+        True,
+        False,
+        "",
+        " ",
+        "x",
+        "H",
+        "1",
+        "nan",
+        "\x1b[31mred",
+        "a\nb",
+        "a\x00b",
+        "\ud800",
+        "٣",
+        "../../etc/passwd",
+        "/dev/zero",
+    ),
+    *(
+        "[/x]",
+        "[bold",
+        "~nobody/x",
+        "*" * 3000,
+        [],
+        {},
+        [[]],
+        [None],
+        {"": {}},
+        {"a": [1, {"b": None}]},
+        [1, "x", None, [2]],
+        _DEEP,
+    ),
 ]
 
 
@@ -150,7 +253,7 @@ def mutate_tree(rng: random.Random, tree: Any, words: list[str] = ()) -> Any:
         else:
             value = node[key]
             if isinstance(value, int | float) and not isinstance(value, bool):
-                node[key] = rng.choice((-value, value * 10**6, value + 1, str(value), [value], float(value), value * 1e-6))
+                node[key] = rng.choice((-value, value * 10**6, value + 1, str(value), [value], value * 10**300))
             else:
                 node[key] = rng.choice(VALUES)
     return tree

@@ -30,10 +30,31 @@ from mlff.training.run import Run
 from tests.fuzzing import archives
 from tests.fuzzing.mutations import dump_json, mutate_bytes, mutate_text, mutate_tree
 
-_TREE = {"w": np.arange(6.0, dtype=np.float32).reshape(2, 3), "b": [np.float32([1.5]), np.zeros((0, 3), np.float32)], "step": np.int32(7)}
+_TREE = {
+    "w": np.arange(6.0, dtype=np.float32).reshape(2, 3),
+    "b": [np.float32([1.5]), np.zeros((0, 3), np.float32)],
+    "step": np.int32(7),
+}
 _CONFIG = make_config({"data": {"train": "a.xyz"}})
-_IDENTITY = {"config": {"seed": 0, "model": {"architecture": "ace", "cutoff": 5.0}}, "content of data": {"train": "ab", "valid": "cd"}}
-_WORDS = ["run", "identity", "config", "record", "layout", "digest", "float32", "int32", "object", "V8", "epoch", "recent", "totals"]
+_IDENTITY = {
+    "config": {"seed": 0, "model": {"architecture": "ace", "cutoff": 5.0}},
+    "content of data": {"train": "ab", "valid": "cd"},
+}
+_WORDS = [
+    "run",
+    "identity",
+    "config",
+    "record",
+    "layout",
+    "digest",
+    "float32",
+    "int32",
+    "object",
+    "V8",
+    "epoch",
+    "recent",
+    "totals",
+]
 _FOLDER = "checkpoints"
 
 
@@ -102,7 +123,9 @@ class _Manager:
         with np.load(self.folder / "arrays.npz", allow_pickle=False) as archive:
             found = {name: archive[name] for name in archive.files}
         expected = args["arrays"]
-        if {name: (a.shape, a.dtype) for name, a in found.items()} != {name: (a.shape, a.dtype) for name, a in expected.items()}:
+        if {name: (a.shape, a.dtype) for name, a in found.items()} != {
+            name: (a.shape, a.dtype) for name, a in expected.items()
+        }:
             raise ValueError("other arrays are stored")
         return {"arrays": found}
 

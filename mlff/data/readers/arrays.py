@@ -10,7 +10,7 @@ from ase.data import atomic_numbers
 
 from mlff.errors import DataError
 
-_UNPACKED = 2**30  # bytes that any file may unpack to
+_UNPACKED = 2**26  # bytes that any file may unpack to
 _RATIO = 200  # and how many times its size a larger one may
 
 
@@ -59,7 +59,9 @@ def rows(
     Columns of n rows go to `arrays` if they are (n, N, 3), else to `info` if a row has at most 9 entries. Cells
     (n, 3, 3), pbc (n, 3).
     """
-    columns = {key: column for key, column in columns.items() if key not in ("numbers", "positions")}  # no labels: geometry in ASE
+    columns = {
+        key: column for key, column in columns.items() if key not in ("numbers", "positions")
+    }  # no labels: geometry in ASE
     for index, place in enumerate(positions):
         kinds = species if species.ndim == 1 else species[index]
         real = int(np.count_nonzero(kinds))

@@ -17,6 +17,7 @@ from mlff.errors import DataError
 
 _POSITIONS = ("conformations", "coordinates")
 _SPECIES = ("atomic_numbers", "species")
+_PLAIN = (h5py.h5t.TypeIntegerID, h5py.h5t.TypeFloatID, h5py.h5t.TypeStringID, h5py.h5t.TypeEnumID)  # an enum: booleans
 _SPICE = {
     "conformations": "length",
     "dft_total_energy": "energy",
@@ -45,6 +46,10 @@ def read_hdf5(path: Path) -> Reading:
         if not found:
             known = f"{' or '.join(_POSITIONS)} with {' or '.join(_SPECIES)}"
             raise DataError(f"no group holds {known}; at the top are {', '.join(list(file)[:10])[:200] or 'nothing'}")
+        sizes = [file[name][positions].nbytes for name, (positions, _) in found.items()]
+        check_size(
+            sum(sizes) - max(sizes), path.stat().st_size, "the sum of the groups"
+        )  # many may share what is stored once
         manners = {positions for positions, _ in found.values()}
         if len(manners) > 1:
             raise DataError("some groups hold conformations and some coordinates, which differ in units; divide the file")
@@ -68,10 +73,9 @@ def _molecule(group, positions_key, species_key) -> Iterator[ase.Atoms]:
     if len(shape) != 3 or shape[2] != 3:
         raise DataError(f"{positions_key!r} has the shape {shape} where (structures, atoms, 3) is expected")
     n, size = shape[:2]
-    species = _values(group, species_key)
-    if species.shape != (size,):
-        raise DataError(f"{species_key!r} has the shape {species.shape} where {(size,)} is expected")
-    species = elements(species, repr(species_key))
+    if group[species_key].shape != (size,):
+        raise DataError(f"{species_key!r} has the shape {group[species_key].shape} where {(size,)} is expected")
+    species = elements(_values(group, species_key), repr(species_key))
     if not species.all():
         raise DataError(f"{species_key!r}: atomic numbers between 1 and 118 are expected")
     positions = numbers(_values(group, positions_key), shape, repr(positions_key))
@@ -103,9 +107,22 @@ def _dataset(group: h5py.Group, key: str) -> h5py.Dataset | None:
     return item
 
 
+def _unit(data: h5py.Dataset | None) -> str | None:
+    """The attribute `units` if it is one string."""
+    if data is None or "units" not in data.attrs:
+        return None
+    attribute = data.attrs.get_id("units")
+    if attribute.shape != () or not isinstance(attribute.get_type(), h5py.h5t.TypeStringID):
+        return None
+    text = data.attrs["units"]
+    return text if isinstance(text, str) else None
+
+
 def _values(group, key) -> np.ndarray:
     data = group[key]
-    check_size(data.nbytes, data.id.get_storage_size(), repr(key))
+    if not isinstance(data.id.get_type(), _PLAIN):  # the HDF5 library crashes on broken lists
+        raise DataError(f"{key!r}: {data.dtype} is not an element, a number or a string")
+    check_size(data.nbytes, data.file.id.get_filesize(), repr(key))
     return data[()]
 
 
@@ -120,8 +137,8 @@ def _spice(file, found) -> Facts:
     for name in found:
         for key, unit in _SPICE.items():
             data = _dataset(file[name], key)
-            text = None if data is None else data.attrs.get("units")
-            if isinstance(text, str) and stated.setdefault(unit, text) != text:
+            text = _unit(data)
+            if text is not None and stated.setdefault(unit, text) != text:
                 raise DataError(f"group {name!r}: {key!r} is in {text}, in another group in {stated[unit]}")
     return Facts(
         by_format={"energy": "Hartree", "length": "Bohr", "forces_sign": "gradient"},
@@ -131,7 +148,8 @@ def _spice(file, found) -> Facts:
 
 
 def _check_heaps(path: Path) -> None:
-    """Raise DataError for a heap of strings in which the HDF5 library (2.0.0) would loop for ever: an entry of size 0."""
+    """Raise DataError for a heap of strings in which the HDF5 library (2.0.0) would loop for ever: an entry of size 0, or of
+    one that does not fit."""
     with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
         start = -1
         while (start := content.find(b"GCOL\x01\0\0\0", start + 1)) >= 0:
@@ -139,6 +157,7 @@ def _check_heaps(path: Path) -> None:
             place = start + 16
             while place + 16 <= min(end, len(content)):
                 index, _, size = struct.unpack_from("<H6sQ", content, place)
-                if index == 0 and size < 16:
+                step = size if index == 0 else 16 + -(-size // 8) * 8
+                if step < 16 or place + step > end:
                     raise DataError("a heap of strings is broken; is the file damaged?")
-                place += size if index == 0 else 16 + -(-size // 8) * 8
+                place += step

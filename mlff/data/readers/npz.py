@@ -75,8 +75,8 @@ def _manner(shapes: dict) -> _Manner:
             f"key {pickled!r} holds Python objects, which are not loaded (they could run code); save plain numbers"
         )
     shape = shapes[manner.positions]
-    if len(shape) == 3 and shape[2] == 3 and 0 in shape:
-        raise DataError(f"holds no structures (key {manner.positions!r} has the shape {shape})")
+    if 0 in shape[:2]:
+        raise DataError(f"holds no structures: key {manner.positions!r} has the shape {shape}")
     if len(shape) != 3 or shape[2] != 3:
         raise DataError(f"key {manner.positions!r} has the shape {shape} where (structures, atoms, 3) is expected")
     return manner
@@ -89,7 +89,7 @@ def _load(archive, shapes: dict, key: str, *expected: tuple[int, ...]) -> np.nda
 
 
 def array_shapes(path: Path) -> dict[str, tuple[int, ...] | None]:
-    """Key -> shape from the headers of an archive's arrays, whose sizes are checked; None for pickled objects. Raises DataError."""
+    """Key -> shape from the headers of an archive's arrays, whose sizes are checked (DataError); None for pickled objects."""
     shapes = {}
     with zipfile.ZipFile(path) as archive:
         members = archive.infolist()
