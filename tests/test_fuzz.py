@@ -24,7 +24,7 @@ from mlff.training.run import Run
 from tests import samples
 from tests.conftest import make_potential
 from tests.fuzzing import runs
-from tests.fuzzing.engine import Job, Tally, run_jobs
+from tests.fuzzing.engine import Job, Tally, make_input, run_jobs
 from tests.fuzzing.targets import TARGETS
 
 COUNTS = {"extxyz": 800, "npz": 500, "hdf5": 250, "json": 600, "n2p2": 250, "deepmd": 100, "config": 300, "model": 150}
@@ -180,3 +180,12 @@ def test_yaml_gives_plain_values_or_says_that_it_is_none(text, depth):
             plain_values(candidate)
         except yaml.YAMLError:
             pass
+
+
+@pytest.mark.parametrize("target", ["json", "config", "checkpoint"])
+def test_an_input_can_be_made_again(target, tmp_path):
+    seeds = TARGETS[target].prepare(tmp_path)
+    first = make_input(target, 0, 5, seeds)
+    for index in range(300):
+        make_input(target, 0, index, seeds)
+    assert make_input(target, 0, 5, seeds) == first

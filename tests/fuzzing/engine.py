@@ -127,20 +127,15 @@ def _run_process(jobs: list[Job], seed: int, tallies, on_step, save) -> list[Job
         if process.exitcode == 0:
             return []
         job, index = jobs[current], int(boards[current][_INDEX])
-        if index < job.start:
-            text = (
-                (Path(root) / "stderr.txt").read_text(errors="replace")[-2000:]
-                if (Path(root) / "stderr.txt").exists()
-                else ""
-            )
-            raise RuntimeError(
-                f"{job.target}: the process that fuzzes ended with {process.exitcode} before its first input: {text}"
-            )
+        said = Path(root) / "stderr.txt"
+        text = said.read_text(encoding="utf-8", errors="replace")[-2000:] if said.exists() else ""
+        if process.exitcode == 1 or index < job.start:  # an exception beside the reading
+            raise RuntimeError(f"{job.target}: the fuzzing itself failed after input {index}: {text}")
         what = f"no end after {HANG:.0f} s" if hang else f"the process died ({process.exitcode})"
         tally = tallies[job.target]
         tally.unclean += 1
         tally.count += 1
-        tally.find(what, index, what)
+        tally.find(what, index, f"{what} {text}")
         if save is not None:
             _keep(job.target, seed, index, what, Path(save), Path(root))
         on_step(tally)

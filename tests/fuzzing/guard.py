@@ -1,6 +1,6 @@
 """Judges what a reader does with one input: it reads it, refuses it in mlff's own words, or is at fault.
 
-The process that judges is given up to it: `arm` puts an audit hook and a limit on its memory that cannot be taken off.
+The process that judges is given up to it: `arm` puts an audit hook that cannot be taken off.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from typing import NamedTuple
 from mlff.errors import MLFFError
 
 CPU_SECONDS = 2.0  #: one input may take
-MEMORY = 512 * 2**20  #: bytes of address space a process may grow by after it has read the seeds
+MEMORY = 512 * 2**20  #: bytes of address space that one input may take
 _LONGEST = 2500  #: characters of a message
 _WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 _FORBIDDEN = (
@@ -87,21 +87,19 @@ class Guard:
         self._stderr = open(scratch.parent / "stderr.txt", "w+b", buffering=0)
         os.dup2(self._stderr.fileno(), 2)
         self._seen: list[str] = []
-        self._active = False
+        self._active = self._limited = False
         self.warnings: Counter[str] = Counter()
         paths = {sys.prefix, sys.base_prefix, *site.getsitepackages(), *sys.path, str(Path(__file__).parents[2])}
         self._code = tuple(str(Path(path).resolve()) + os.sep for path in paths if path)
         tempfile.tempdir = self.scratch
 
     def arm(self) -> None:
-        """From now on memory is limited and the hook listens (within `judge`)."""
+        """From now on memory is limited and the hook listens, both within `judge`."""
         sys.unraisablehook = self._unraisable
         warnings.showwarning = lambda message, *_: self.warnings.update([re.sub(r"\d+", "0", str(message))[:100]])
         warnings.simplefilter("always")
         sys.addaudithook(self._listen)
-        pages = int(Path("/proc/self/statm").read_text().split()[0]) if sys.platform == "linux" else 0
-        if pages:
-            resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + MEMORY,) * 2)
+        self._limited = sys.platform == "linux"
 
     def _unraisable(self, unraisable) -> None:
         if "Event loop is closed" not in str(unraisable.exc_value):  # Orbax's own, after errors
@@ -115,18 +113,32 @@ class Guard:
             os.lseek(2, 0, os.SEEK_END)
         size = os.fstat(2).st_size
         begin = time.process_time()
-        self._active = True
-        try:
-            read()
-        except BaseException as raised:  # noqa: BLE001  whatever a reader lets through is to be judged
-            error = raised
-        finally:
-            self._active = False
+        with self._memory_limited():
+            self._active = True
+            try:
+                read()
+            except BaseException as raised:  # noqa: BLE001  whatever a reader lets through is to be judged
+                error = raised
+            finally:
+                self._active = False
         cpu = time.process_time() - begin
         why, signature = self._fault(error, names, cpu, size)
         if why:
             return Verdict("unclean", why, signature, cpu)
         return Verdict("accepted" if error is None else "refused", str(error or ""), "", cpu)
+
+    @contextlib.contextmanager
+    def _memory_limited(self):
+        if not self._limited:
+            yield
+            return
+        pages = int(Path("/proc/self/statm").read_text().split()[0])
+        _, hard = resource.getrlimit(resource.RLIMIT_AS)
+        resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + MEMORY, hard))
+        try:
+            yield
+        finally:
+            resource.setrlimit(resource.RLIMIT_AS, (hard, hard))
 
     def _fault(self, error, names, cpu, size) -> tuple[str, str]:
         if self._seen:

@@ -232,14 +232,14 @@ def mutate_tree(rng: random.Random, tree: Any, words: list[str] = ()) -> Any:
     for _ in range(some(rng)):
         places = nodes(tree)
         if not places:
-            return rng.choice(VALUES)
+            return _copy(rng.choice(VALUES))
         node, key = rng.choice(places)
         if rng.random() < 0.5:  # as likely in the upper levels as in the many numbers at the bottom
             node, key = rng.choice(places[: 1 + len(places) // 10])
         other_node, other_key = rng.choice(places)
         kind = rng.randrange(10)
         if kind <= 3:
-            node[key] = rng.choice(words) if words and rng.random() < 0.3 else rng.choice(VALUES)
+            node[key] = rng.choice(words) if words and rng.random() < 0.3 else _copy(rng.choice(VALUES))
         elif kind == 4:
             del node[key]
         elif kind == 5 and isinstance(node, dict):
@@ -255,7 +255,7 @@ def mutate_tree(rng: random.Random, tree: Any, words: list[str] = ()) -> Any:
             if isinstance(value, int | float) and not isinstance(value, bool):
                 node[key] = rng.choice((-value, value * 10**6, value + 1, str(value), [value], value * 10**300))
             else:
-                node[key] = rng.choice(VALUES)
+                node[key] = _copy(rng.choice(VALUES))
     return tree
 
 
