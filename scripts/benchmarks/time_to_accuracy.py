@@ -56,12 +56,18 @@ def split(folder: Path, out: Path) -> dict[str, str]:
 
 def table(rows: list[dict]) -> str:
     """Markdown, best at 300 K first."""
-    lines = ["| code, configuration | wall / CPU s | epochs | t300 energy / force RMSE, meV, meV/Å | t600 |", "|---|---|---|---|---|"]
+    lines = [
+        "| code, configuration | wall / CPU s | epochs | t300 energy / force RMSE, meV, meV/Å | t600 |",
+        "|---|---|---|---|---|",
+    ]
     for row in sorted(rows, key=lambda row: row["errors"]["t300"]["forces_rmse"] if "errors" in row else np.inf):
         if "errors" not in row:
             lines.append(f"| {row['code']} | {row.get('missing') or row.get('failed')} | | | |")
             continue
-        pair = [f"{row['errors'][name]['energy_rmse']:.1f} / {row['errors'][name]['forces_rmse']:.1f}" for name in ("t300", "t600")]
+        pair = [
+            f"{row['errors'][name]['energy_rmse']:.1f} / {row['errors'][name]['forces_rmse']:.1f}"
+            for name in ("t300", "t600")
+        ]
         seconds = f"{row['train_wall_s']:.0f} / {row['train_cpu_s']:.0f}"
         lines.append(f"| {row['code']}: {row['settings']} | {seconds} | {row['epochs']} | {pair[0]} | {pair[1]} |")
     return "\n".join(lines)

@@ -88,7 +88,10 @@ def main() -> None:
             print(f"{name} ...", flush=True)
             known[name] = make(name, folder, shlex.split(args.pip))
             record.write_text(json.dumps(known, indent=1) + "\n")
-        print(f"{name}: {'missing: ' + known[name]['missing'] if 'missing' in known[name] else known[name]['python']}", flush=True)
+        print(
+            f"{name}: {'missing: ' + known[name]['missing'] if 'missing' in known[name] else known[name]['python']}",
+            flush=True,
+        )
     sys.exit(any("missing" in known[name] for name in args.only))
 
 

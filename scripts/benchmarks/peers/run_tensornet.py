@@ -79,7 +79,7 @@ def speed(request: dict) -> dict:
 
     def bare(atoms, calculator):
         numbers, positions, batch = collate([convert(atoms)])
-        model = load_model(file, derivative=True)
+        model = load_model(file, derivative=True).eval().requires_grad_(False)
         box = torch.tensor(atoms.cell.array, dtype=torch.float32) if atoms.pbc.any() else None
 
         def call():
