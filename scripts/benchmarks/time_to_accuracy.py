@@ -25,7 +25,7 @@ from ase.io import read, write
 from machine import machine
 
 sys.path.insert(0, str(Path(__file__).parent / "peers"))
-from launch import OURS, launch, pin, versions  # noqa: E402
+from launch import OURS, launch, pin, versions
 
 PEERS = ("tensornet", "mace", "painn", "apax", "nequip", "visnet", "sgdml")
 

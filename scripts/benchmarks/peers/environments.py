@@ -6,7 +6,7 @@
 Environments that are there already are left alone. FOLDER/environments.json says of every peer which versions it got, or
 why it is missing: the benchmarks print that reason instead of a figure. PyTorch of the ordinary index brings gigabytes of
 CUDA libraries on Linux; all measurements are on the CPU, so point pip at a CPU build of torch 2.13.0, for instance with
---pip "--find-links FOLDER_OF_WHEELS" or --pip "--extra-index-url INDEX". All seven environments take about 12 GB.
+--pip "--find-links FOLDER_OF_WHEELS" or --pip "--extra-index-url INDEX". All seven environments take about 10 GB.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ PEERS = {  # name: (module that must import, pip's arguments step by step)
 
 def run(command: list) -> None:
     """Run a command; its last line of output as the reason if it fails."""
-    done = subprocess.run([str(word) for word in command], capture_output=True, text=True)
+    done = subprocess.run([str(word) for word in command], capture_output=True, text=True, check=False)
     if done.returncode:
         lines = (done.stderr.strip() or done.stdout.strip() or f"exit code {done.returncode}").splitlines()
         errors = [line for line in lines if "error" in line.lower()]
@@ -69,7 +69,9 @@ def make(name: str, folder: Path, options: list[str]) -> dict:
         run([python, "-c", f"import {module}"])
     except RuntimeError as error:
         return {"missing": str(error)}
-    freeze = subprocess.run([python, "-m", "pip", "freeze", "--disable-pip-version-check"], capture_output=True, text=True)
+    freeze = subprocess.run(
+        [python, "-m", "pip", "freeze", "--disable-pip-version-check"], capture_output=True, text=True, check=False
+    )
     return {"python": str(python), "versions": dict(line.split("==") for line in freeze.stdout.splitlines() if "==" in line)}
 
 

@@ -63,6 +63,7 @@ def launch(name: str, request: dict, environments: Path, cache: Path, limit: flo
             input=json.dumps(request | {"started": time.time()}),
             capture_output=True,
             text=True,
+            check=False,
             env=environment,
             timeout=limit,
         )

@@ -9,7 +9,7 @@ from typing import Any
 os.environ["TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"] = "1"  # schnetpack unpickles its own model files as torch 2.4 did
 
 import torch
-import torch.utils.data.dataloader as dataloader
+from torch.utils.data import dataloader
 
 for name in ("_collate_fn_t", "T_co"):  # type variables that 2.1.1 imports and newer torch no longer has
     if not hasattr(dataloader, name):
