@@ -1,0 +1,87 @@
+"""mlff itself, under the same rules as its peers: a config of a few lines, `options` of the request in it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import jax
+import numpy as np
+import yaml
+from ase.io import read
+from service import Clock, errors, serve, time_calculator
+
+from mlff import MLFFCalculator, Potential, load_config
+from mlff.models import registry
+from mlff.potential import initial_params
+from mlff.training.loop import train as train_potential
+
+MODEL = "model.safetensors"
+
+
+def configure(request: dict, **sections):
+    """The config: files and time, the options ("model.channels=32", ...), defaults for the rest."""
+    out = Path(request["out"])
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "given.yaml").write_text(yaml.safe_dump(sections), encoding="utf-8")
+    return load_config(out / "given.yaml", request["options"])
+
+
+def describe(request: dict) -> str:
+    """One line for the table."""
+    return f"mlff, {', '.join(request['options'])}; otherwise defaults"
+
+
+def train(request: dict) -> dict:
+    """Answer of a train task."""
+    clock = Clock(request)
+    data = {"train": str(Path(request["train"]).resolve()), "valid": str(Path(request["valid"]).resolve())}
+    hours = clock.left() / 3600
+    config = configure(request, seed=request["seed"], data=data, training={"max_hours": hours, "tensorboard": False})
+    began = clock.used()
+    potential = train_potential(config, Path(request["out"]) / "run", progress=False)
+    training = potential.metadata["training"]
+    spent = clock.spent() | {"train_wall_s": round(began + training["seconds"], 1)}
+
+    def predict(structures):
+        plain = [atoms.copy() for atoms in structures]
+        results = potential.predict(plain)
+        return [result.energy for result in results], [result.forces for result in results]
+
+    return {
+        "model": str(Path(request["out"]) / "run" / MODEL),
+        "settings": describe(request),
+        "epochs": training["epochs"],
+        "parameters": sum(int(np.size(leaf)) for leaf in jax.tree.leaves(potential.params)),
+        **spent,
+        "errors": errors(predict, request["tests"]),
+    }
+
+
+def prepare(request: dict) -> None:
+    """A model file with random weights."""
+    atoms = read(request["structure"])
+    config = configure(request, data={"train": "none.xyz"})
+    elements = tuple(sorted({int(z) for z in atoms.numbers}))
+    params = initial_params(registry.build(config.model, elements), seed=0)
+    Potential(config.model, params, elements, dict.fromkeys(elements, 0.0)).save(Path(request["out"]) / MODEL)
+
+
+def speed(request: dict) -> dict:
+    """Time per call."""
+
+    def calculator(atoms):
+        return MLFFCalculator(Path(request["out"]) / MODEL)
+
+    def bare(atoms, calculator):
+        graph = calculator._list.graph_at(atoms.positions)
+
+        def call():
+            prediction = calculator.potential.compute(graph)
+            return np.asarray(prediction.energies), np.asarray(prediction.forces)
+
+        return call
+
+    return time_calculator(request, describe(request), calculator, bare)
+
+
+serve(train, prepare, speed)

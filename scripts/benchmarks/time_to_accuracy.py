@@ -1,0 +1,119 @@
+#!/usr/bin/env python3
+"""Errors after the same time on the same core and the same structures: mlff and its peers on 3BPA.
+
+    .venv/bin/python scripts/benchmarks/time_to_accuracy.py FOLDER --minutes 15 --peers tensornet mace apax --core 1
+
+FOLDER holds 3bpa/train_300K.xyz and 3bpa/train_mixedT_300K_600K.xyz (public, not shipped). Training: the 500 structures of
+train_300K, shuffled with seed 0, 450 to train and 50 to validate. Tests, both from the mixed file: t300, its first third
+less what train_300K holds too (136 structures), and t600, its last 167. The 1200 K structures are not touched. Every run is
+a process of its own on one core with one thread; starting, setting up and compiling count. The peers' environments are made
+by peers/environments.py. Rows go into the JSON one by one; a row that is there already is not repeated.
+
+`--ours NAME=OPTION,OPTION` adds a config of mlff, e.g. --ours 64=model.channels=64,loss.energy=10
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+from ase.io import read, write
+from machine import machine
+
+sys.path.insert(0, str(Path(__file__).parent / "peers"))
+from launch import OURS, launch, pin, versions
+
+PEERS = ("tensornet", "mace", "painn", "apax", "nequip", "visnet", "sgdml")
+
+
+def split(folder: Path, out: Path) -> dict[str, str]:
+    """Write train, valid, t300 and t600 as extended XYZ; their paths."""
+    known = read(folder / "3bpa/train_300K.xyz", ":")
+    mixed = read(folder / "3bpa/train_mixedT_300K_600K.xyz", ":")
+    seen = {atoms.positions.tobytes() for atoms in known}
+    order = np.random.default_rng(0).permutation(len(known))
+    parts = {
+        "train": [known[k] for k in order[:450]],
+        "valid": [known[k] for k in order[450:]],
+        "t300": [atoms for atoms in mixed[:167] if atoms.positions.tobytes() not in seen],
+        "t600": mixed[-167:],
+    }
+    sizes = {name: len(part) for name, part in parts.items()}
+    if sizes != {"train": 450, "valid": 50, "t300": 136, "t600": 167}:
+        sys.exit(f"error: {folder}/3bpa: these are not the files the split is made for, it gives {sizes}")
+    for name, part in parts.items():
+        for atoms in part:
+            atoms.info.clear()
+            atoms.set_cell(None)
+            atoms.pbc = False
+        write(out / f"{name}.xyz", part, format="extxyz")
+    return {name: str(out / f"{name}.xyz") for name in parts}
+
+
+def table(rows: list[dict]) -> str:
+    """Markdown, best at 300 K first."""
+    lines = [
+        "| code, configuration | wall / CPU s | epochs | t300 energy / force RMSE, meV, meV/Å | t600 |",
+        "|---|---|---|---|---|",
+    ]
+    for row in sorted(rows, key=lambda row: row["errors"]["t300"]["forces_rmse"] if "errors" in row else np.inf):
+        if "errors" not in row:
+            lines.append(f"| {row['code']} | {row.get('missing') or row.get('failed')} | | | |")
+            continue
+        pair = [
+            f"{row['errors'][name]['energy_rmse']:.1f} / {row['errors'][name]['forces_rmse']:.1f}"
+            for name in ("t300", "t600")
+        ]
+        seconds = f"{row['train_wall_s']:.0f} / {row['train_cpu_s']:.0f}"
+        lines.append(f"| {row['code']}: {row['settings']} | {seconds} | {row['epochs']} | {pair[0]} | {pair[1]} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--minutes", type=float, default=15.0)
+    parser.add_argument("--peers", nargs="*", choices=PEERS, default=list(PEERS))
+    parser.add_argument("--ours", action="append", default=[], help="a further config of mlff, NAME=OPTION,OPTION")
+    parser.add_argument("--no-default", action="store_true", help="leave out mlff with 32 channels")
+    parser.add_argument("--core", type=int, default=0)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--environments", type=Path, default=Path("build/peers"))
+    parser.add_argument("--json", type=Path, default=Path(__file__).parent / "results" / "time_to_accuracy.json")
+    args = parser.parse_args()
+    pin(args.core)
+    ours = {} if args.no_default else {OURS: ["model.channels=32"]}
+    for item in args.ours:
+        name, _, options = item.partition("=")
+        ours[f"{OURS} {name}"] = options.split(",")
+    rows = json.loads(args.json.read_text(encoding="utf-8")) if args.json.exists() else []
+    key = {"minutes": args.minutes, "seed": args.seed}
+    for code in (*ours, *args.peers):
+        same = [row for row in rows if row["code"] == code and all(row[k] == v for k, v in key.items())]
+        if any("errors" in row for row in same):
+            continue
+        with tempfile.TemporaryDirectory() as scratch:
+            files = split(args.folder, Path(scratch))
+            request = {"task": "train", "train": files["train"], "valid": files["valid"], "out": f"{scratch}/out"}
+            request |= {"tests": {name: files[name] for name in ("valid", "t300", "t600")}}
+            request |= {"seconds": 60 * args.minutes, "seed": args.seed, "options": ours.get(code)}
+            program = OURS if code in ours else code
+            before = machine()
+            answer = launch(program, request, args.environments, Path(scratch) / "cache", 120 * args.minutes + 900)
+        answer.pop("model", None)
+        row = {"code": code, **key, **answer, "machine": before, "load_after": machine()["load_average"]}
+        if "errors" in row and code in args.peers:
+            row["versions"] = versions(code, args.environments)
+        rows = [old for old in rows if old not in same] + [row]
+        args.json.parent.mkdir(parents=True, exist_ok=True)
+        args.json.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+        print(code, json.dumps(row.get("errors") or row.get("failed") or row.get("missing")), flush=True)
+    print(table([row for row in rows if all(row[k] == v for k, v in key.items())]))
+
+
+if __name__ == "__main__":
+    main()

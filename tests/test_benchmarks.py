@@ -1,0 +1,81 @@
+"""The benchmarks against other codes: the same structures for all, and a reason where a peer is missing."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from ase.io import read
+
+ROOT = Path(__file__).resolve().parents[1]
+SHARED = ROOT.parent / "shared" / "datasets"
+SCRIPTS = ROOT / "scripts" / "benchmarks"
+
+
+@pytest.fixture
+def scripts(monkeypatch):
+    """The benchmark scripts, importable."""
+    monkeypatch.syspath_prepend(str(SCRIPTS))
+    monkeypatch.syspath_prepend(str(SCRIPTS / "peers"))
+    names = ("cost_per_step", "environments", "launch", "machine", "time_to_accuracy")
+    yield
+    for name in names:
+        sys.modules.pop(name, None)
+
+
+def test_peers_without_environment_are_reported_with_the_reason(scripts, tmp_path):
+    import time_to_accuracy
+    from launch import launch
+
+    answer = launch("mace", {"task": "train"}, tmp_path, tmp_path, limit=1)
+    assert answer["missing"].startswith("no environment")
+    (tmp_path / "environments.json").write_text('{"mace": {"missing": "ERROR: no such version"}}', encoding="utf-8")
+    answer = launch("mace", {"task": "train"}, tmp_path, tmp_path, limit=1)
+    assert answer == {"missing": "ERROR: no such version"}
+    assert "| mace | ERROR: no such version |" in time_to_accuracy.table([{"code": "mace", **answer}])
+
+
+def test_every_peer_has_an_environment_and_a_runner(scripts):
+    import cost_per_step
+    import environments
+    import time_to_accuracy
+
+    assert set(environments.PEERS) == set(time_to_accuracy.PEERS) == set(cost_per_step.PEERS)
+    for name in (*environments.PEERS, "mlff"):
+        assert (SCRIPTS / "peers" / f"run_{name}.py").exists()
+
+
+def test_ratios_are_taken_round_by_round(scripts):
+    from cost_per_step import summarize
+
+    def row(code, number, cpu):
+        timed = {"cpu_ms": cpu, "wall_ms": cpu}
+        return {
+            "code": code,
+            "case": "27",
+            "round": number,
+            "calculator": timed,
+            "bare": None,
+            "first_force_s": 9.0 - number,
+        } | {"peak_memory_mib": 100}
+
+    rows = [row("mlff", 0, 1.0), row("mace", 0, 10.0), row("mlff", 1, 2.0), row("mace", 1, 20.0)]
+    rows += [{"code": "painn", "case": "27", "round": 0, "missing": "not there"}]
+    summary = summarize(rows)
+    assert summary["mace"]["27"]["calculator_ratio"] == 10.0
+    assert (summary["mace"]["27"]["first_force_cold_s"], summary["mace"]["27"]["first_force_warm_s"]) == (9.0, 8.0)
+    assert summary["painn"]["27"] == {"reason": "not there"}
+
+
+@pytest.mark.skipif(not (SHARED / "3bpa").exists(), reason="needs the developers' data sets beside the checkout")
+def test_3bpa_is_split_without_overlap(scripts, tmp_path):
+    from time_to_accuracy import split
+
+    files = split(SHARED, tmp_path)
+    sets = {name: {atoms.positions.round(6).tobytes() for atoms in read(file, ":")} for name, file in files.items()}
+    assert {name: len(found) for name, found in sets.items()} == {"train": 450, "valid": 50, "t300": 136, "t600": 167}
+    assert len(set().union(*sets.values())) == 450 + 50 + 136 + 167
+    forces = [atoms.get_forces() for atoms in read(files["t600"], ":")]
+    assert 1000 * np.sqrt(np.mean(np.square(forces))) == pytest.approx(1321, abs=1)  # meV/Å
