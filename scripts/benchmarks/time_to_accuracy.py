@@ -80,6 +80,9 @@ def main() -> None:
     parser.add_argument("--peers", nargs="*", choices=PEERS, default=list(PEERS))
     parser.add_argument("--ours", action="append", default=[], help="a further config of mlff, NAME=OPTION,OPTION")
     parser.add_argument("--no-default", action="store_true", help="leave out mlff with 32 channels")
+    parser.add_argument(
+        "--clock", choices=("wall", "cpu"), default="wall", help="cpu: for a machine that others use meanwhile"
+    )
     parser.add_argument("--core", type=int, default=0)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--environments", type=Path, default=Path("build/peers"))
@@ -91,7 +94,7 @@ def main() -> None:
         name, _, options = item.partition("=")
         ours[f"{OURS} {name}"] = options.split(",")
     rows = json.loads(args.json.read_text(encoding="utf-8")) if args.json.exists() else []
-    key = {"minutes": args.minutes, "seed": args.seed}
+    key = {"minutes": args.minutes, "clock": args.clock, "seed": args.seed}
     for code in (*ours, *args.peers):
         same = [row for row in rows if row["code"] == code and all(row[k] == v for k, v in key.items())]
         if any("errors" in row for row in same):
@@ -100,10 +103,10 @@ def main() -> None:
             files = split(args.folder, Path(scratch))
             request = {"task": "train", "train": files["train"], "valid": files["valid"], "out": f"{scratch}/out"}
             request |= {"tests": {name: files[name] for name in ("valid", "t300", "t600")}}
-            request |= {"seconds": 60 * args.minutes, "seed": args.seed, "options": ours.get(code)}
+            request |= {"seconds": 60 * args.minutes, "clock": args.clock, "seed": args.seed, "options": ours.get(code)}
             program = OURS if code in ours else code
             before = machine()
-            answer = launch(program, request, args.environments, Path(scratch) / "cache", 120 * args.minutes + 900)
+            answer = launch(program, request, args.environments, Path(scratch) / "cache", 300 * args.minutes + 900)
         answer.pop("model", None)
         row = {"code": code, **key, **answer, "machine": before, "load_after": machine()["load_average"]}
         if "errors" in row and code in args.peers:

@@ -3,8 +3,8 @@
 A runner `run_NAME.py` is started in its peer's own environment with one JSON object on standard input and prints one
 JSON line, the last one, on standard output. Three tasks:
 
-train  {"task": "train", "train": FILE, "valid": FILE, "tests": {NAME: FILE}, "seconds": BUDGET, "started": TIME,
-        "out": FOLDER, "seed": 0}
+train  {"task": "train", "train": FILE, "valid": FILE, "tests": {NAME: FILE}, "seconds": BUDGET,
+        "clock": "wall" or "cpu", "started": TIME, "out": FOLDER, "seed": 0}
        -> {"model", "settings", "epochs", "parameters", "errors": {NAME: ...}, "train_wall_s", "train_cpu_s"}
 prepare {"task": "prepare", "structure": FILE, "out": FOLDER} -> {}: a model file with random weights for such a structure
 speed  {"task": "speed", "structure": FILE, "out": FOLDER, "started": TIME, "calls": COUNT, "seconds": LIMIT}
@@ -45,14 +45,14 @@ def serve(train, prepare, speed) -> None:
 
 
 class Clock:
-    """The budget of a training run, from the start of the process on."""
+    """The budget of a training run, from the start of the process on: wall time, or CPU time on a machine that others use."""
 
     def __init__(self, request: dict):
-        self.started, self.seconds = request["started"], request["seconds"]
+        self.started, self.seconds, self.cpu = request["started"], request["seconds"], request["clock"] == "cpu"
 
     def used(self) -> float:
-        """Seconds since the process was started."""
-        return time.time() - self.started
+        """Seconds of the budget that are used."""
+        return cpu_seconds() if self.cpu else time.time() - self.started
 
     def share(self) -> float:
         """Share of the budget that is used, 0 to 1."""
@@ -63,10 +63,14 @@ class Clock:
         return self.seconds - self.used()
 
     def spent(self) -> dict:
-        """Wall and CPU seconds so far, children's included."""
-        own, children = resource.getrusage(resource.RUSAGE_SELF), resource.getrusage(resource.RUSAGE_CHILDREN)
-        cpu = own.ru_utime + own.ru_stime + children.ru_utime + children.ru_stime
-        return {"train_wall_s": round(self.used(), 1), "train_cpu_s": round(cpu, 1)}
+        """Wall and CPU seconds so far."""
+        return {"train_wall_s": round(time.time() - self.started, 1), "train_cpu_s": round(cpu_seconds(), 1)}
+
+
+def cpu_seconds() -> float:
+    """CPU seconds of this process and its children since they started."""
+    own, children = resource.getrusage(resource.RUSAGE_SELF), resource.getrusage(resource.RUSAGE_CHILDREN)
+    return own.ru_utime + own.ru_stime + children.ru_utime + children.ru_stime
 
 
 def frames(file: str) -> list:
