@@ -335,7 +335,7 @@ WEIGHT = "params/readout_1"
         (_set("elements", value=[1, 6, 14, 8]), "elements are not atomic numbers in ascending order"),
         (_set("elements", value=[]), "elements are not atomic numbers in ascending order"),
         (_set("elements", value=[1, 6, 8, 140]), "elements are not atomic numbers in ascending order"),
-        (_set("baseline", "1", value=float("nan")), "a safetensors file, but not an mlff model"),  # JSON knows no NaN
+        (_set("baseline", "1", value=float("nan")), "hold values that make no sense"),
         (_set("baseline", "1", value=None), "the header is not that of an mlff model"),
         (_set("precision", value="float16"), "unknown precision 'float16'"),
         (lambda header, tensors: tensors.pop(WEIGHT), f"parameter {WEIGHT} is missing"),
