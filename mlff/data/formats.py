@@ -30,6 +30,7 @@ from mlff.data.conversion import Conversion
 from mlff.data.facts import ASE, Facts, Reading
 from mlff.data.labels import label_frames
 from mlff.data.readers.arrays import check_size
+from mlff.data.readers.converted import dpdata_format, read_dpdata
 from mlff.data.readers.database import read_database
 from mlff.data.readers.deepmd import is_deepmd, read_deepmd
 from mlff.data.readers.extxyz import is_extxyz, read_extxyz
@@ -195,9 +196,11 @@ def _recognise(plain: Path, path: Path) -> tuple[str, Callable[[Path], Reading]]
     if name in ("db", "json"):
         return f"ASE {name}", read_database
     if name not in ioformats or not ioformats[name].can_read or name in _CONNECTIONS:
+        if other := dpdata_format(plain):
+            return f"dpdata {other}", read_dpdata
         raise DataError(
-            f"{path}: the format is not recognised; known: {', '.join(FORMATS)} and whatever else ASE reads "
-            "(dpdata turns many others into DeePMD folders)"
+            f"{path}: the format is not recognised; known: {', '.join(FORMATS)} and whatever else ASE reads, or dpdata "
+            "where it is installed and the name of the file tells it the format (it turns others into DeePMD folders)"
         )
     return name, _ase(name)
 

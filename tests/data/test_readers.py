@@ -1,7 +1,9 @@
 """The readers: every format gives the same structures, says its units, and refuses broken files in one line."""
 
 import gzip
+import sys
 import time
+import types
 import zipfile
 from contextlib import suppress
 
@@ -530,3 +532,23 @@ def test_damage_is_refused_or_does_not_matter(name, originals, data):
         assert str(error).startswith(str(path)) and "\n" not in str(error)
     finally:
         file.write_bytes(good)
+
+
+def test_dpdata_reads_what_else_it_knows_by_name(tmp_path, monkeypatch):
+    """With the package in place of which a stand-in stands here: the units and signs are dpdata's."""
+    cells, virials = np.array([np.eye(3) * 10.0] * 2), np.array([np.diag([1.0, 2.0, 3.0])] * 2)
+    data = {"atom_names": ["O", "H"], "atom_types": np.array([0, 1, 1]), "cells": cells, "virials": virials}
+    data |= {"coords": np.arange(18.0).reshape(2, 3, 3), "energies": np.array([-1.0, -2.0]), "forces": np.ones((2, 3, 3))}
+    package, formats = types.ModuleType("dpdata"), types.ModuleType("dpdata.format")
+    package.LabeledSystem = lambda file, fmt: types.SimpleNamespace(data=data if fmt == "movement" else {})
+    formats.Format = types.SimpleNamespace(get_formats=lambda: {"movement": None})
+    path = tmp_path / "MOVEMENT"
+    path.write_text("3 atoms, Iteration = 0\n")
+    with pytest.raises(DataError, match="dpdata where it is installed"):
+        read_structures(path, ReadOptions())
+    monkeypatch.setitem(sys.modules, "dpdata", package)
+    monkeypatch.setitem(sys.modules, "dpdata.format", formats)
+    structures, census = read_structures(path, ReadOptions())
+    assert [s.energy for s in structures] == [-1.0, -2.0] and structures[0].numbers.tolist() == [8, 1, 1]
+    assert structures[1].forces.shape == (3, 3) and np.allclose(structures[0].stress, -np.diag([1.0, 2.0, 3.0]) / 1000)
+    assert "by the format" in str(census)
