@@ -31,7 +31,7 @@ def neighbor_list(positions, cell, pbc, cutoff: float) -> tuple[np.ndarray, np.n
     are ignored; atoms may lie anywhere. The order is the same from call to call.
 
     Raises StructureError: a position or periodic cell vector that is not finite, a periodic direction without extent, a cell
-    with more than 100,000 images within the cutoff, more pairs than there can be, or than memory holds.
+    with more than 125,000 images within the cutoff, more pairs than there can be, or than memory holds.
     """
     positions = np.ascontiguousarray(positions, dtype=np.float64)
     pbc = np.asarray(pbc, dtype=bool)
