@@ -76,12 +76,43 @@ def make_optimizer(config: Optimizer, learning_rate: Array | float) -> optax.Gra
         case "lion":
             return optax.lion(rate, b1=beta1, b2=beta2, **decay)
         case "muon":
-            return contrib.muon(
-                rate, weight_decay=config.weight_decay, adam_b1=beta1, adam_b2=beta2, consistent_rms=0.2
-            )  # steps as large as Adam's
+            return stacked(
+                contrib.muon(
+                    rate,
+                    weight_decay=config.weight_decay,
+                    adam_b1=beta1,
+                    adam_b2=beta2,
+                    consistent_rms=0.2,  # steps as large as Adam's
+                    muon_weight_dimension_numbers=_stacked_matrices,
+                )
+            )
         case "schedule_free":
             return contrib.schedule_free_adamw(rate, b1=beta1, b2=beta2, weight_decay=config.weight_decay)
     raise AssertionError(config.name)
+
+
+def stacked(inner: optax.GradientTransformation) -> optax.GradientTransformation:
+    """`inner` on parameters of equal shape as one array with an axis more in front: a few large operations, not many small.
+
+    For transformations that treat each entry of that axis by itself (element by element, or matrix by matrix).
+    """
+
+    def stack(tree: Any) -> dict[str, Array]:
+        groups: dict[str, list[Array]] = {}
+        for leaf in jax.tree.leaves(tree):
+            groups.setdefault(_shape(leaf), []).append(leaf)
+        return {shape: jnp.stack(leaves) for shape, leaves in groups.items()}
+
+    def init(params: Any) -> optax.OptState:
+        return inner.init(stack(params))
+
+    def update(gradient: Any, state: optax.OptState, params: Any = None) -> tuple[Any, optax.OptState]:
+        leaves, tree = jax.tree.flatten(gradient)
+        stacks, state = inner.update(stack(gradient), state, None if params is None else stack(params))
+        parts = {shape: iter(stack) for shape, stack in stacks.items()}
+        return jax.tree.unflatten(tree, [next(parts[_shape(leaf)]) for leaf in leaves]), state
+
+    return optax.GradientTransformation(init, update)
 
 
 def evaluation_params(config: Optimizer, state: optax.OptState, params: Any) -> Any:
@@ -95,6 +126,14 @@ def clip(gradient: Any, norm: Array, largest: float | None) -> Any:
         return gradient
     factor = jnp.minimum(1.0, largest / jnp.maximum(norm, jnp.finfo(norm.dtype).tiny))
     return jax.tree.map(lambda g: g * factor.astype(g.dtype), gradient)
+
+
+def _shape(leaf: Array) -> str:
+    return "x".join(map(str, leaf.shape))
+
+
+def _stacked_matrices(stacks: dict[str, Any]) -> dict[str, contrib.MuonDimensionNumbers | None]:
+    return {shape: contrib.MuonDimensionNumbers(1, 2) if shape.count("x") == 1 else None for shape in stacks}
 
 
 def _matrices(params: Any) -> Any:

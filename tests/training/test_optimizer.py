@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from optax import contrib
 
 from mlff.config import Optimizer, Schedule
 from mlff.training import optimizer
@@ -65,3 +66,19 @@ def test_clip_limits_the_global_norm_only_when_it_is_larger():
     np.testing.assert_allclose(clipped["a"], [0.6, 0.0], rtol=1e-6)
     assert optimizer.clip(gradient, optax.tree.norm(gradient), 10.0)["b"] == pytest.approx(4.0)
     assert optimizer.clip(gradient, optax.tree.norm(gradient), None) is gradient
+
+
+def test_matrices_of_one_shape_are_made_orthogonal_each_by_itself():
+    rng = np.random.default_rng(0)
+    shapes = {"a": (4, 3), "b": (4, 3), "c": (3, 5), "d": (3,), "e": (3,)}
+    params = {name: jnp.asarray(rng.normal(size=shape), jnp.float32) for name, shape in shapes.items()}
+    plain = contrib.muon(0.1, adam_b1=0.9, adam_b2=0.999, consistent_rms=0.2)
+    ours = optimizer.make_optimizer(Optimizer(name="muon"), 0.1)
+    states = plain.init(params), ours.init(params)
+    for _ in range(3):
+        gradient = {name: jnp.asarray(rng.normal(size=shape), jnp.float32) for name, shape in shapes.items()}
+        expected, first = plain.update(gradient, states[0], params)
+        updates, second = ours.update(gradient, states[1], params)
+        states = first, second
+        for name in shapes:
+            np.testing.assert_allclose(updates[name], expected[name], rtol=2e-5, atol=2e-6)
