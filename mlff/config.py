@@ -133,7 +133,9 @@ class ACE(_Section):
     l_message: int = Field(1, ge=0, le=3, description="highest degree of the features passed between atoms; 0: invariant messages")
     correlation: int = Field(3, ge=1, le=4, description="order of the products; 3 means up to four-body terms per layer")
     radial_basis: int = Field(8, gt=1, description="Bessel functions on [0, cutoff]")
-    radial_hidden: int = Field(32, gt=0, description="width of the radial network")
+    radial_hidden: int = Field(
+        32, ge=0, description="width of the radial network, and of the last readout; 0: radial functions linear in the basis, no network"
+    )
     zbl: bool = Field(True, description="add the Ziegler-Biersack-Littmark repulsion at short range")
 
 

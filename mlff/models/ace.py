@@ -22,6 +22,7 @@ from mlff.models.radial import bessel_basis
 from mlff.numerics import dense, smooth_silu
 
 READOUT = 0.2  #: puts the forces of a fresh model at the size of those of the data, and slows the learning of the readout
+READOUT_WIDTH = 32  #: of the last readout where the radial functions are linear
 
 
 class ACE(nn.Module):
@@ -58,11 +59,13 @@ class ACE(nn.Module):
         return atomic_energies(output, graph, around, self.statistics, self.zbl)
 
     def radial_features(self, graph: Graph, around: Surroundings) -> Array:
-        """(N, K, hidden): functions of distance and both species that vanish smoothly at the cutoff."""
+        """(N, K, hidden or basis): functions of distance and both species that vanish smoothly at the cutoff."""
         basis = bessel_basis(around.distances, self.cutoff, self.radial_basis) * around.envelope[..., None]
         count = len(self.elements)
-        pair = self.param("pair_embedding", _around_one, (count * count, self.radial_hidden))
+        pair = self.param("pair_embedding", _around_one, (count * count, self.radial_hidden or self.radial_basis))
         species = around.species[:, None] * count + around.species[graph.neighbors]
+        if not self.radial_hidden:
+            return basis * pair[species]
         hidden = self.linear("radial_0", basis, self.radial_hidden) * pair[species]
         return smooth_silu(self.linear("radial_1", smooth_silu(hidden), self.radial_hidden))
 
@@ -125,7 +128,7 @@ class ACE(nn.Module):
     def readout(self, layer: int, scalars: Array, last: bool) -> Array:
         """(N,): a linear map of the scalars, on the last layer a small network."""
         if last:
-            scalars = smooth_silu(self.linear("readout_hidden", scalars, self.radial_hidden))
+            scalars = smooth_silu(self.linear("readout_hidden", scalars, self.radial_hidden or READOUT_WIDTH))
         return READOUT * self.linear(f"readout_{layer}", scalars, 1)[..., 0]
 
     def linear(self, name: str, x: Array, size: int) -> Array:
