@@ -181,7 +181,9 @@ def table(content: dict) -> str:
     """Markdown."""
     lines = ["| program, stage | MFLOP (in products) | MB | attainable ms | ms | reached |", "|---|---|---|---|---|---|"]
     for row in content["programs"]:
-        lines.append(f"| **{row['program']}** | {row['mflop']} | | {row['attainable_ms']} | {row['ms']} | {row['reached']:.0%} |")
+        lines.append(
+            f"| **{row['program']}** | {row['mflop']} | | {row['attainable_ms']} | {row['ms']} | {row['reached']:.0%} |"
+        )
         for name, part in row["stages"].items():
             reached = f"{part['attainable_ms'] / part['ms']:.0%}" if part["ms"] else ""
             paper = f"{part['mflop']} ({part['of_it_products']}) | {part['mb']} | {part['attainable_ms']}"
