@@ -9,6 +9,7 @@ os.environ["XLA_FLAGS"] = (
     "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true " + os.environ.get("XLA_FLAGS", "")
 )
 
+import signal
 import tempfile
 from pathlib import Path
 
@@ -44,6 +45,13 @@ def make_potential(name: str, precision: str = "float32") -> Potential:
     statistics = Statistics(0.3, 12.0, (-1.0, -5.0, -2.0, -4.0), core=(0.8,) * 16)
     params = initial_params(registry.build(config, ELEMENTS, statistics), seed=1)
     return Potential(config, params, ELEMENTS, BASELINE, statistics, precision)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def interruptible():
+    """Ctrl-C means what it does at a terminal, also when a shell that ignores it started the tests in the background."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
