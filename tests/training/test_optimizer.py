@@ -80,5 +80,5 @@ def test_matrices_of_one_shape_are_made_orthogonal_each_by_itself():
         expected, first = plain.update(gradient, states[0], params)
         updates, second = ours.update(gradient, states[1], params)
         states = first, second
-        for name in shapes:
+        for name in shapes:  # float32: products of a stack add up in another order
             np.testing.assert_allclose(updates[name], expected[name], rtol=2e-5, atol=2e-6)
