@@ -130,11 +130,14 @@ class ACE(_Section):
     channels: int = Field(64, gt=0, description="features per atom and harmonic")
     layers: int = Field(2, gt=0, description="message-passing layers")
     l_max: int = Field(2, ge=0, le=4, description="highest degree of the spherical harmonics of an atom's density")
-    l_message: int = Field(1, ge=0, le=3, description="highest degree of the features passed between atoms; 0: invariant messages")
+    l_message: int = Field(2, ge=0, le=3, description="highest degree of the features passed between atoms; 0: invariant messages")
     correlation: int = Field(3, ge=1, le=4, description="order of the products; 3 means up to four-body terms per layer")
     radial_basis: int = Field(8, gt=1, description="Bessel functions on [0, cutoff]")
     radial_hidden: int = Field(
-        32, ge=0, description="width of the radial network, and of the last readout; 0: radial functions linear in the basis, no network"
+        0, ge=0, description="width of a network for the radial functions, and of the last readout; 0: linear in the basis, no network"
+    )
+    passing: bool = Field(
+        True, description="neighbours' features of degree 1 and more reach an atom also as they are, not only as seen along the bond"
     )
     zbl: bool = Field(True, description="add the Ziegler-Biersack-Littmark repulsion at short range")
 
@@ -216,7 +219,7 @@ class Optimizer(_Section):
         description="muon: momentum made orthogonal for matrices, Adam for the rest; schedule_free averages by itself: take "
         "schedule.kind constant with it",
     )
-    learning_rate: float = Field(0.003, gt=0, description="good for muon; adam wants about 0.01 here")
+    learning_rate: float = Field(0.006, gt=0, description="good for muon; adam wants about 0.01 here")
     momentum: float = Field(0.9, ge=0, lt=1, description="momentum (name: momentum)")
     beta1: float = Field(0.9, ge=0, lt=1)
     beta2: float = Field(0.999, ge=0, lt=1)

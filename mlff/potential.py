@@ -36,7 +36,7 @@ from mlff.models import registry
 from mlff.models.atoms import Statistics
 from mlff.runtime import free_memory, quick_compile
 
-FORMAT_VERSION = 3  #: 1: without the core of `Statistics`; 2: without the training environments
+FORMAT_VERSION = 4  #: 1: without the core of `Statistics`; 2: without the training environments; 3: `ace` without `passing`
 CERTIFICATE = "certificate"  #: where the certificate stands in the metadata
 _ATOMS = 512  #: atoms evaluated at once: enough to keep two cores busy, little enough for their caches
 _LARGE = 500_000  #: padded pairs from which on a program's memory is looked at before it runs
@@ -311,7 +311,10 @@ class Potential:
             architecture = header["model"]["architecture"]
             if architecture not in registry.CONFIGS:
                 raise ModelFileError(f"{path}: unknown architecture {architecture!r}; known: {', '.join(registry.CONFIGS)}")
-            config = registry.CONFIGS[architecture].model_validate(header["model"])
+            options = header["model"]
+            if header["format_version"] < 4 and architecture == "ace":
+                options = {"passing": False} | options
+            config = registry.CONFIGS[architecture].model_validate(options)
             _check_size(path, config, tensors)
             known = {"core": ()} | header["statistics"] if header["format_version"] == 1 else header["statistics"]
             scale, neighbors, shifts, core = (known[name] for name in Statistics._fields)

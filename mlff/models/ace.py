@@ -1,7 +1,7 @@
 """Many-body message passing: atomic-cluster-expansion products with equivariant features and an invariant energy.
 
-Per layer: (1) neighbours' features, seen along the bond, are gathered into a density on the sphere around each atom,
-A_lmc = sum_j R_lc(r_ij) Y_lm(r_ij) phi_jc; (2) powers of that density up to the correlation order, taken pointwise on a
+Per layer: (1) neighbours' features are gathered into a density on the sphere around each atom, as seen along the bond,
+A_lmc = sum_j R_lc(r_ij) Y_lm(r_ij) phi_jc, and for l > 0 also as they are, sum_j R'_lc(r_ij) phi_jlmc; (2) powers of that density up to the correlation order, taken pointwise on a
 sphere grid and projected back (Gaunt products), give the many-body basis B_lmc of Drautz's atomic cluster expansion
 (Phys. Rev. B 99, 014104 (2019)) in the message-passing form of MACE (Batatia et al., NeurIPS 2022); (3) B is mixed
 into new features, whose scalars are read out as energies. Features of degree l are arrays (2l + 1, N, channels), so
@@ -34,10 +34,11 @@ class ACE(nn.Module):
     channels: int = 64
     layers: int = 2
     l_max: int = 2
-    l_message: int = 1
+    l_message: int = 2
     correlation: int = 3
     radial_basis: int = 8
-    radial_hidden: int = 32
+    radial_hidden: int = 0
+    passing: bool = True
     zbl: bool = True
 
     @nn.compact
@@ -70,19 +71,25 @@ class ACE(nn.Module):
         return smooth_silu(self.linear("radial_1", smooth_silu(hidden), self.radial_hidden))
 
     def density(self, layer: int, graph: Graph, features: list[Array], harmonics: list[Array], radial: Array) -> list[Array]:
-        """A_l (2l + 1, N, C) for l <= l_max: neighbours' features along the bond times radial functions and harmonics."""
+        """A_l (2l + 1, N, C) for l <= l_max: neighbours' features times radial functions, along the bond and as they are."""
         weights = self.linear(f"radial_out_{layer}", radial, (self.l_max + 1) * self.channels)
-        along = 0.0
+        along, gathered = 0.0, []
         for l, feature in enumerate(features):
             feature = self.linear(f"up_{layer}_{l}", feature, self.channels)
-            for m in range(2 * l + 1):
-                neighbor = feature[m][graph.neighbors]
+            gathered.append([feature[m][graph.neighbors] for m in range(2 * l + 1)])
+            for m, neighbor in enumerate(gathered[l]):
                 along = along + (neighbor if l == 0 else neighbor * harmonics[l][:, m, :, None])
         normalization = 1 / self.statistics.mean_neighbors
         densities = []
         for l in range(self.l_max + 1):
             message = weights[..., l * self.channels : (l + 1) * self.channels] * along
             densities.append(jnp.moveaxis(jnp.einsum("nmk,nkc->nmc", harmonics[l] * normalization, message), 1, 0))
+        passed = min(self.l_max, len(features) - 1) if self.passing else 0
+        if passed:
+            weights = self.linear(f"radial_pass_{layer}", radial, passed * self.channels) * normalization
+        for l in range(1, passed + 1):
+            weight = weights[..., (l - 1) * self.channels : l * self.channels]
+            densities[l] = densities[l] + jnp.stack([jnp.sum(weight * neighbor, axis=1) for neighbor in gathered[l]])
         return densities
 
     def products(self, layer: int, density: list[Array], species: Array, l_out: int) -> list[Array]:
