@@ -1,11 +1,12 @@
 """Many-body message passing: atomic-cluster-expansion products with equivariant features and an invariant energy.
 
 Per layer: (1) neighbours' features are gathered into a density on the sphere around each atom, as seen along the bond,
-A_lmc = sum_j R_lc(r_ij) Y_lm(r_ij) phi_jc, and for l > 0 also as they are, sum_j R'_lc(r_ij) phi_jlmc; (2) powers of that density up to the correlation order, taken pointwise on a
-sphere grid and projected back (Gaunt products), give the many-body basis B_lmc of Drautz's atomic cluster expansion
-(Phys. Rev. B 99, 014104 (2019)) in the message-passing form of MACE (Batatia et al., NeurIPS 2022); (3) B is mixed
-into new features, whose scalars are read out as energies. Features of degree l are arrays (2l + 1, N, channels), so
-that mixing channels and going to and from the grid are large plain matrix products.
+A_lmc = sum_j R_lc(r_ij) Y_lm(r_ij) phi_jc, and for l > 0 also as they are, sum_j R'_lc(r_ij) phi_jlmc; (2) powers of
+that density up to the correlation order, taken pointwise on a sphere grid and projected back (Gaunt products), give the
+many-body basis B_lmc of Drautz's atomic cluster expansion (Phys. Rev. B 99, 014104 (2019)) in the message-passing form
+of MACE (Batatia et al., NeurIPS 2022); (3) B is mixed into new features, whose scalars are read out as energies.
+Features of degree l are arrays (2l + 1, N, channels), so that mixing channels and going to and from the grid are large
+plain matrix products.
 """
 
 from __future__ import annotations
