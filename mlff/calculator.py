@@ -10,6 +10,7 @@ import ase
 import numpy as np
 from ase.calculators.calculator import Calculator, PropertyNotImplementedError, all_changes
 
+from mlff import references
 from mlff.data.structure import Structure
 from mlff.errors import ConfigError, StructureError
 from mlff.potential import Potential
@@ -33,13 +34,18 @@ class MLFFCalculator(Calculator):
 
         `precision`: float32 or float64; default: that of the potential. With `check`, every result is tested for being
         finite. Warns of checks that the potential's certificate says it failed. Raises ConfigError, ModelFileError; in use
-        StructureError: unknown element, positions that are not finite, atoms on top of each other.
+        StructureError: unknown element, positions that are not finite, atoms on top of each other; in the first use of a
+        file ModelFileError: its reference structures come out otherwise on this machine.
         """
         super().__init__()
         if not (np.isfinite(skin) and skin >= 0):
             raise ConfigError(f"skin must be a length in Å, not {skin}")
+        self._unverified: dict[
+            bool, Path
+        ] = {}  # with and without stress: the file whose references are still to be computed
         if not isinstance(potential, Potential):
-            potential = Potential.load(potential)
+            path, potential = Path(potential), Potential.load(potential, verify=False)
+            self._unverified, self._written = {True: path, False: path}, potential.precision
         if precision is not None and precision != potential.precision:
             potential = potential.with_precision(precision)
         if failed := potential.failed_checks:
@@ -158,6 +164,9 @@ class MLFFCalculator(Calculator):
             return nothing | ({"stress": np.zeros(6)} if stress else {})
         graph = self._list.graph_at(positions)
         self._programs.add((graph.neighbors.shape, graph.shifts is None, stress))
+        if stress in self._unverified:
+            references.verify(self.potential, self._unverified[stress], graph, stress, self._written)
+            del self._unverified[stress]
         prediction = self.potential.compute(graph, stress)
         energies = np.asarray(prediction.energies)[:n] + self._references
         forces = np.asarray(prediction.forces)[:n].astype(np.float64)

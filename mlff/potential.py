@@ -1,8 +1,4 @@
-"""A potential: a model with its parameters, elements, baseline and units. What is saved, loaded and asked for forces.
-
-The file is one safetensors file: tensors are the parameters, the header's `mlff` entry is JSON. Nothing in it is ever
-executed or resolved as a name, except the architecture through the fixed table of `mlff.models.registry`.
-"""
+"""A potential: a model with its parameters, elements, baseline and units. What is saved, loaded and asked for forces."""
 
 from __future__ import annotations
 
@@ -18,36 +14,22 @@ from typing import Any
 import ase
 import jax
 import numpy as np
-import pydantic
 from flax import traverse_util
 from rich.progress import track
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save as serialise
 
-from mlff import derivatives, references
+from mlff import modelfile, references
 from mlff.data import baseline as baselines
 from mlff.data.batching import Batches, Sample, Sizes, make_graph, make_sample, round_up
 from mlff.data.structure import Structure
 from mlff.environments import Environments
-from mlff.errors import ModelFileError, StructureError
-from mlff.files import replacing
+from mlff.errors import StructureError
 from mlff.graph import Graph, Prediction
 from mlff.models import registry
 from mlff.models.atoms import Statistics
-from mlff.runtime import free_memory, quick_compile
+from mlff.programs import Programs
 
-FORMAT_VERSION = 4  #: 1: without the core of `Statistics`; 2: without the training environments; 3: `ace` without `passing`
-CERTIFICATE = "certificate"  #: where the certificate stands in the metadata
 _ATOMS = 512  #: atoms evaluated at once: enough to keep two cores busy, little enough for their caches
-_LARGE = 500_000  #: padded pairs from which on a program's memory is looked at before it runs
 _PAIRS_PER_COMPILATION = 1e6  #: padded pairs evaluated in the time of one compilation (many-body model, two cores)
-_PROGRAMS = {
-    "forces": derivatives.predict,
-    "stress": functools.partial(derivatives.predict, stress=True),
-    "hessian": derivatives.hessian,
-    "hessian_vector_product": derivatives.hessian_vector_product,
-}
-UNITS = {"energy": "eV", "length": "Angstrom", "forces": "eV/Angstrom", "stress": "eV/Angstrom^3"}
 
 
 @dataclass(frozen=True)
@@ -99,7 +81,7 @@ class Potential:
     @property
     def failed_checks(self) -> list[str]:
         """Names of the lines of its certificate that it failed; none without a certificate."""
-        certificate = self.metadata.get(CERTIFICATE) or {}
+        certificate = self.metadata.get(modelfile.CERTIFICATE) or {}
         lines = [*certificate.get("lines", []), *certificate.get("full", [])]
         return [line["name"] for line in lines if not line["passed"]]
 
@@ -130,41 +112,16 @@ class Potential:
 
         Raises StructureError for a large graph that needs more memory than there is.
         """
-        name = "stress" if stress else "forces"
+        return self._run("stress" if stress else "forces", graph)
+
+    @functools.cached_property
+    def programs(self) -> Programs:
+        """What is compiled for it."""
+        return Programs(self.model.apply)
+
+    def _run(self, name: str, graph: Graph, *arguments):
         with self.scope():
-            if graph.neighbors.size < _LARGE:
-                return self._program(name)(self._device_params, graph)
-            return self._large_program(name, graph)(self._device_params, graph)
-
-    def _large_program(self, name: str, graph: Graph):
-        """`_program` compiled for the shape of `graph`, if it fits into memory."""
-        programs = self.__dict__.setdefault("_large", {})
-        key = name, graph.neighbors.shape, graph.n_atoms.shape, graph.shifts is None
-        if key not in programs:
-            compiled = self._program(name).lower(self._device_params, graph).compile()
-            sizes = compiled.memory_analysis()
-            needed = 0 if sizes is None else sizes.temp_size_in_bytes + sizes.output_size_in_bytes
-            device = jax.local_devices()[0].memory_stats()
-            free = device["bytes_limit"] - device["bytes_in_use"] if device else free_memory()
-            if needed > free:
-                atoms, neighbors = graph.neighbors.shape
-                raise StructureError(
-                    f"{atoms:,} atoms x {neighbors} neighbours need {needed / 2**30:.1f} GiB of memory, {free / 2**30:.1f} GiB are "
-                    "free: take fewer atoms at once, a smaller model or cutoff, or a machine with more"
-                )
-            programs[key] = compiled
-        return programs[key]
-
-    def _program(self, name: str):
-        """One of `_PROGRAMS` as a compiled function of parameters, graph and what else it takes; made once."""
-        programs = self.__dict__.setdefault("_compiled", {})
-        if name not in programs:
-
-            def program(params, *arguments):
-                return _PROGRAMS[name](functools.partial(self.model.apply, params), *arguments)
-
-            programs[name] = jax.jit(program, compiler_options=quick_compile())
-        return programs[name]
+            return self.programs.run(name, self._device_params, graph, *arguments)
 
     def predict(
         self, structures: Iterable[ase.Atoms | Structure], stress: bool | None = None, progress: bool = False
@@ -241,18 +198,14 @@ class Potential:
         if len(atoms) == 0:
             return np.zeros((0, 0))
         graph, n = self._single(atoms)
-        with self.scope():
-            matrix = self._program("hessian")(self._device_params, graph)
-        return np.asarray(matrix, dtype=np.float64).reshape(3 * n, 3 * n)
+        return np.asarray(self._run("hessian", graph), dtype=np.float64).reshape(3 * n, 3 * n)
 
     def hessian_vector_product(self, atoms: ase.Atoms | Structure, vector: np.ndarray) -> np.ndarray:
         """H v for v (n, 3): (n, 3), eV/Å² times the unit of v."""
         if len(atoms) == 0:
             return np.zeros((0, 3))
         graph, n = self._single(atoms)
-        with self.scope():
-            vector = jax.numpy.asarray(np.asarray(vector).reshape(n, 3), self.dtype)
-            product = self._program("hessian_vector_product")(self._device_params, graph, vector)
+        product = self._run("hessian_vector_product", graph, np.asarray(vector, self.dtype).reshape(n, 3))
         return np.asarray(product, dtype=np.float64)
 
     def _single(self, atoms: ase.Atoms | Structure) -> tuple[Graph, int]:
@@ -269,29 +222,7 @@ class Potential:
 
         Raises DataError: no such directory.
         """
-        from mlff import __version__
-
-        header = {
-            "format": "mlff potential",
-            "format_version": FORMAT_VERSION,
-            "mlff_version": __version__,
-            "model": self.config.model_dump(mode="json"),
-            "elements": list(self.elements),
-            "baseline": {str(z): e for z, e in self.baseline.items()},
-            "statistics": self.statistics._asdict(),
-            "precision": self.precision,
-            "cutoff": self.cutoff,
-            "units": UNITS,
-            "metadata": self.metadata,
-        }
-        environments = {}
-        if self.environments is not None:
-            header["environments"], environments = self.environments.pack()
-        leaves = traverse_util.flatten_dict(self.params).items()
-        tensors = {"/".join(name): np.ascontiguousarray(np.asarray(value)) for name, value in leaves}
-        content = serialise(tensors | environments, metadata={"mlff": json.dumps(header, allow_nan=False)})
-        with replacing(path) as temporary:
-            temporary.write_bytes(content)
+        modelfile.write(path, self)
 
     @classmethod
     def load(cls, path: str | Path, verify: bool = True) -> Potential:
@@ -302,129 +233,10 @@ class Potential:
         wrong shape or not finite; references that come out otherwise here.
         """
         path = Path(path)
-        header, tensors = _read(path)
-        metadata = header.get("metadata", {})
-        if not (isinstance(metadata, dict) and _is_json(metadata) and _is_certificate(metadata.get(CERTIFICATE))):
-            raise ModelFileError(f"{path}: the header's metadata are not those of an mlff model")
-        stored = {name: tensors.pop(name) for name in list(tensors) if name.startswith("environments/")}
-        try:
-            architecture = header["model"]["architecture"]
-            if architecture not in registry.CONFIGS:
-                raise ModelFileError(f"{path}: unknown architecture {architecture!r}; known: {', '.join(registry.CONFIGS)}")
-            options = header["model"]
-            if header["format_version"] < 4 and architecture == "ace":
-                options = {"passing": False} | options
-            config = registry.CONFIGS[architecture].model_validate(options)
-            _check_size(path, config, tensors)
-            known = {"core": ()} | header["statistics"] if header["format_version"] == 1 else header["statistics"]
-            scale, neighbors, shifts, core = (known[name] for name in Statistics._fields)
-            statistics = Statistics(float(scale), float(neighbors), tuple(map(float, shifts)), tuple(map(float, core)))
-            potential = cls(
-                config=config,
-                params=traverse_util.unflatten_dict({tuple(name.split("/")): value for name, value in tensors.items()}),
-                elements=tuple(int(z) for z in header["elements"]),
-                baseline={int(z): float(e) for z, e in header["baseline"].items()},
-                statistics=statistics,
-                precision=header["precision"],
-                metadata=metadata,
-                environments=Environments.unpack(header["environments"], stored) if "environments" in header else None,
-            )
-        except pydantic.ValidationError as error:
-            raise ModelFileError(f"{path}: the model section is not valid ({error.errors()[0]['msg']})") from None
-        except (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError) as error:
-            problem = f"{type(error).__name__}: {error}"
-            raise ModelFileError(f"{path}: the header is not that of an mlff model ({problem})") from None
-        elements, core = list(potential.elements), statistics.core
-        constants = [*statistics[:2], *statistics.shifts, *core, *potential.baseline.values()]
-        if not elements or elements != sorted(set(elements)) or not (1 <= elements[0] and elements[-1] <= 118):
-            raise ModelFileError(f"{path}: the header's elements are not atomic numbers in ascending order")
-        sizes = len(statistics.shifts) in (0, len(elements)) and len(core) in (0, len(elements) ** 2)
-        if set(elements) != set(potential.baseline) or not sizes:
-            raise ModelFileError(f"{path}: the header's baseline or statistics are not those of its elements")
-        if not np.isfinite(constants).all() or statistics.mean_neighbors <= 0 or min(core, default=1.0) <= 0:
-            raise ModelFileError(f"{path}: the header's baseline or statistics hold values that make no sense")
-        if potential.precision not in ("float32", "float64"):
-            raise ModelFileError(f"{path}: unknown precision {potential.precision!r}")
-        _check_tensors(path, potential, tensors)
+        potential = cls(**modelfile.read(path))
         if verify:
             references.verify(potential, path)
         return potential
-
-
-def initial_params(model, seed: int) -> dict:
-    """Fresh parameters of a model, from a graph of one atom (shapes do not depend on the graph)."""
-    return jax.jit(model.init)(jax.random.key(seed), _probe(model))
-
-
-def _probe(model) -> Graph:
-    elements = getattr(model, "elements", (1,))
-    structure = Structure.from_atoms(ase.Atoms([elements[0]] * 2, positions=[[0, 0, 0], [0, 0, 0.5 * model.cutoff]]))
-    return make_graph([make_sample(structure, model.cutoff)], Sizes(1, 2, 1), np.float32, shifts=False)
-
-
-def _is_json(entry: Any) -> bool:
-    """Whether it can be written again: Python reads NaN and infinities, which JSON does not have."""
-    try:
-        json.dumps(entry, allow_nan=False)
-    except ValueError:
-        return False
-    return True
-
-
-def _is_certificate(entry: Any) -> bool:
-    """Whether this can be read as a certificate, or says that there is none."""
-    if entry is None:
-        return True
-    lines = entry.get("lines") if isinstance(entry, dict) else None
-    return isinstance(lines, list) and all(
-        isinstance(line, dict) and isinstance(line.get("name"), str) and isinstance(line.get("passed"), bool)
-        for line in lines
-    )
-
-
-def _check_size(path: Path, config: Any, tensors: dict[str, np.ndarray]) -> None:
-    """Refuse a model that promises more than its parameters are: building it could take any time and memory."""
-    total = sum(tensor.size for tensor in tensors.values())
-    for name, value in config.model_dump().items():
-        most = len(tensors) if name == "layers" else total
-        if type(value) is int and not name.startswith("l_") and name != "correlation" and value > most:
-            raise ModelFileError(f"{path}: promises {value} {name}, more than its {total} parameters can be")
-
-
-def _check_tensors(path: Path, potential: Potential, tensors: dict[str, np.ndarray]) -> None:
-    shapes = jax.eval_shape(potential.model.init, jax.random.key(0), _probe(potential.model))
-    expected = {"/".join(name): value.shape for name, value in traverse_util.flatten_dict(shapes).items()}
-    for name, shape in expected.items():
-        if name not in tensors:
-            raise ModelFileError(f"{path}: parameter {name} is missing")
-        if tensors[name].shape != shape:
-            raise ModelFileError(f"{path}: parameter {name} has shape {tensors[name].shape}, expected {shape}")
-        if tensors[name].dtype not in (np.float32, np.float64):
-            raise ModelFileError(f"{path}: parameter {name} is of type {tensors[name].dtype}, expected float32 or float64")
-        if not np.isfinite(tensors[name]).all():
-            raise ModelFileError(f"{path}: parameter {name} holds values that are not finite")
-    if surplus := set(tensors) - set(expected):
-        raise ModelFileError(f"{path}: unknown parameter {sorted(surplus)[0]}")
-
-
-def _read(path: Path) -> tuple[dict, dict[str, np.ndarray]]:
-    if not path.is_file():
-        raise ModelFileError(f"{path}: no such model file" if not path.exists() else f"{path}: not a file")
-    try:
-        with safe_open(path, framework="numpy") as file:
-            header = json.loads((file.metadata() or {})["mlff"])
-            if header.get("format") != "mlff potential":
-                raise KeyError
-            if header["format_version"] > FORMAT_VERSION:
-                writer = f"format {header['format_version']} by mlff {header.get('mlff_version')}"
-                raise ModelFileError(f"{path}: written in {writer}, newer than this one; update mlff")
-            return header, {name: file.get_tensor(name) for name in file.keys()}
-    except SafetensorError as error:
-        raise ModelFileError(f"{path}: not a safetensors file, or truncated ({error})") from None
-    except OSError as error:
-        raise ModelFileError(f"{path}: cannot be read ({error.strerror})") from None
-    except (KeyError, ValueError, AttributeError, TypeError, RecursionError):  # RecursionError: JSON nested without end
-        raise ModelFileError(f"{path}: a safetensors file, but not an mlff model") from None
 
 
 def _batches(samples: list[Sample], dtype) -> Batches:

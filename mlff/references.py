@@ -1,7 +1,8 @@
 """Structures that travel in a model file with what the potential said of them where it was trained.
 
-The first time a file is loaded on a platform they are computed again: a compiler, processor or version of a library that
-gives other forces is found before a simulation, not after it.
+The first time a file is used on a platform they are computed again: a compiler, processor or version of a library that
+gives other forces is found before a simulation, not after it. A calculator does so in the program that it needs anyway,
+as compiling one more would double the time to the first force.
 """
 
 from __future__ import annotations
@@ -17,22 +18,25 @@ import ase
 import jax
 import numpy as np
 
+from mlff.data.batching import Sizes, make_graph, make_sample
 from mlff.data.structure import Structure
 from mlff.errors import MLFFError, ModelFileError
+from mlff.graph import Graph
 from mlff.runtime import cache_folder
 
 if TYPE_CHECKING:
-    from mlff.potential import Potential
+    from mlff.potential import Potential, Result
 
 KEY = "references"  #: where they stand in the potential's metadata
-_LARGEST = 200  #: atoms of one structure
+LARGEST = 200  #: atoms of one structure
+_COSTLY = 500_000  #: padded pairs: from there on a program of their own takes less time
 #: what rounding may change: eV per atom, and the share of the RMS force
 _TOLERANCE = {"float32": (2e-3, 1e-2), "float64": (1e-6, 1e-5)}
 
 
 def choose(structures: Sequence[Structure], count: int = 3) -> list[Structure]:
     """Up to `count` structures of different compositions where there are some, spread over the set, none large."""
-    small = [s for s in structures if 1 < len(s) <= _LARGEST] or [s for s in structures if len(s) <= _LARGEST]
+    small = [s for s in structures if 1 < len(s) <= LARGEST] or [s for s in structures if len(s) <= LARGEST]
     kinds: dict[str, list[Structure]] = {}
     for structure in small:
         kinds.setdefault(structure.formula, []).append(structure)
@@ -58,22 +62,27 @@ def atoms(entries: Sequence[dict]) -> list[ase.Atoms]:
     frames = []
     for entry in entries:
         positions = np.asarray(entry["positions"], np.float64).reshape(-1, 3)
-        if len(positions) != len(entry["numbers"]) or not 0 < len(positions) <= _LARGEST:
+        if len(positions) != len(entry["numbers"]) or not 0 < len(positions) <= LARGEST:
             raise ValueError("numbers and positions do not match")
         cell = np.asarray(entry["cell"], np.float64).reshape(3, 3)
         frames.append(ase.Atoms(np.asarray(entry["numbers"], int), positions, cell=cell, pbc=entry["pbc"]))
     return frames
 
 
-def verify(potential: Potential, path: Path) -> None:
+def verify(
+    potential: Potential, path: Path, graph: Graph | None = None, stress: bool = True, written: str | None = None
+) -> None:
     """Compute the references again unless this platform has done so for this very file.
 
-    Raises ModelFileError: other energies, forces or stresses, or entries that are none.
+    `graph`: of the same padded shape, where they fit into it; then stresses are looked at with `stress` only. `written`: the
+    precision of the labels, if not the potential's. Raises ModelFileError: other energies, forces or stresses, or entries
+    that are none.
     """
     entries = potential.metadata.get(KEY)
     if not entries:
         return
-    mark = cache_folder() / "verified" / hashlib.sha256(path.read_bytes() + _platform().encode()).hexdigest()
+    what = f"{_platform()}, {potential.precision}, {'stress' if stress else 'forces'}"
+    mark = cache_folder() / "verified" / hashlib.sha256(path.read_bytes() + what.encode()).hexdigest()
     if mark.exists():
         return
     try:
@@ -87,10 +96,10 @@ def verify(potential: Potential, path: Path) -> None:
             raise ValueError("their labels are not numbers of the right shape")
         if any(stress is not None and not np.isfinite(stress).all() for stress in stresses):
             raise ValueError("their stresses are not finite")
-        results = potential.predict(frames)
+        results = potential.predict(frames) if graph is None else _in_shape_of(potential, frames, graph, stress)
     except (KeyError, TypeError, ValueError, IndexError, AttributeError, OverflowError, MLFFError) as error:
         raise ModelFileError(f"{path}: its reference structures cannot be evaluated ({error})") from None
-    per_atom, share = _TOLERANCE[potential.precision]
+    per_atom, share = max(_TOLERANCE[potential.precision], _TOLERANCE[written or potential.precision])
     for number, (result, (energy, forces), stress) in enumerate(zip(results, expected, stresses, strict=True)):
         off = [("energy", abs(result.energy - energy) / len(forces), per_atom, "eV/atom")]
         size = float(np.sqrt(np.mean(forces**2)))
@@ -109,6 +118,27 @@ def verify(potential: Potential, path: Path) -> None:
         mark.touch()
     except OSError:
         pass  # a home that cannot be written: it is checked again the next time
+
+
+def _in_shape_of(potential: Potential, frames: list[ase.Atoms], graph: Graph, stress: bool) -> list[Result]:
+    """Results of the program that `graph` needs; `predict`'s for structures that do not fit into its shape."""
+    results = []
+    for structure in map(Structure.from_atoms, frames):
+        potential.check(structure)
+        sample = make_sample(structure, potential.cutoff)
+        sizes = Sizes(1, *graph.neighbors.shape)
+        fits = sample.sizes.atoms <= sizes.atoms and sample.sizes.neighbors <= sizes.neighbors
+        crosses = sample.shifts is not None and graph.shifts is None
+        if not fits or crosses or graph.neighbors.size > _COSTLY:
+            results += potential.predict([structure], stress)
+            continue
+        padded = make_graph([sample], sizes, potential.dtype, graph.shifts is not None)
+        with potential.scope():
+            padded = jax.device_put(padded)._replace(positions=padded.positions)  # as `graph` has it: else JAX compiles again
+        prediction, n = jax.device_get(potential.compute(padded, stress)), len(structure)
+        tensor = prediction.stress[0] if stress and structure.pbc.all() else None
+        results.append(potential.result(structure.numbers, prediction.energies[:n], prediction.forces[:n], tensor))
+    return results
 
 
 def _platform() -> str:

@@ -7,9 +7,12 @@ imported (before JAX) and does nothing off glibc or when the environment variabl
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import sys
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -2, -4, -8
@@ -76,16 +79,54 @@ def quick_compile() -> dict:
 
 
 def use_compilation_cache() -> None:
-    """Keep compiled programs on disk, so that a second run starts at once.
+    """Keep all programs on disk that the process compiles from now on, so that a second run starts at once.
 
     The folder is JAX_COMPILATION_CACHE_DIR where set, else mlff's folder in the user's cache; JAX's own settings win.
     """
     import jax
 
     if jax.config.jax_compilation_cache_dir is None:
-        jax.config.update("jax_compilation_cache_dir", str(cache_folder() / "jax"))
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
-        jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+        for name, value in _cache_settings().items():
+            jax.config.update(name, value)
+
+
+@contextlib.contextmanager
+def compilation_cache() -> Iterator[None]:
+    """`use_compilation_cache` for what is compiled within: a library leaves the settings of its process as they are."""
+    import jax
+    from jax.experimental.compilation_cache import compilation_cache as cache
+
+    with _cache_lock:
+        settings = _cache_settings() if jax.config.jax_compilation_cache_dir is None else {}
+        before = {name: getattr(jax.config, name) for name in settings}
+        try:
+            if settings:
+                cache.reset_cache()  # JAX looks at the settings once
+            for name, value in settings.items():
+                jax.config.update(name, value)
+            yield
+        finally:
+            for name, value in before.items():
+                jax.config.update(name, value)
+            if settings:
+                cache.reset_cache()
+
+
+_cache_lock = threading.RLock()
+
+
+def _cache_settings() -> dict:
+    """Empty where the folder cannot be made."""
+    folder = cache_folder() / "jax"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return {}
+    return {
+        "jax_compilation_cache_dir": str(folder),
+        "jax_persistent_cache_min_compile_time_secs": 0.2,
+        "jax_persistent_cache_min_entry_size_bytes": -1,
+    }
 
 
 def cache_folder() -> Path:

@@ -24,7 +24,8 @@ from ase.build import bulk, molecule
 from mlff import config as configs
 from mlff.models import registry
 from mlff.models.atoms import Statistics
-from mlff.potential import Potential, initial_params
+from mlff.models.parameters import initial_params
+from mlff.potential import Potential
 
 ELEMENTS = (1, 6, 8, 14)
 MODELS = {

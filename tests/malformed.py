@@ -26,7 +26,8 @@ from safetensors.numpy import load_file, save_file
 from mlff.config import SchNet
 from mlff.models import registry
 from mlff.models.atoms import Statistics
-from mlff.potential import Potential, initial_params
+from mlff.models.parameters import initial_params
+from mlff.potential import Potential
 from tests import samples
 
 MODEL = {"architecture": "schnet", "cutoff": 4.0, "channels": 4, "layers": 1, "radial_basis": 4}

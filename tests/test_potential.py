@@ -19,9 +19,11 @@ from safetensors.numpy import load_file, save_file
 from mlff.config import SchNet
 from mlff.data.structure import Structure
 from mlff.errors import DataError, ModelFileError, StructureError
+from mlff.modelfile import FORMAT_VERSION
 from mlff.models import registry
 from mlff.models.atoms import Statistics
-from mlff.potential import FORMAT_VERSION, Potential, initial_params
+from mlff.models.parameters import initial_params
+from mlff.potential import Potential
 from tests.conftest import BASELINE, ELEMENTS, MODELS
 
 PAIR = {"lennard_jones": MODELS["lennard_jones"], "morse": MODELS["morse"]}
@@ -42,7 +44,7 @@ def schnet() -> Potential:
 
 def _programs(potential: Potential) -> int:
     """Programs compiled so far."""
-    return sum(program._cache_size() for program in potential.__dict__.get("_compiled", {}).values())
+    return potential.programs.compilations
 
 
 def _clusters(count: int, seed: int = 0) -> list[ase.Atoms]:
@@ -167,7 +169,7 @@ def test_float64_is_a_matter_of_the_potential_and_not_of_the_process(schnet, eth
 def test_float32_stays_float32_where_the_process_computes_in_float64(name, potentials, silicon):
     potential = replace(potentials(name, "float32"))
     with jax.enable_x64(True):
-        program = potential._program("stress")
+        program = potential.programs.jitted("stress")
         graph, _ = potential._single(silicon)
         shapes = jax.eval_shape(program, potential._device_params, graph)
     assert all(leaf.dtype == np.float32 for leaf in jax.tree.leaves(shapes))

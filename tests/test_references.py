@@ -11,6 +11,7 @@ from ase import Atoms
 from ase.build import bulk, molecule
 
 from mlff import references
+from mlff.calculator import MLFFCalculator
 from mlff.data.structure import Structure
 from mlff.errors import ModelFileError
 from mlff.potential import Potential
@@ -71,6 +72,36 @@ def test_a_sound_file_is_checked_once_per_platform(saved, monkeypatch):
 def test_another_answer_or_a_damaged_entry_is_an_error(saved, change, says):
     with pytest.raises(ModelFileError, match=says):
         Potential.load(saved(change))
+
+
+def test_a_calculator_computes_them_in_the_program_that_it_needs_anyway(saved):
+    path = saved()
+    atoms = molecule("CH4")
+    atoms.calc = calculator = MLFFCalculator(path)
+    assert calculator.potential.programs.compilations == 0
+    atoms.get_forces()
+    assert calculator.potential.programs.compilations <= 2, "CH4 and H2O in the program for CH4; the crystal in its own"
+    atoms.calc = again = MLFFCalculator(path)
+    atoms.get_forces()
+    assert again.potential.programs.compilations == 1
+
+
+@pytest.mark.parametrize("precision", ["float32", "float64"])
+@pytest.mark.parametrize("name", ["CH4", "H2"])
+def test_a_calculator_refuses_another_answer_before_it_gives_its_own(saved, name, precision):
+    atoms = molecule(name)
+    atoms.calc = MLFFCalculator(saved(lambda e: e[1].update(energy=e[1]["energy"] + 0.1)), precision=precision)
+    for _ in range(2):
+        with pytest.raises(ModelFileError, match="energy of reference structure 1 differ"):
+            atoms.get_potential_energy()
+
+
+def test_stresses_are_looked_at_when_stresses_are_asked_for(saved):
+    atoms = bulk("Si", cubic=True)
+    atoms.calc = MLFFCalculator(saved(lambda e: e[2].update(stress=(-np.array(e[2]["stress"])).tolist())))
+    atoms.get_forces()
+    with pytest.raises(ModelFileError, match="stress of reference structure 2 differ"):
+        atoms.get_stress()
 
 
 @pytest.mark.parametrize("file", sorted((Path(__file__).parent / "formats").glob("model_*.safetensors")), ids=lambda f: f.stem)

@@ -40,7 +40,7 @@ def train(
 
         print_plan(settings, out)
         return
-    from mlff.potential import CERTIFICATE
+    from mlff.modelfile import CERTIFICATE
     from mlff.runtime import use_compilation_cache
     from mlff.training.loop import train as run_training
 

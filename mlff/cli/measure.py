@@ -120,7 +120,7 @@ def write_certificate(
     from mlff.certificate.certificate import certify
     from mlff.certificate.full import full
     from mlff.certificate.line import Line
-    from mlff.potential import CERTIFICATE
+    from mlff.modelfile import CERTIFICATE
     from mlff.report import plots
     from mlff.training.metrics import Metrics
 

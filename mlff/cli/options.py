@@ -45,12 +45,10 @@ Force = Annotated[bool, typer.Option("--force", help="overwrite an existing traj
 
 
 def load(path: Path, precision: Precision | None = None, verify: bool = True) -> Potential:
-    """The potential of a model file or a run's directory; compiled programs are kept from now on."""
+    """The potential of a model file or a run's directory."""
     from mlff.potential import Potential
-    from mlff.runtime import use_compilation_cache
 
-    use_compilation_cache()
-    potential = Potential.load(path / "model.safetensors" if path.is_dir() else path, verify)
+    potential = Potential.load(_file(path), verify)
     return potential if precision is None else potential.with_precision(precision)
 
 
@@ -58,7 +56,11 @@ def make_calculator(model: Path, precision: Precision | None, skin: float = 0.5)
     """An ASE calculator of a model file or a run's directory."""
     from mlff.calculator import MLFFCalculator
 
-    return MLFFCalculator(load(model, precision), skin=skin)
+    return MLFFCalculator(_file(model), skin=skin, precision=precision)
+
+
+def _file(model: Path) -> Path:
+    return model / "model.safetensors" if model.is_dir() else model
 
 
 def read_data(

@@ -25,7 +25,8 @@ from mlff.errors import ConfigError, DataError
 from mlff.files import alone, write_text, writing
 from mlff.interruption import Terminated
 from mlff.models import registry
-from mlff.potential import Potential, initial_params
+from mlff.models.parameters import initial_params
+from mlff.potential import Potential
 from mlff.training import losses, statistics
 from mlff.training.checkpoint import Checkpoints
 from mlff.training.evaluate import evaluate

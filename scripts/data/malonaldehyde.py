@@ -471,7 +471,7 @@ def intact(pos: np.ndarray) -> bool:
 def sample(work: Path, stride_fs: float, equilibrate_ps: float) -> None:
     """Run the missing GFN2-xTB Langevin trajectories (0.5 fs, friction 0.01/fs)."""
     from ase.md.langevin import Langevin
-    from ase.md.velocitydistribution import MaxwellBoltzmannDistribution
+    from ase.md.velocitydistribution import thermalize_momenta
     from tblite.ase import TBLite
 
     (work / "sample").mkdir(parents=True, exist_ok=True)
@@ -488,7 +488,7 @@ def sample(work: Path, stride_fs: float, equilibrate_ps: float) -> None:
             task = bar.add_task(name, total=frames)
             at, rejected, kept = start.copy(), 0, []
             rng = np.random.default_rng(seed)
-            MaxwellBoltzmannDistribution(at, temperature_K=2 * temperature, rng=rng)
+            thermalize_momenta(at, temperature_K=2 * temperature, rng=rng)
             at.calc = TBLite(method="GFN2-xTB", verbosity=0)
             md = Langevin(at, 0.5 * units.fs, temperature_K=temperature, friction=0.01 / units.fs, rng=rng)
             md.run(round(equilibrate_ps * 2000))

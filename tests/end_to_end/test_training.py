@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from ase import units
 from ase.io import read
-from ase.md.velocitydistribution import MaxwellBoltzmannDistribution, Stationary, ZeroRotation
+from ase.md.velocitydistribution import Stationary, ZeroRotation, thermalize_momenta
 from ase.md.verlet import VelocityVerlet
 
 from mlff import MLFFCalculator, Potential, read_dataset
@@ -131,7 +131,7 @@ def test_energies_are_better_than_their_mean(folder, model):
 def test_short_dynamics_keep_the_energy(folder, model):
     atoms = read(folder / "test.xyz", index=0)
     atoms.calc = MLFFCalculator(model)
-    MaxwellBoltzmannDistribution(atoms, temperature_K=300, rng=np.random.default_rng(0))
+    thermalize_momenta(atoms, temperature_K=300, rng=np.random.default_rng(0))
     Stationary(atoms)
     ZeroRotation(atoms)
     dynamics = VelocityVerlet(atoms, timestep=0.5 * units.fs)

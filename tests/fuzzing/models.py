@@ -24,9 +24,11 @@ from mlff.certificate.line import Line
 from mlff.config import ACE, LennardJones, SchNet
 from mlff.data.batching import make_sample
 from mlff.data.structure import Structure
+from mlff.modelfile import CERTIFICATE
 from mlff.models import registry
 from mlff.models.atoms import Statistics
-from mlff.potential import CERTIFICATE, Potential, Result, initial_params
+from mlff.models.parameters import initial_params
+from mlff.potential import Potential, Result
 from mlff.references import KEY
 from mlff.report import tables
 from mlff.training.metrics import Metrics

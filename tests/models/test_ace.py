@@ -8,7 +8,8 @@ from ase import Atoms
 
 from mlff.config import ACE
 from mlff.models import registry
-from mlff.potential import Potential, initial_params
+from mlff.models.parameters import initial_params
+from mlff.potential import Potential
 
 
 def chain(dihedral: float) -> Atoms:

@@ -17,7 +17,7 @@ from ase import Atoms
 from ase.build import bulk
 from ase.calculators.lj import LennardJones
 
-from mlff import potential as potentials_module
+from mlff import programs as programs_module
 from mlff.calculator import MLFFCalculator
 from mlff.config import SchNet
 from mlff.data import neighbors
@@ -26,7 +26,7 @@ from mlff.derivatives import predict
 from mlff.errors import StructureError
 from mlff.models import registry
 from mlff.models.atoms import Statistics
-from mlff.potential import initial_params
+from mlff.models.parameters import initial_params
 from mlff.training.checkpoint import Checkpoints
 from mlff.training.journal import Journal
 from mlff.training.trainer import Trainer
@@ -436,17 +436,17 @@ def test_slow_a_hundred_thousand_atoms_are_right_and_need_little_memory():
 def test_what_does_not_fit_into_memory_is_an_error_before_it_is_computed(monkeypatch):
     potential = lennard_jones(cutoff=4.0)
     atoms = bulk("Si", cubic=True)
-    monkeypatch.setattr(potentials_module, "_LARGE", 100)
+    monkeypatch.setattr(programs_module, "_LARGE", 100)
     whole = potential.predict([atoms])[0]  # through the program that is measured
     assert np.abs(whole.forces.sum(axis=0)).max() < 1e-3
     potential = dataclasses.replace(potential)
-    monkeypatch.setattr(potentials_module, "free_memory", lambda: 1.0)
+    monkeypatch.setattr(programs_module, "free_memory", lambda: 1.0)
     with pytest.raises(StructureError, match=r"structure 1: \d+ atoms x \d+ neighbours need 0.\d GiB .* take fewer atoms"):
         potential.predict([Atoms("Si"), atoms])
     atoms.calc = MLFFCalculator(potential)
     with pytest.raises(StructureError, match="GiB are free"):
         atoms.get_forces()
-    monkeypatch.setattr(potentials_module, "free_memory", lambda: 2.0**40)
+    monkeypatch.setattr(programs_module, "free_memory", lambda: 2.0**40)
     np.testing.assert_allclose(atoms.get_forces(), whole.forces, atol=1e-4)
 
 

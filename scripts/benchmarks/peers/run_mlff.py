@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -11,9 +12,10 @@ import yaml
 from ase.io import read
 from service import Clock, cpu_seconds, errors, serve, time_calculator
 
-from mlff import MLFFCalculator, Potential, load_config
+from mlff import MLFFCalculator, Potential, load_config, references
+from mlff.data.structure import Structure
 from mlff.models import registry
-from mlff.potential import initial_params
+from mlff.models.parameters import initial_params
 from mlff.training import loop, trainer
 
 MODEL = "model.safetensors"
@@ -59,12 +61,15 @@ def train(request: dict) -> dict:
 
 
 def prepare(request: dict) -> None:
-    """A model file with random weights."""
+    """A model file with random weights; like those of trained models it brings a structure that is computed again."""
     atoms = read(request["structure"])
     config = configure(request, data={"train": "none.xyz"})
     elements = tuple(sorted({int(z) for z in atoms.numbers}))
     params = initial_params(registry.build(config.model, elements), seed=0)
-    Potential(config.model, params, elements, dict.fromkeys(elements, 0.0)).save(Path(request["out"]) / MODEL)
+    potential = Potential(config.model, params, elements, dict.fromkeys(elements, 0.0))
+    known = Structure.from_atoms(atoms[: references.LARGEST])
+    potential = replace(potential, metadata={references.KEY: references.record(potential, [known])})
+    potential.save(Path(request["out"]) / MODEL)
 
 
 def speed(request: dict) -> dict:

@@ -1,0 +1,30 @@
+"""Parameters of a model before there is training: fresh ones, and the shapes that those of a file must have."""
+
+from __future__ import annotations
+
+import ase
+import jax
+import numpy as np
+from flax import traverse_util
+
+from mlff.data.batching import Sizes, make_graph, make_sample
+from mlff.data.structure import Structure
+from mlff.graph import Graph
+
+
+def initial_params(model, seed: int) -> dict:
+    """Fresh parameters of a model, {"params": {name: array}}; shapes do not depend on the graph."""
+    return jax.jit(model.init)(jax.random.key(seed), _pair(model))
+
+
+def parameter_shapes(model) -> dict[str, tuple[int, ...]]:
+    """Name (parts joined by "/") -> shape; nothing is computed."""
+    shapes = jax.eval_shape(model.init, jax.random.key(0), _pair(model))
+    return {"/".join(name): leaf.shape for name, leaf in traverse_util.flatten_dict(shapes).items()}
+
+
+def _pair(model) -> Graph:
+    """Two atoms half a cutoff apart."""
+    elements = getattr(model, "elements", (1,))
+    structure = Structure.from_atoms(ase.Atoms([elements[0]] * 2, positions=[[0, 0, 0], [0, 0, 0.5 * model.cutoff]]))
+    return make_graph([make_sample(structure, model.cutoff)], Sizes(1, 2, 1), np.float32, shifts=False)

@@ -1,0 +1,69 @@
+"""Compiled programs are kept on disk, and the settings of the process stay what they were."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import jax
+import pytest
+from ase.build import molecule
+from jax.experimental.compilation_cache import compilation_cache as cache
+
+from mlff import runtime
+from mlff.potential import Potential
+from tests.conftest import make_potential
+
+SETTINGS = [name for name in dir(jax.config) if "cache" in name]
+
+
+@pytest.fixture
+def home(tmp_path, monkeypatch):
+    """An empty cache of the user, and a process that has chosen none; programs count that compile in no time."""
+    settings = runtime._cache_settings
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(
+        runtime, "_cache_settings", lambda: settings() and settings() | {"jax_persistent_cache_min_compile_time_secs": 0.0}
+    )
+    assert jax.config.jax_compilation_cache_dir is None
+    yield tmp_path
+    jax.config.update("jax_compilation_cache_dir", None)
+    cache.reset_cache()
+
+
+def programs(folder: Path) -> list[str]:
+    return sorted(file.name for file in folder.rglob("jit_program*-cache"))
+
+
+def fresh(name: str = "morse") -> Potential:
+    jax.clear_caches()
+    return make_potential(name)
+
+
+def test_a_potential_keeps_its_programs_and_leaves_the_process_alone(home):
+    before = {name: getattr(jax.config, name) for name in SETTINGS}
+    (first,) = fresh().predict([molecule("H2O")])
+    kept = programs(home / "mlff" / "jax")
+    assert len(kept) == 1
+    jax.jit(lambda x: 2 * x)(1.0).block_until_ready()
+    assert not list(home.rglob("jit__lambda*"))
+    (second,) = fresh().predict([molecule("H2O")])
+    assert second.energy == first.energy and (second.forces == first.forces).all()
+    assert programs(home) == kept, "the second potential took what the first had compiled"
+    assert {name: getattr(jax.config, name) for name in SETTINGS} == before
+
+
+def test_a_cache_that_the_process_has_chosen_is_the_one(home):
+    jax.config.update("jax_compilation_cache_dir", str(home / "mine"))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    cache.reset_cache()
+    try:
+        fresh().predict([molecule("H2O")])
+    finally:
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
+    assert programs(home / "mine") and not (home / "mlff" / "jax").exists()
+
+
+def test_a_cache_that_cannot_be_written_is_done_without(home):
+    (home / "mlff").write_text("a file where the folder should be")
+    (result,) = fresh().predict([molecule("H2O")])
+    assert result.energy != 0 and jax.config.jax_compilation_cache_dir is None
