@@ -73,24 +73,26 @@ class ACE(nn.Module):
 
     def density(self, layer: int, graph: Graph, features: list[Array], harmonics: list[Array], radial: Array) -> list[Array]:
         """A_l (2l + 1, N, C) for l <= l_max: neighbours' features times radial functions, along the bond and as they are."""
-        weights = self.linear(f"radial_out_{layer}", radial, (self.l_max + 1) * self.channels)
+        widths = [self.channels] * (self.l_max + 1)
+        weights = jax.lax.split(self.linear(f"radial_out_{layer}", radial, sum(widths)), widths, axis=2)
         along, gathered = 0.0, []
         for l, feature in enumerate(features):
             feature = self.linear(f"up_{layer}_{l}", feature, self.channels)
-            gathered.append([feature[m][graph.neighbors] for m in range(2 * l + 1)])
-            for m, neighbor in enumerate(gathered[l]):
-                along = along + (neighbor if l == 0 else neighbor * harmonics[l][:, m, :, None])
+            gathered.append([part[0][graph.neighbors] for part in jax.lax.split(feature, [1] * (2 * l + 1), axis=0)])
+            components = jax.lax.split(harmonics[l], [1] * (2 * l + 1), axis=1)
+            for component, neighbor in zip(components, gathered[l], strict=True):
+                along = along + (neighbor if l == 0 else neighbor * component[:, 0, :, None])
         normalization = 1 / self.statistics.mean_neighbors
         densities = []
         for l in range(self.l_max + 1):
-            message = weights[..., l * self.channels : (l + 1) * self.channels] * along
+            message = weights[l] * along
             densities.append(jnp.moveaxis(jnp.einsum("nmk,nkc->nmc", harmonics[l] * normalization, message), 1, 0))
         passed = min(self.l_max, len(features) - 1) if self.passing else 0
         if passed:
-            weights = self.linear(f"radial_pass_{layer}", radial, passed * self.channels) * normalization
+            widths = [self.channels] * passed
+            weights = jax.lax.split(self.linear(f"radial_pass_{layer}", radial, sum(widths)) * normalization, widths, axis=2)
         for l in range(1, passed + 1):
-            weight = weights[..., (l - 1) * self.channels : l * self.channels]
-            densities[l] = densities[l] + jnp.stack([jnp.sum(weight * neighbor, axis=1) for neighbor in gathered[l]])
+            densities[l] = densities[l] + jnp.stack([jnp.sum(weights[l - 1] * neighbor, axis=1) for neighbor in gathered[l]])
         return densities
 
     def products(self, layer: int, density: list[Array], species: Array, l_out: int) -> list[Array]:
