@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import jax
@@ -67,3 +69,23 @@ def test_a_cache_that_cannot_be_written_is_done_without(home):
     (home / "mlff").write_text("a file where the folder should be")
     (result,) = fresh().predict([molecule("H2O")])
     assert result.energy != 0 and jax.config.jax_compilation_cache_dir is None
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc's allocator")
+def test_memory_that_was_never_used_is_not_counted_twice():
+    """The heap is made large at import; and what was used and freed counts as free."""
+    code = "\n".join(
+        [
+            "from pathlib import Path",
+            "import mlff, numpy as np",
+            "from mlff.runtime import free_memory",
+            "def available(): return next(1024 * int(l.split()[1]) for l in open('/proc/meminfo') if 'MemAvailable' in l)",
+            "fresh = free_memory() - available()",
+            "np.ones(2**26)",
+            "freed = free_memory() - available()",
+            "print(fresh / 2**20, freed / 2**20)",
+        ]
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120)
+    fresh, freed = map(float, done.stdout.split())
+    assert fresh < 200 and 300 < freed - fresh < 900, "MiB; a limit of the process's group lowers both"
