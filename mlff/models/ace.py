@@ -73,8 +73,7 @@ class ACE(nn.Module):
 
     def density(self, layer: int, graph: Graph, features: list[Array], harmonics: list[Array], radial: Array) -> list[Array]:
         """A_l (2l + 1, N, C) for l <= l_max: neighbours' features times radial functions, along the bond and as they are."""
-        widths = [self.channels] * (self.l_max + 1)
-        weights = jax.lax.split(self.linear(f"radial_out_{layer}", radial, sum(widths)), widths, axis=2)
+        weights = self.linears(f"radial_out_{layer}", radial, self.l_max + 1)
         along, gathered = 0.0, []
         for l, feature in enumerate(features):
             feature = self.linear(f"up_{layer}_{l}", feature, self.channels)
@@ -89,8 +88,7 @@ class ACE(nn.Module):
             densities.append(jnp.moveaxis(jnp.einsum("nmk,nkc->nmc", harmonics[l] * normalization, message), 1, 0))
         passed = min(self.l_max, len(features) - 1) if self.passing else 0
         if passed:
-            widths = [self.channels] * passed
-            weights = jax.lax.split(self.linear(f"radial_pass_{layer}", radial, sum(widths)) * normalization, widths, axis=2)
+            weights = self.linears(f"radial_pass_{layer}", radial * normalization, passed)
         for l in range(1, passed + 1):
             densities[l] = densities[l] + jnp.stack([jnp.sum(weights[l - 1] * neighbor, axis=1) for neighbor in gathered[l]])
         return densities
@@ -140,6 +138,11 @@ class ACE(nn.Module):
         if last:
             scalars = smooth_silu(self.linear("readout_hidden", scalars, self.radial_hidden or READOUT_WIDTH))
         return READOUT * self.linear(f"readout_{layer}", scalars, 1)[..., 0]
+
+    def linears(self, name: str, x: Array, count: int) -> list[Array]:
+        """`linear` to `count` times as many channels as there are, each part as a product of its own: nothing is cut or joined."""
+        weights = self.param(name, nn.initializers.lecun_normal(), (x.shape[-1], count * self.channels))
+        return [dense(x, part) for part in jax.lax.split(weights, [self.channels] * count, axis=1)]
 
     def linear(self, name: str, x: Array, size: int) -> Array:
         """x (..., F) to (..., size), no bias, as one flat matrix product; variance kept at the start."""
