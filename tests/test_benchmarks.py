@@ -19,7 +19,7 @@ def scripts(monkeypatch):
     """The benchmark scripts, importable."""
     monkeypatch.syspath_prepend(str(SCRIPTS))
     monkeypatch.syspath_prepend(str(SCRIPTS / "peers"))
-    names = ("cost_per_step", "environments", "launch", "machine", "time_to_accuracy")
+    names = ("cost_per_step", "environments", "front", "launch", "machine", "time_to_accuracy")
     yield
     for name in names:
         sys.modules.pop(name, None)
@@ -79,3 +79,14 @@ def test_3bpa_is_split_without_overlap(scripts, tmp_path):
     assert len(set().union(*sets.values())) == 450 + 50 + 136 + 167
     forces = [atoms.get_forces() for atoms in read(files["t600"], ":")]
     assert 1000 * np.sqrt(np.mean(np.square(forces))) == pytest.approx(1321, abs=1)  # meV/Å
+
+
+def test_the_front_holds_what_nothing_beats_in_both(scripts):
+    import front
+
+    rows = [{"t300": error, "us_per_atom": cost} for error, cost in ((20, 10), (30, 5), (25, 12), (20, 30), (19, 40))]
+    assert front.on_front(rows) == [True, True, False, True, True]
+    assert front.options({"settings": "mlff, model.channels=16, loss.energy=10; otherwise defaults"}) == [
+        "model.channels=16",
+        "loss.energy=10",
+    ]
