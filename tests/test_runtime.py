@@ -15,7 +15,12 @@ from mlff import runtime
 from mlff.potential import Potential
 from tests.conftest import make_potential
 
-SETTINGS = [name for name in dir(jax.config) if "cache" in name]
+SETTINGS = [
+    "jax_compilation_cache_dir",
+    "jax_persistent_cache_min_compile_time_secs",
+    "jax_persistent_cache_min_entry_size_bytes",
+    "jax_enable_compilation_cache",
+]
 
 
 @pytest.fixture
@@ -26,9 +31,12 @@ def home(tmp_path, monkeypatch):
     monkeypatch.setattr(
         runtime, "_cache_settings", lambda: settings() and settings() | {"jax_persistent_cache_min_compile_time_secs": 0.0}
     )
-    assert jax.config.jax_compilation_cache_dir is None
+    before = {name: getattr(jax.config, name) for name in SETTINGS}
+    jax.config.update("jax_compilation_cache_dir", None)  # `mlff train` in the same process chose one
+    cache.reset_cache()
     yield tmp_path
-    jax.config.update("jax_compilation_cache_dir", None)
+    for name, value in before.items():
+        jax.config.update(name, value)
     cache.reset_cache()
 
 
@@ -58,10 +66,7 @@ def test_a_cache_that_the_process_has_chosen_is_the_one(home):
     jax.config.update("jax_compilation_cache_dir", str(home / "mine"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     cache.reset_cache()
-    try:
-        fresh().predict([molecule("H2O")])
-    finally:
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
+    fresh().predict([molecule("H2O")])
     assert programs(home / "mine") and not (home / "mlff" / "jax").exists()
 
 
