@@ -40,9 +40,7 @@ class MLFFCalculator(Calculator):
         super().__init__()
         if not (np.isfinite(skin) and skin >= 0):
             raise ConfigError(f"skin must be a length in Å, not {skin}")
-        self._unverified: dict[
-            bool, Path
-        ] = {}  # with and without stress: the file whose references are still to be computed
+        self._unverified: dict[bool, Path] = {}  # with stress or without: the file whose references are to be computed
         if not isinstance(potential, Potential):
             path, potential = Path(potential), Potential.load(potential, verify=False)
             self._unverified, self._written = {True: path, False: path}, potential.precision

@@ -122,23 +122,24 @@ def verify(
 
 def _in_shape_of(potential: Potential, frames: list[ase.Atoms], graph: Graph, stress: bool) -> list[Result]:
     """Results of the program that `graph` needs; `predict`'s for structures that do not fit into its shape."""
-    results = []
-    for structure in map(Structure.from_atoms, frames):
+    structures, sizes = [Structure.from_atoms(frame) for frame in frames], Sizes(1, *graph.neighbors.shape)
+    results: dict[int, Result] = {}
+    for number, structure in enumerate(structures):
         potential.check(structure)
         sample = make_sample(structure, potential.cutoff)
-        sizes = Sizes(1, *graph.neighbors.shape)
         fits = sample.sizes.atoms <= sizes.atoms and sample.sizes.neighbors <= sizes.neighbors
         crosses = sample.shifts is not None and graph.shifts is None
         if not fits or crosses or graph.neighbors.size > _COSTLY:
-            results += potential.predict([structure], stress)
             continue
         padded = make_graph([sample], sizes, potential.dtype, graph.shifts is not None)
-        with potential.scope():
-            padded = jax.device_put(padded)._replace(positions=padded.positions)  # as `graph` has it: else JAX compiles again
+        with potential.scope():  # positions stay on the host, as in `graph`: else JAX compiles again
+            padded = jax.device_put(padded)._replace(positions=padded.positions)
         prediction, n = jax.device_get(potential.compute(padded, stress)), len(structure)
         tensor = prediction.stress[0] if stress and structure.pbc.all() else None
-        results.append(potential.result(structure.numbers, prediction.energies[:n], prediction.forces[:n], tensor))
-    return results
+        results[number] = potential.result(structure.numbers, prediction.energies[:n], prediction.forces[:n], tensor)
+    rest = [number for number in range(len(structures)) if number not in results]
+    results |= zip(rest, potential.predict([structures[number] for number in rest], stress), strict=True)
+    return [results[number] for number in range(len(structures))]
 
 
 def _platform() -> str:

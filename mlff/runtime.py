@@ -1,10 +1,10 @@
 """How the process is set up before JAX starts: memory allocator and compilation cache; and how much memory there is.
 
 XLA on the CPU allocates its temporaries anew in each call; glibc hands such blocks back to the system and faults them
-in again, which costs about half of the speed. `tune_allocator` makes glibc keep them, the first gigabyte and a half on pages of
-2 MiB where the system has them on request (a training step touches tens of megabytes, more than the processor can look
-up in pages of 4 KiB). It is called when mlff is imported (before JAX) and does nothing off glibc or when the environment
-variable MLFF_MALLOC is `default`.
+in again, which costs about half of the speed. `tune_allocator` makes glibc keep them, the first gigabyte and a half on
+pages of 2 MiB where the system has them on request (a training step touches tens of megabytes, more than the processor
+can look up in pages of 4 KiB). It is called when mlff is imported (before JAX) and does nothing off glibc or when the
+environment variable MLFF_MALLOC is `default`.
 """
 
 from __future__ import annotations

@@ -86,6 +86,13 @@ def test_a_calculator_computes_them_in_the_program_that_it_needs_anyway(saved):
     assert again.potential.programs.compilations == 1
 
 
+def test_those_that_do_not_fit_share_a_program(saved):
+    atoms = molecule("H2")
+    atoms.calc = calculator = MLFFCalculator(saved())
+    atoms.get_forces()
+    assert calculator.potential.programs.compilations <= 2
+
+
 @pytest.mark.parametrize("precision", ["float32", "float64"])
 @pytest.mark.parametrize("name", ["CH4", "H2"])
 def test_a_calculator_refuses_another_answer_before_it_gives_its_own(saved, name, precision):
