@@ -132,7 +132,10 @@ class ACE(_Section):
     l_max: int = Field(2, ge=0, le=4, description="highest degree of the spherical harmonics of an atom's density")
     l_message: int = Field(2, ge=0, le=3, description="highest degree of the features passed between atoms; 0: invariant messages")
     correlation: int = Field(3, ge=1, le=4, description="order of the products; 3 means up to four-body terms per layer")
-    radial_basis: int = Field(8, gt=1, description="Bessel functions on [0, cutoff]")
+    radial: Literal["chebyshev", "bessel"] = Field(
+        "chebyshev", description="functions of distance: chebyshev resolves bonds finely and what lies beyond coarsely; bessel is even on [0, cutoff]"
+    )
+    radial_basis: int = Field(16, gt=1, description="functions of distance before they are mixed")
     radial_hidden: int = Field(
         0, ge=0, description="width of a network for the radial functions, and of the last readout; 0: linear in the basis, no network"
     )

@@ -23,7 +23,7 @@ from mlff.models import registry
 from mlff.models.atoms import Statistics
 from mlff.models.parameters import parameter_shapes
 
-FORMAT_VERSION = 4  #: 1: without the core of `Statistics`; 2: without the training environments; 3: `ace` without `passing`
+FORMAT_VERSION = 5  #: 1: no core of `Statistics`; 2: no training environments; 3: `ace` without `passing`; 4: without `radial`
 CERTIFICATE = "certificate"  #: where the certificate stands in the metadata
 UNITS = {"energy": "eV", "length": "Angstrom", "forces": "eV/Angstrom", "stress": "eV/Angstrom^3"}
 
@@ -97,8 +97,8 @@ def read(path: Path) -> dict[str, Any]:
 def _upgraded(header: dict) -> tuple[dict, dict]:
     """The model section and the statistics, with what older formats lack."""
     options, constants, version = header["model"], header["statistics"], header["format_version"]
-    if version < 4 and options["architecture"] == "ace":
-        options = {"passing": False} | options
+    if options["architecture"] == "ace":
+        options = ({"passing": False} if version < 4 else {}) | ({"radial": "bessel"} if version < 5 else {}) | options
     if version == 1:
         constants = {"core": ()} | constants
     return options, constants

@@ -34,7 +34,7 @@ MODELS = {
     "schnet": configs.SchNet(cutoff=4.0, channels=8, layers=2, radial_basis=8),
     "ace": configs.ACE(cutoff=4.0, channels=8, radial_basis=4, l_message=1),
     "ace_messages2": configs.ACE(cutoff=4.0, channels=4, radial_basis=4, l_message=2),
-    "ace_l3": configs.ACE(cutoff=4.0, channels=4, radial_hidden=8, passing=False, radial_basis=4, l_max=3, l_message=2, correlation=2),
+    "ace_l3": configs.ACE(cutoff=4.0, channels=4, radial="bessel", radial_hidden=8, passing=False, radial_basis=4, l_max=3, l_message=2, correlation=2),
 }
 BASELINE = {1: -0.5, 6: -1.0, 8: -2.0, 14: -3.0}
 SHARED = Path(__file__).parents[2] / "shared"

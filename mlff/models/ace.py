@@ -14,12 +14,13 @@ from __future__ import annotations
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from ase.data import covalent_radii
 from jax import Array
 
 from mlff.graph import Graph
 from mlff.models.angular import sphere_grid, spherical_harmonics
 from mlff.models.atoms import Statistics, Surroundings, atomic_energies, surroundings
-from mlff.models.radial import bessel_basis
+from mlff.models.radial import bessel_basis, bond_coordinate, chebyshev_basis
 from mlff.numerics import dense, smooth_silu
 
 READOUT = 0.2  #: puts the forces of a fresh model at the size of those of the data, and slows the learning of the readout
@@ -37,7 +38,8 @@ class ACE(nn.Module):
     l_max: int = 2
     l_message: int = 2
     correlation: int = 3
-    radial_basis: int = 8
+    radial: str = "chebyshev"
+    radial_basis: int = 16
     radial_hidden: int = 0
     passing: bool = True
     zbl: bool = True
@@ -62,10 +64,16 @@ class ACE(nn.Module):
 
     def radial_features(self, graph: Graph, around: Surroundings) -> Array:
         """(N, K, hidden or basis): functions of distance and both species that vanish smoothly at the cutoff."""
-        basis = bessel_basis(around.distances, self.cutoff, self.radial_basis) * around.envelope[..., None]
         count = len(self.elements)
-        pair = self.param("pair_embedding", _around_one, (count * count, self.radial_hidden or self.radial_basis))
         species = around.species[:, None] * count + around.species[graph.neighbors]
+        if self.radial == "bessel":
+            basis = bessel_basis(around.distances, self.cutoff, self.radial_basis)
+        else:
+            radii = covalent_radii[list(self.elements)]
+            lengths = jnp.asarray(radii[:, None] + radii, around.distances.dtype).reshape(-1)[species]
+            basis = chebyshev_basis(bond_coordinate(around.distances, lengths), self.radial_basis)
+        basis = basis * around.envelope[..., None]
+        pair = self.param("pair_embedding", _around_one, (count * count, self.radial_hidden or self.radial_basis))
         if not self.radial_hidden:
             return basis * pair[species]
         hidden = self.linear("radial_0", basis, self.radial_hidden) * pair[species]

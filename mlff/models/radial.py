@@ -26,6 +26,29 @@ def bessel_basis(distances: Array, cutoff: float, size: int) -> Array:
     return jnp.sqrt(2 / cutoff) * safe_divide(jnp.stack(waves[1:], axis=-1), distances[..., None])
 
 
+def bond_coordinate(distances: Array, lengths: Array) -> Array:
+    """From 1 at r = 0 to 0 far away, steepest near the bond length; shape as `distances`.
+
+    The Agnesi transform 1 / (1 + a x^q / (1 + x^(q - p))) of x = r / length (Witt et al., J. Chem. Phys. 159, 164101 (2023),
+    with the constants of MACE), written so that nothing overflows at small x; 1, constant, below x = 0.001.
+    """
+    a, q, p = 1.0805, 0.9183, 4.5791
+    logarithm = jnp.log(jnp.maximum(distances / lengths, 1e-3))
+    return 1 / (1 + a * jnp.exp(p * logarithm) / (1 + jnp.exp((p - q) * logarithm)))
+
+
+def chebyshev_basis(coordinate: Array, size: int) -> Array:
+    """2 / (n + 1) T_n(2 t - 1) for n = 0 ... size - 1, shape (..., size), of a coordinate t from 0 to 1.
+
+    The factors make a smooth function the likely one: with all polynomials alike, 12 of them generalise worse than 8.
+    """
+    u = 2 * coordinate - 1
+    polynomials = [jnp.ones_like(u), u]
+    for _ in range(size - 2):
+        polynomials.append(2 * u * polynomials[-1] - polynomials[-2])
+    return jnp.stack([2 / (n + 1) * polynomial for n, polynomial in enumerate(polynomials[:size])], axis=-1)
+
+
 def gaussian_basis(distances: Array, cutoff: float, size: int) -> Array:
     """Gaussians centred on an even grid over [0, cutoff], as wide as their spacing; shape (..., size)."""
     centers = np.linspace(0.0, cutoff, size)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mlff.models.radial import bessel_basis, envelope, gaussian_basis
+from mlff.models.radial import bessel_basis, bond_coordinate, chebyshev_basis, envelope, gaussian_basis
 
 CUTOFF = 4.3
 
@@ -58,6 +58,36 @@ def test_bessel_functions_are_orthonormal_on_the_ball():
     basis = np.asarray(bessel_basis(jnp.asarray(r), CUTOFF, 6))
     overlap = (basis.T * r**2) @ basis * (CUTOFF / 4000)
     np.testing.assert_allclose(overlap, np.eye(6), atol=1e-6)
+
+
+def test_chebyshev_recurrence_against_cosines():
+    t = np.linspace(0, 1, 101)
+    n = np.arange(12)
+    expected = 2 / (n + 1) * np.cos(n * np.arccos(2 * t[:, None] - 1))
+    np.testing.assert_allclose(chebyshev_basis(jnp.asarray(t), 12), expected, atol=1e-12)
+    single = chebyshev_basis(jnp.asarray(t, jnp.float32), 12)
+    assert single.dtype == jnp.float32 and single.shape == (101, 12)
+    np.testing.assert_allclose(single, expected, atol=1e-5)
+
+
+def test_bond_coordinate_falls_from_one_to_zero_and_resolves_the_bond():
+    r = np.linspace(1e-6, 100, 200_001)
+    t = np.asarray(bond_coordinate(jnp.asarray(r), jnp.full(r.shape, 1.5)))
+    slope = np.gradient(t, r)
+    assert t[0] == pytest.approx(1) and 0 < t[-1] < 0.03 and np.all(np.diff(t) <= 0)
+    assert 0.6 < r[np.argmin(slope)] / 1.5 < 1.0  # steepest at a bond, or a little nearer
+    other = bond_coordinate(jnp.asarray(r) * 2, jnp.full(r.shape, 3.0))
+    np.testing.assert_allclose(other, t, atol=1e-12)  # of r over the bond length alone
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64])
+def test_bond_coordinate_is_finite_with_three_derivatives(dtype):
+    r = jnp.asarray([0.0, 1e-30, 1e-8, 1e-3, 0.5, 3.0, 100.0], dtype)
+    f = lambda r: sum(bond_coordinate(r, jnp.asarray(length, dtype)) for length in (0.4, 5.0))  # noqa: E731
+    for _ in range(4):
+        values = jax.vmap(f)(r)
+        assert np.isfinite(values).all() and values.dtype == dtype
+        f = jax.grad(f)
 
 
 def test_bases_are_finite_with_their_derivatives_in_empty_slots():
