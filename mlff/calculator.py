@@ -21,7 +21,8 @@ class MLFFCalculator(Calculator):
     """ASE calculator of a potential. Units: eV, Å, eV/Å, eV/Å³ (Voigt order xx yy zz yz xz xy, positive under tension).
 
     `energies` are per atom, reference energies included, and sum to `energy`; `free_energy` equals `energy`; `stress`
-    needs a cell that is periodic in three directions. Atoms, elements, cell and periodicity may change between calls.
+    needs a cell that is periodic in three directions. A committee also has `energy_std` (eV) and `forces_std` (n, 3): how
+    far its members lie apart. Atoms, elements, cell and periodicity may change between calls.
     """
 
     name = "mlff"
@@ -49,6 +50,8 @@ class MLFFCalculator(Calculator):
         if failed := potential.failed_checks:
             warnings.warn(f"this potential failed checks of its certificate: {'; '.join(failed)}", stacklevel=2)
         self.potential = potential
+        if potential.members > 1:
+            self.implemented_properties = [*self.implemented_properties, "energy_std", "forces_std"]
         self.always_stress: bool | None = None  #: compute the stress in every call? None: learn it from use
         self._check = check
         self._list = VerletList(potential.cutoff, skin, np.dtype(potential.precision))
@@ -159,6 +162,8 @@ class MLFFCalculator(Calculator):
         n = len(positions)
         if n == 0:
             nothing = {"energy": 0.0, "free_energy": 0.0, "energies": np.zeros(0), "forces": np.zeros((0, 3))}
+            if self.potential.members > 1:
+                nothing |= {"energy_std": 0.0, "forces_std": np.zeros((0, 3))}
             return nothing | ({"stress": np.zeros(6)} if stress else {})
         graph = self._list.graph_at(positions)
         self._programs.add((graph.neighbors.shape, graph.shifts is None, stress))
@@ -172,6 +177,9 @@ class MLFFCalculator(Calculator):
         if self._check and not math.isfinite(energy + forces.sum()):
             raise StructureError("the potential gives energies or forces that are not finite for this structure")
         results = {"energy": energy, "free_energy": energy, "energies": energies, "forces": forces}
+        if self.potential.members > 1:
+            results["energy_std"] = float(prediction.energy_std[0])
+            results["forces_std"] = np.asarray(prediction.forces_std)[:n].astype(np.float64)
         if stress:
             sigma = np.asarray(prediction.stress)[0].astype(np.float64)
             results["stress"] = sigma.flat[[0, 4, 8, 5, 2, 1]]

@@ -261,6 +261,9 @@ class Config(_Section):
     """Everything about a training run."""
 
     seed: int = Field(0, ge=0, description="seed of the split, the weights and the order of batches")
+    member: int = Field(
+        0, ge=0, description="which member of a committee: other weights and another order of batches, the same split (mlff committee)"
+    )
     precision: Literal["float32", "float64"] = "float32"
     data: Data
     model: Model = ACE()

@@ -63,3 +63,5 @@ class Prediction(NamedTuple):
     forces: Array  #: (N, 3) float, eV/Å, -dE/dR
     stress: Array | None  #: (B, 3, 3) float, eV/Å³; None when not asked for; 0 where there is no cell
     energies: Array  #: (N,) float, eV, per atom; 0 for padding
+    energy_std: Array | None = None  #: (B,) float, eV: how far the members of a committee lie apart; None for one model
+    forces_std: Array | None = None  #: (N, 3) float, eV/Å: the same of the forces

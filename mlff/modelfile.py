@@ -44,6 +44,7 @@ def write(path: str | Path, potential) -> None:
         "cutoff": potential.cutoff,
         "units": UNITS,
         "metadata": potential.metadata,
+        "members": potential.members,
     }
     environments = {}
     if potential.environments is not None:
@@ -83,6 +84,7 @@ def read(path: Path) -> dict[str, Any]:
             "precision": header["precision"],
             "metadata": metadata,
             "environments": Environments.unpack(header["environments"], stored) if "environments" in header else None,
+            "members": header.get("members", 1),
         }
     except pydantic.ValidationError as error:
         raise ModelFileError(f"{path}: the model section is not valid ({error.errors()[0]['msg']})") from None
@@ -150,7 +152,11 @@ def _check_size(path: Path, config: Any, tensors: dict[str, np.ndarray]) -> None
 
 def _check_tensors(path: Path, fields: dict[str, Any], tensors: dict[str, np.ndarray]) -> None:
     expected = parameter_shapes(registry.build(fields["config"], fields["elements"], fields["statistics"]))
+    members = fields["members"]
+    if type(members) is not int or members < 1:
+        raise ModelFileError(f"{path}: the header promises {members!r} members")
     for name, shape in expected.items():
+        shape = shape if members == 1 else (members, *shape)
         if name not in tensors:
             raise ModelFileError(f"{path}: parameter {name} is missing")
         if tensors[name].shape != shape:

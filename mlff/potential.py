@@ -40,6 +40,8 @@ class Result:
     forces: np.ndarray  #: (n, 3) eV/Å
     stress: np.ndarray | None  #: (3, 3) eV/Å³, +(1/V) dE/dε; None without a cell of three periodic directions
     energies: np.ndarray  #: (n,) eV per atom, baseline included; they sum to `energy`
+    energy_std: float | None = None  #: eV, standard deviation over the members of a committee; None for one model
+    forces_std: np.ndarray | None = None  #: (n, 3) eV/Å, the same of the forces
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,13 +49,14 @@ class Potential:
     """Immutable; `with_precision` and `dataclasses.replace` make new ones."""
 
     config: Any  #: the model section of the config (mlff.config.ACE, SchNet, ...)
-    params: dict  #: flax parameters, {"params": {name: array}}
+    params: dict  #: flax parameters, {"params": {name: array}}; of a committee each with an axis of the members in front
     elements: tuple[int, ...]  #: atomic numbers it knows, ascending
     baseline: dict[int, float]  #: eV per element, added in float64
     statistics: Statistics = Statistics()
     precision: str = "float32"
     metadata: dict = field(default_factory=dict)  #: plain JSON: training config, dataset fingerprint, versions, errors
     environments: Environments | None = None  #: what the training data had around an atom; None: not known
+    members: int = 1  #: above 1: a committee (`mlff.committee`), whose results are the means of its members'
 
     @property
     def cutoff(self) -> float:
@@ -117,7 +120,7 @@ class Potential:
     @functools.cached_property
     def programs(self) -> Programs:
         """What is compiled for it."""
-        return Programs(self.model.apply)
+        return Programs(self.model.apply, self.members)
 
     def _run(self, name: str, graph: Graph, *arguments):
         with self.scope():
@@ -161,12 +164,16 @@ class Potential:
                 index = filled[sample_index]
                 structure = structures[index]
                 stop = start + len(structure)
-                results[index] = self.result(
+                result = self.result(
                     structure.numbers,
                     prediction.energies[start:stop],
                     prediction.forces[start:stop],
                     prediction.stress[row] if with_stress and periodic[index] else None,
                 )
+                if self.members > 1:
+                    spread = prediction.forces_std[start:stop].astype(np.float64)
+                    result = replace(result, energy_std=float(prediction.energy_std[row]), forces_std=spread)
+                results[index] = result
                 start = stop
         return results
 

@@ -7,10 +7,11 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from mlff import derivatives
 from mlff.errors import StructureError
-from mlff.graph import Graph
+from mlff.graph import Graph, Prediction
 from mlff.runtime import compilation_cache, free_memory, quick_compile
 
 _LARGE = 500_000  #: padded pairs from which on a program's memory is looked at before it runs
@@ -25,9 +26,10 @@ _DERIVATIVES = {
 class Programs:
     """`run(name, params, graph, ...)` for the names `forces`, `stress`, `hessian` and `hessian_vector_product`."""
 
-    def __init__(self, apply: Callable[[dict, Graph], Any]):
-        """`apply`: parameters and graph to energies per atom."""
+    def __init__(self, apply: Callable[[dict, Graph], Any], members: int = 1):
+        """`apply`: parameters and graph to energies per atom; of `members` above 1 the parameters have an axis in front."""
         self._apply = apply
+        self._members = members
         self._jitted: dict[str, Callable] = {}
         self._ready: dict[tuple, Callable] = {}
         self._large = 0
@@ -57,11 +59,23 @@ class Programs:
         """The function that JAX compiles for each shape."""
         if name not in self._jitted:
 
-            def program(params, *arguments):
+            def one(params, *arguments):
                 return _DERIVATIVES[name](functools.partial(self._apply, params), *arguments)
 
+            def committee(params, *arguments):
+                return _mean(jax.lax.map(lambda member: one(member, *arguments), params))
+
+            program = one if self._members == 1 else committee
             self._jitted[name] = jax.jit(program, compiler_options=quick_compile())
         return self._jitted[name]
+
+
+def _mean(results):
+    """Results of all members, stacked, to their mean; a prediction also says how far they lie apart."""
+    mean = jax.tree.map(lambda x: jnp.mean(x, axis=0), results)
+    if not isinstance(results, Prediction):
+        return mean
+    return mean._replace(energy_std=jnp.std(results.energy, axis=0, ddof=1), forces_std=jnp.std(results.forces, axis=0, ddof=1))
 
 
 def _check_memory(program, graph: Graph) -> None:

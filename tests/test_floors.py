@@ -11,7 +11,7 @@ FLOORS = [
     {"graph"},
     {"data"},
     {"models"},
-    {"derivatives", "environments", "modelfile", "potential", "programs", "references"},
+    {"committee", "derivatives", "environments", "modelfile", "potential", "programs", "references"},
     {"training"},
     {"calculator", "simulation", "certificate", "report", "cli"},
 ]

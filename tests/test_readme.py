@@ -22,7 +22,13 @@ model: {architecture: schnet, cutoff: 3.0, channels: 4, layers: 1, radial_basis:
 training: {epochs: 2, tensorboard: false}
 """
 #: what makes an example short; a later option replaces an earlier one
-SHORT = {"md": ["--steps", "20"], "relax": ["--fmax", "1000"], "train": ["--no-certify"], "certify": ["--length", "0.1"]}
+SHORT = {
+    "md": ["--steps", "20"],
+    "relax": ["--fmax", "1000"],
+    "train": ["--no-certify"],
+    "certify": ["--length", "0.1"],
+    "committee": ["--no-certify"],
+}
 
 
 def blocks(language: str) -> list[str]:

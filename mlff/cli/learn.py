@@ -1,4 +1,4 @@
-"""`mlff train` and `mlff schema`."""
+"""`mlff train`, `mlff committee` and `mlff schema`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ import typer
 
 from mlff.cli.app import app, say
 from mlff.cli.measure import write_certificate
-from mlff.cli.options import Quiet
+from mlff.cli.options import Quiet, load
+from mlff.files import keep_inputs
 
 
 @app.command(epilog="Example: mlff train configs/silicon.yaml --out runs/si --set training.epochs=50")
@@ -55,6 +56,28 @@ def train(
         for line in write_certificate(potential, model, [], out / "certificate.png", quiet).failed:
             say("warning", f"the potential fails a check: {line}")
     print(model)
+
+
+@app.command(
+    epilog="Example: for i in 0 1 2; do mlff train si.yaml --set member=$i --out runs/si_$i; done; "
+    "mlff committee runs/si_0 runs/si_1 runs/si_2 --out runs/si.safetensors"
+)
+def committee(
+    models: Annotated[list[Path], typer.Argument(help="trained models or directories of runs, two or more", show_default=False)],
+    out: Annotated[Path, typer.Option(help="model file to write")],
+    certify: Annotated[bool, typer.Option("--certify/--no-certify", help="check it, as `mlff certify` does")] = True,
+    quiet: Quiet = False,
+) -> None:
+    """Join models that differ by `member` alone: their mean is more accurate, their spread says where not to trust it."""
+    keep_inputs([out], models)
+    from mlff.committee import committee as join
+
+    potential = join([load(model) for model in models], [str(model) for model in models])
+    potential.save(out)
+    if certify:
+        for line in write_certificate(potential, out, [], None, quiet).failed:
+            say("warning", f"the potential fails a check: {line}")
+    print(out)
 
 
 @app.command(

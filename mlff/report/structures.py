@@ -40,7 +40,8 @@ def write_predictions(
 ) -> int:
     """Copy the structures of `path` to `out` (extended XYZ) with mlff_energy, mlff_forces and, if asked, mlff_stress.
 
-    Where the potential knows its training data, mlff_distance says how far each atom is from them (`Environments`).
+    Where the potential knows its training data, mlff_distance says how far each atom is from them (`Environments`); a
+    committee's mlff_energy_std and mlff_forces_std say how far its members lie apart.
 
     Works chunk by chunk, so files may be larger than memory. Returns how many. Raises DataError, StructureError.
     """
@@ -63,6 +64,9 @@ def write_predictions(
                 atoms.arrays["mlff_forces"] = np.asarray(result.forces, np.float64)
                 if potential.environments is not None:
                     atoms.arrays["mlff_distance"] = potential.environments.distances(Structure.from_atoms(atoms))
+                if potential.members > 1:
+                    atoms.info["mlff_energy_std"] = result.energy_std
+                    atoms.arrays["mlff_forces_std"] = result.forces_std
                 if stress:
                     atoms.info["mlff_stress"] = np.asarray(result.stress, np.float64)
                 write_extxyz(file, [atoms])

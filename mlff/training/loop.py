@@ -37,6 +37,7 @@ from mlff.training.trainer import Task, Trainer
 
 MODEL = "model.safetensors"  #: the trained potential in a run directory
 _WARNINGS = 5  # lines
+_MEMBER = 1_000_003  # between the seeds of a committee's members
 MAY_CHANGE = {
     "data": {"train", "valid", "test", "lint", "skip"},  # the content counts, not the path
     "training": {"epochs", "max_hours", "patience", "validate_every", "checkpoint_every", "keep_checkpoints", "tensorboard"},
@@ -131,7 +132,7 @@ def prepare(config: Config, splits: Splits, progress: bool = False) -> Task:
     train, valid = batches
     measured = statistics.measure(train.samples, elements, forces=losses.terms(config.loss)[0])
     module = registry.build(config.model, elements, measured)
-    params = jax.tree.map(lambda p: jnp.asarray(p, dtype), initial_params(module, config.seed))
+    params = jax.tree.map(lambda p: jnp.asarray(p, dtype), initial_params(module, config.seed + _MEMBER * config.member))
     return Task(config, elements, baseline, measured, module.apply, params, train, valid)
 
 

@@ -107,7 +107,7 @@ class Trainer:
     def _train_epoch(self) -> None:
         """What is left of the current epoch; its order is a function of seed and epoch only."""
         run = self.run
-        plan = self.task.train.plan(np.random.default_rng([self.config.seed, run.epoch]))
+        plan = self.task.train.plan(np.random.default_rng([self.config.seed, run.epoch] + [self.config.member] * (self.config.member > 0)))
         begun, structures = run.seconds, 0
         pending: collections.deque[jax.Array] = collections.deque()
         while run.position < len(plan) and not run.out_of_time(self.config) and not self._stop.asked:
