@@ -59,13 +59,12 @@ class Programs:
         """The function that JAX compiles for each shape."""
         if name not in self._jitted:
 
-            def one(params, *arguments):
-                return _DERIVATIVES[name](functools.partial(self._apply, params), *arguments)
+            def program(params, *arguments):
+                def derive(member):
+                    return _DERIVATIVES[name](functools.partial(self._apply, member), *arguments)
 
-            def committee(params, *arguments):
-                return _mean(jax.lax.map(lambda member: one(member, *arguments), params))
+                return derive(params) if self._members == 1 else _mean(jax.lax.map(derive, params))
 
-            program = one if self._members == 1 else committee
             self._jitted[name] = jax.jit(program, compiler_options=quick_compile())
         return self._jitted[name]
 
