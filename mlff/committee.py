@@ -44,16 +44,7 @@ def committee(potentials: Sequence[Potential], names: Sequence[str] | None = Non
             raise ModelFileError(f"{name}: has the weights of {seen[potential.fingerprint]}; train it with another `member`")
         seen[potential.fingerprint] = name
     kept = {key: value for key, value in first.metadata.items() if key in ("config", "data", "versions", "machine")}
-    together = Potential(
-        config=first.config,
-        params=jax.tree.map(lambda *leaves: np.stack([np.asarray(leaf) for leaf in leaves]), *(p.params for p in potentials)),
-        elements=first.elements,
-        baseline=first.baseline,
-        statistics=first.statistics,
-        precision=first.precision,
-        metadata=kept | {"members": list(seen)},
-        environments=first.environments,
-        members=len(potentials),
-    )
+    params = jax.tree.map(lambda *leaves: np.stack([np.asarray(leaf) for leaf in leaves]), *(p.params for p in potentials))
+    together = replace(first, params=params, metadata=kept | {"members": list(seen)}, members=len(potentials))
     structures = [Structure.from_atoms(atoms) for atoms in first.reference_structures]
     return replace(together, metadata=together.metadata | {references.KEY: references.record(together, structures)})

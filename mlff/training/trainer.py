@@ -105,9 +105,9 @@ class Trainer:
         self._saved = time.monotonic()
 
     def _train_epoch(self) -> None:
-        """What is left of the current epoch; its order is a function of seed and epoch only."""
+        """What is left of the current epoch; its order is a function of seed, epoch and member only."""
         run = self.run
-        plan = self.task.train.plan(np.random.default_rng([self.config.seed, run.epoch] + [self.config.member] * (self.config.member > 0)))
+        plan = self.task.train.plan(np.random.default_rng([self.config.seed, run.epoch, self.config.member]))
         begun, structures = run.seconds, 0
         pending: collections.deque[jax.Array] = collections.deque()
         while run.position < len(plan) and not run.out_of_time(self.config) and not self._stop.asked:
