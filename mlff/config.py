@@ -136,6 +136,9 @@ class ACE(_Section):
         "chebyshev", description="functions of distance: chebyshev resolves bonds finely and what lies beyond coarsely; bessel is even on [0, cutoff]"
     )
     radial_basis: int = Field(16, gt=1, description="functions of distance before they are mixed")
+    radial_decay: float = Field(
+        1.0, ge=0, le=4, description="how fast a neighbour counts less with distance (chebyshev): 1: half as much at twice the bond length, 2: a quarter; 0: alike up to the cutoff"
+    )
     radial_hidden: int = Field(
         0, ge=0, description="width of a network for the radial functions, and of the last readout; 0: linear in the basis, no network"
     )

@@ -24,6 +24,7 @@ from mlff.models.radial import bessel_basis, bond_coordinate, chebyshev_basis
 from mlff.numerics import dense, smooth_silu
 
 READOUT = 0.2  #: puts the forces of a fresh model at the size of those of the data, and slows the learning of the readout
+BEYOND = 1.5  #: bond lengths where the decay of the radial functions is 1, so that densities stay of order one
 READOUT_WIDTH = 32  #: of the last readout where the radial functions are linear
 
 
@@ -40,6 +41,7 @@ class ACE(nn.Module):
     correlation: int = 3
     radial: str = "chebyshev"
     radial_basis: int = 16
+    radial_decay: float = 1.0
     radial_hidden: int = 0
     passing: bool = True
     zbl: bool = True
@@ -71,7 +73,9 @@ class ACE(nn.Module):
         else:
             radii = covalent_radii[list(self.elements)]
             lengths = jnp.asarray(radii[:, None] + radii, around.distances.dtype).reshape(-1)[species]
-            basis = chebyshev_basis(bond_coordinate(around.distances, lengths), self.radial_basis)
+            coordinate = bond_coordinate(around.distances, lengths)
+            decay = (coordinate / bond_coordinate(jnp.ones((), lengths.dtype), 1 / BEYOND)) ** self.radial_decay
+            basis = decay[..., None] * chebyshev_basis(coordinate, self.radial_basis)
         basis = basis * around.envelope[..., None]
         pair = self.param("pair_embedding", _around_one, (count * count, self.radial_hidden or self.radial_basis))
         if not self.radial_hidden:

@@ -26,7 +26,7 @@ def bessel_basis(distances: Array, cutoff: float, size: int) -> Array:
     return jnp.sqrt(2 / cutoff) * safe_divide(jnp.stack(waves[1:], axis=-1), distances[..., None])
 
 
-def bond_coordinate(distances: Array, lengths: Array) -> Array:
+def bond_coordinate(distances: Array, lengths: Array | float) -> Array:
     """From 1 at r = 0 to 0 far away, steepest near the bond length; shape as `distances`.
 
     The Agnesi transform 1 / (1 + a x^q / (1 + x^(q - p))) of x = r / length (Witt et al., J. Chem. Phys. 159, 164101 (2023),

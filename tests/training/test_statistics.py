@@ -34,7 +34,7 @@ def test_labels_that_do_not_vary_are_an_error():
         measure([sample([1, 1], forces=np.ones((2, 3)))], (1,), forces=False)
 
 
-def test_the_core_is_the_shortest_distance_but_not_far_beyond_a_bond():
+def test_the_core_is_a_little_less_than_the_shortest_distance_but_not_far_beyond_a_bond():
     def core(*positions):
         near = np.array([*positions, [5.0, 0, 0]])
         labels = {"forces": np.ones((3, 3))}
@@ -43,5 +43,5 @@ def test_the_core_is_the_shortest_distance_but_not_far_beyond_a_bond():
 
     most = [[1.12, 1.47], [1.47, 1.82]]  # half an ångström more than the sums of 0.31 and 0.66 Å
     assert core([0.0, 0, 0], [2.0, 0, 0]) == pytest.approx(np.array(most))
-    assert core([0.0, 0, 0], [0.7, 0, 0]) == pytest.approx(np.array([[1.12, 0.7], [0.7, 1.82]]))
-    assert core([0.0, 0, 0], [1.3, 0, 0]) == pytest.approx(np.array([[1.12, 1.3], [1.3, 1.82]]))
+    assert core([0.0, 0, 0], [0.7, 0, 0]) == pytest.approx(np.array([[1.12, 0.665], [0.665, 1.82]]))
+    assert core([0.0, 0, 0], [1.3, 0, 0]) == pytest.approx(np.array([[1.12, 1.235], [1.235, 1.82]]))
