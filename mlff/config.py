@@ -16,6 +16,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field
 
 from mlff.errors import ConfigError
+from mlff.plainyaml import plain_values
 from mlff.units import ENERGY, LENGTH, STRESS, VOIGT
 
 
@@ -268,6 +269,11 @@ class Config(_Section):
         0, ge=0, description="which member of a committee: other weights and another order of batches, the same split (mlff committee)"
     )
     precision: Literal["float32", "float64"] = "float32"
+    start: str | None = Field(
+        None,
+        description="model file to start from instead of random weights (fine-tuning); relative to the config file. Take a third of the "
+        "learning rate or less",
+    )
     data: Data
     model: Model = ACE()
     loss: Loss = Loss()
@@ -312,11 +318,13 @@ def make_config(raw: dict[str, Any], source: str = "config", base: Path | None =
         config = Config.model_validate(raw)
     except pydantic.ValidationError as error:
         raise ConfigError(f"{source}: " + "; ".join(_explain(error.errors()))) from None
-    return config if base is None else config.model_copy(update={"data": _rebase(config.data, base, source)})
+    return config if base is None else config.model_copy(update=_rebase(config, base, source))
 
 
-def _rebase(data: Data, base: Path, source: str) -> Data:
-    def fix(value):
+def _rebase(config: Config, base: Path, source: str) -> dict[str, Any]:
+    """`data` and `start` with paths relative to `base`."""
+
+    def fix(value, section="data"):
         if value is None:
             return None
         if isinstance(value, dict):
@@ -328,9 +336,10 @@ def _rebase(data: Data, base: Path, source: str) -> Data:
         try:
             return str(base / Path(value).expanduser())
         except RuntimeError:
-            raise ConfigError(f"{source}: data: {value}: there is no such home directory") from None
+            raise ConfigError(f"{source}: {section}: {value}: there is no such home directory") from None
 
-    return data.model_copy(update={name: fix(getattr(data, name)) for name in ("train", "valid", "test")})
+    data = config.data.model_copy(update={name: fix(getattr(config.data, name)) for name in ("train", "valid", "test")})
+    return {"data": data, "start": fix(config.start, "start")}
 
 
 def _override(raw: dict, text: str) -> None:
@@ -350,52 +359,6 @@ def _override(raw: dict, text: str) -> None:
         raise ConfigError(f"--set {text!r}: the value is not valid YAML") from None
 
 
-def plain_values(text: str) -> Any:
-    """What YAML text says. Raises yaml.YAMLError, also for tags, aliases, deep nesting and keys that stand twice."""
-    try:
-        return yaml.load(text, _Loader)
-    except (ValueError, TypeError, KeyError, AttributeError) as error:  # of a scalar that is none of its type: 2001-99-99
-        raise yaml.YAMLError(f"a value cannot be read ({error})") from None
-
-
-class _Loader(yaml.SafeLoader):
-    """Plain values only; a key that stands twice in one section is an error, and so is what could grow without bound."""
-
-    depth = 0
-
-    def compose_node(self, parent, index):
-        if self.check_event(yaml.events.AliasEvent):
-            alias = self.peek_event()
-            problem = f"the alias *{alias.anchor}: write the value itself"
-            raise yaml.composer.ComposerError(None, None, problem, alias.start_mark)
-        self.depth += 1
-        if self.depth > _DEEPEST:
-            raise yaml.composer.ComposerError(None, None, "nested too deeply", self.peek_event().start_mark)
-        node = super().compose_node(parent, index)
-        self.depth -= 1
-        return node
-
-    def construct_yaml_int(self, node):
-        value = super().construct_yaml_int(node)
-        if abs(value) >= 2**63:
-            raise yaml.constructor.ConstructorError(None, None, "a whole number of more than 64 bits", node.start_mark)
-        return value
-
-    def construct_mapping(self, node, deep=False):
-        if not isinstance(node, yaml.MappingNode):
-            problem = f"expected keys and values, found {node.id}"
-            raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
-        seen = set()
-        for key, _ in node.value:
-            if isinstance(key, yaml.ScalarNode) and key.value in seen:
-                problem = f"the key {key.value!r} stands there twice"
-                raise yaml.constructor.ConstructorError(None, None, problem, key.start_mark)
-            seen.add(key.value if isinstance(key, yaml.ScalarNode) else None)
-        return super().construct_mapping(node, deep)
-
-
-_Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_yaml_int)
-_DEEPEST = 30  # levels of a config
 _UNION_MEMBER = re.compile(r"(literal|dict|list|function-after)\[.*|str|float|int|Source")
 
 

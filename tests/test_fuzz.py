@@ -13,9 +13,9 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mlff.config import plain_values
 from mlff.data.dataset import read_dataset
 from mlff.errors import DataError, ModelFileError
+from mlff.plainyaml import plain_values
 from mlff.report import tables
 from mlff.simulation.md import run_md
 from mlff.simulation.verlet import VerletList

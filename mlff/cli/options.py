@@ -81,7 +81,7 @@ def _pairs(section, option: str, texts: list[str] | None):
     import pydantic
     import yaml
 
-    from mlff.config import plain_values
+    from mlff.plainyaml import plain_values
 
     values = {}
     for text in texts:

@@ -191,5 +191,53 @@ def md(
     print(f"{out}, {log}")
 
 
+@app.command(
+    epilog="Example: mlff sample GFN2-xTB train.xyz --out xtb.xyz --count 5000; then train on xtb.xyz, and with "
+    "start: runs/xtb/model.safetensors on the reference data"
+)
+def sample(
+    teacher: Annotated[
+        str, typer.Argument(help="what labels them: GFN2-xTB or GFN1-xTB (needs tblite), or a trained model", show_default=False)
+    ],
+    structures: Annotated[
+        Path, typer.Argument(metavar="IN", help="structures to start from, any format that training reads", show_default=False)
+    ],
+    out: Annotated[Path, typer.Option(help="extended XYZ file to write (.xyz, .extxyz); continued if it exists")],
+    count: Annotated[int, typer.Option(min=1, help="number of structures in all")] = 3000,
+    temperature: Annotated[
+        list[float] | None, typer.Option(min=1.0, help="K (repeatable): of one trajectory each", show_default="300, 500, 700, 1000")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    length: Length = None,
+    quiet: Quiet = False,
+) -> None:
+    """Short dynamics around given structures with the energies and forces of a cheap method: data for pre-training.
+
+    With a trained model (or committee) as teacher, data to train a smaller, faster one.
+    """
+    keep_inputs([out], [structures, Path(teacher)])
+    from mlff.data.formats import read_atoms
+    from mlff.simulation import sampling
+
+    if Path(teacher).exists():
+        calculator = make_calculator(Path(teacher), None)
+        name = calculator.potential.fingerprint[:12]
+    else:
+        calculator, name = sampling.teacher(teacher), teacher
+    with about(structures):
+        starts = list(read_atoms(structures, length=length))
+        new = sampling.sample(
+            starts,
+            calculator,
+            out,
+            count,
+            name=name,
+            temperatures=temperature or sampling.TEMPERATURES,
+            seed=seed,
+            progress=not quiet,
+        )
+    print(f"{out}: {count:,} structures, {new:,} of them new")
+
+
 def _join(values, form: str) -> str:
     return " ".join(format(value, form) for value in values)

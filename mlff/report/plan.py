@@ -14,6 +14,7 @@ from rich.syntax import Syntax
 from mlff.config import Config, dump_config
 from mlff.data.batching import Sizes
 from mlff.data.dataset import load_data
+from mlff.training import start
 from mlff.training.loop import inspect, prepare
 from mlff.training.step import initial_state, make_step
 from mlff.training.trainer import Task
@@ -31,7 +32,7 @@ def print_plan(config: Config, out: Path) -> None:
         console.print(f"{name}: {dataset.census}", highlight=False, soft_wrap=True)
     inspect(config, splits, lambda text: console.print(text, style="yellow", markup=False, highlight=False, soft_wrap=True))
     with jax.enable_x64(config.precision == "float64"):
-        task = prepare(config, splits)
+        task = prepare(config, splits, beginning=start.load(config))
         console.print(task.describe(), highlight=False, soft_wrap=True)
         sizes = max(task.train.sizes, key=lambda size: size.atoms * size.neighbors)
         with console.status("compiling the largest step"):

@@ -27,7 +27,7 @@ from mlff.interruption import Terminated
 from mlff.models import registry
 from mlff.models.parameters import initial_params
 from mlff.potential import Potential
-from mlff.training import losses, statistics
+from mlff.training import losses, start, statistics
 from mlff.training.checkpoint import Checkpoints
 from mlff.training.evaluate import evaluate
 from mlff.training.journal import Journal, duration
@@ -67,7 +67,8 @@ def train(config: Config, out_dir: str | Path, *, progress: bool = True, data: S
 
 
 def _train(config: Config, out: Path, splits: Splits, journal: Journal, progress: bool, started: float) -> Potential:
-    identity = _identity(config, splits)
+    beginning = start.load(config)
+    identity = _identity(config, splits, beginning)
     keep = config.training.keep_checkpoints
     with jax.enable_x64(config.precision == "float64"), Checkpoints(out / "checkpoints", keep) as saved:
         record = saved.record()
@@ -80,7 +81,7 @@ def _train(config: Config, out: Path, splits: Splits, journal: Journal, progress
         write_text(out / "config.yaml", dump_config(config))
         provenance.record(out / "run.json", go_on=record is not None, seed=config.seed, data=identity["content of data"])
 
-        task = prepare(config, splits, progress)
+        task = prepare(config, splits, progress, beginning)
         journal.say(task.describe())
         trainer = Trainer(task, saved, journal, identity)
         trainer.resume()
@@ -114,15 +115,18 @@ def inspect(config: Config, splits: Splits, warn: Callable[[str], None]) -> None
         warn(f"and {len(found) - _WARNINGS} more warnings: mlff lint shows them")
 
 
-def prepare(config: Config, splits: Splits, progress: bool = False) -> Task:
-    """Baseline, statistics, batches and initial parameters. Raises DataError, StructureError."""
+def prepare(config: Config, splits: Splits, progress: bool = False, beginning: Potential | None = None) -> Task:
+    """Baseline, statistics, batches and initial parameters, of `beginning` if given. Raises DataError, StructureError."""
     if not len(splits.valid):
         raise DataError("no validation structures: give data.valid, or more training structures to split them from")
-    elements = splits.train.elements
+    elements, source = splits.train.elements, splits.train.census.source
     try:
         baseline = baselines.fit(splits.train, config.data.reference_energies)
     except DataError as error:
-        raise DataError(f"{splits.train.census.source}: {error}") from None
+        raise DataError(f"{source}: {error}") from None
+    if beginning is not None:
+        present, elements = elements, start.elements(beginning, elements, source)
+        baseline = beginning.baseline | baseline
     dtype = np.dtype(config.precision)
     batches = []
     for name, structures in (("training", splits.train), ("validation", splits.valid)):
@@ -131,8 +135,11 @@ def prepare(config: Config, splits: Splits, progress: bool = False) -> Task:
         batches.append(Batches(samples, config.training.batch_size, config.training.max_atoms, dtype))
     train, valid = batches
     measured = statistics.measure(train.samples, elements, forces=losses.terms(config.loss)[0])
+    if beginning is not None:
+        measured = start.statistics(beginning, measured, present)
     module = registry.build(config.model, elements, measured)
-    params = jax.tree.map(lambda p: jnp.asarray(p, dtype), initial_params(module, config.seed + _MEMBER * config.member))
+    params = beginning.params if beginning is not None else initial_params(module, config.seed + _MEMBER * config.member)
+    params = jax.tree.map(lambda p: jnp.asarray(p, dtype), params)
     return Task(config, elements, baseline, measured, module.apply, params, train, valid)
 
 
@@ -172,12 +179,13 @@ def _held_out(splits: Splits) -> Iterator[tuple[str, Dataset]]:
             yield (name if name.startswith("test") else f"test {name}"), dataset
 
 
-def _identity(config: Config, splits: Splits) -> dict:
+def _identity(config: Config, splits: Splits, beginning: Potential | None) -> dict:
     """What two runs must share for one to continue the other."""
     options = {}
     for section, values in config.model_dump(mode="json").items():
         kept = MAY_CHANGE.get(section, set())
         options[section] = {k: v for k, v in values.items() if k not in kept} if isinstance(values, dict) else values
+    options["start"] = None if beginning is None else beginning.fingerprint  # the content counts, not the path
     data = {name: getattr(splits, name).fingerprint for name in ("train", "valid")}
     return {"config": options, "content of data": data}
 

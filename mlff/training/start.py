@@ -1,0 +1,53 @@
+"""The potential that training starts from: fine-tuning.
+
+Its weights, elements and scales are taken over, so that the network begins as the function it was; reference energies and
+mean binding energies are those of the new data, whose zero of energy may be another (another method, for instance).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from ase.data import chemical_symbols
+
+from mlff.config import Config
+from mlff.errors import ConfigError
+from mlff.models.atoms import Statistics
+from mlff.potential import Potential
+
+
+def load(config: Config) -> Potential | None:
+    """The potential of `config.start`, None without one.
+
+    Raises ModelFileError for a file that is none; ConfigError for a committee or a model other than `config.model`.
+    """
+    if config.start is None:
+        return None
+    potential = Potential.load(config.start)
+    if potential.members > 1:
+        raise ConfigError(f"start: {config.start}: is a committee; start from one of its members")
+    there, here = potential.config.model_dump(mode="json"), config.model.model_dump(mode="json")
+    differing = sorted(key for key in there.keys() | here.keys() if there.get(key) != here.get(key))
+    if differing:
+        names = ", ".join(f"{key} ({there.get(key)} there, {here.get(key)} here)" for key in differing)
+        raise ConfigError(f"start: {config.start}: its model differs from the config's in {names}; write the same model section")
+    return potential
+
+
+def elements(potential: Potential, wanted: tuple[int, ...], source: str) -> tuple[int, ...]:
+    """Those of `potential`. Raises ConfigError where the data have another one."""
+    unknown = [chemical_symbols[z] for z in wanted if z not in potential.elements]
+    if unknown:
+        known = " ".join(chemical_symbols[z] for z in potential.elements)
+        raise ConfigError(f"{source}: has {' '.join(unknown)}, which the model to start from does not know; it knows {known}")
+    return potential.elements
+
+
+def statistics(potential: Potential, measured: Statistics, present: tuple[int, ...]) -> Statistics:
+    """Scales of `potential`, binding energies as `measured` (where the element is `present`), the smaller core of both."""
+    old = potential.statistics
+    shifts = measured.shifts
+    if old.shifts:
+        pairs = zip(potential.elements, measured.shifts, old.shifts, strict=True)
+        shifts = tuple(new if z in present else before for z, new, before in pairs)
+    core = tuple(np.minimum(measured.core, old.core).tolist()) if old.core else ()
+    return Statistics(old.energy_scale, old.mean_neighbors, shifts, core)

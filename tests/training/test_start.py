@@ -1,0 +1,100 @@
+"""Fine-tuning: what training takes over from a potential, what it does not, and what is refused."""
+
+from dataclasses import replace
+
+import jax
+import numpy as np
+import pytest
+
+from mlff.config import load_config, make_config
+from mlff.data.dataset import load_data
+from mlff.errors import ConfigError, ModelFileError
+from mlff.models.atoms import Statistics
+from mlff.potential import Potential
+from mlff.training import start
+from mlff.training.loop import prepare, train
+
+from .test_loop import write
+from .toy import make_structures
+
+MODEL = {"architecture": "schnet", "channels": 8, "layers": 1, "radial_basis": 8, "cutoff": 3.0, "zbl": False}
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    """A model of carbon and silicon, trained for an epoch, and carbon data with another zero of energy."""
+    folder = tmp_path_factory.mktemp("start")
+    carbon = make_structures(24, seed=0)
+    silicon = [replace(s, numbers=np.full(4, 14, np.int32), energy=s.energy - 3) for s in make_structures(24, seed=1)]
+    first = make_config({"data": {"train": write(folder / "both.xyz", carbon + silicon)}, "model": MODEL, "training": {"epochs": 1}})
+    train(first, folder / "first", progress=False)
+    moved = [replace(s, energy=s.energy + 40, forces=2 * s.forces) for s in make_structures(24, seed=2)]
+    return folder / "first" / "model.safetensors", write(folder / "moved.xyz", moved)
+
+
+def settings(files, **changes):
+    raw = {"start": str(files[0]), "data": {"train": files[1]}, "model": MODEL, "training": {"epochs": 2}}
+    return make_config(raw | changes)
+
+
+def task(config):
+    return prepare(config, load_data(config.data, 0, config.loss), beginning=start.load(config))
+
+
+def test_weights_elements_and_scales_are_those_of_the_start_and_energies_those_of_the_data(files):
+    old, new = Potential.load(files[0]), task(settings(files))
+    jax.tree.map(np.testing.assert_array_equal, new.params, old.params)
+    assert new.elements == old.elements == (6, 14)
+    assert new.statistics.energy_scale == old.statistics.energy_scale
+    assert new.statistics.mean_neighbors == old.statistics.mean_neighbors
+    assert new.baseline[14] == old.baseline[14] and new.baseline[6] == pytest.approx(old.baseline[6] + 10, abs=0.1)
+    assert new.statistics.shifts[1] == old.statistics.shifts[1]
+
+
+def test_the_core_is_the_smaller_one_of_both():
+    old = Potential(None, {}, (1, 8), {}, Statistics(2.0, 5.0, (-1.0, -2.0), (0.9, 1.0, 1.0, 1.1)))
+    new = start.statistics(old, Statistics(3.0, 6.0, (-4.0, 0.0), (0.8, 1.2, 1.2, 1.0)), present=(1,))
+    assert new == Statistics(2.0, 5.0, (-4.0, -2.0), (0.8, 1.0, 1.0, 1.0))
+    bare = replace(old, statistics=Statistics(2.0, 5.0))
+    assert start.statistics(bare, Statistics(3.0, 6.0, (-4.0, 0.0), (0.8, 1.2, 1.2, 1.0)), present=(1,)).core == ()
+
+
+def test_training_goes_on_from_there_and_the_result_knows_both_elements(files, tmp_path):
+    potential = train(settings(files), tmp_path / "fine", progress=False)
+    assert potential.elements == (6, 14)
+    scratch = train(settings(files, start=None), tmp_path / "scratch", progress=False)
+    errors = [p.metadata["errors"]["validation"]["forces_rmse"] for p in (potential, scratch)]
+    assert errors[0] < errors[1]
+    again = train(settings(files), tmp_path / "fine", progress=False)  # finished: loaded, not trained
+    assert again.fingerprint == potential.fingerprint
+
+
+def test_a_run_does_not_go_on_from_another_start(files, tmp_path):
+    train(settings(files), tmp_path / "fine", progress=False)
+    for other in (None, str(tmp_path / "fine" / "model.safetensors")):
+        with pytest.raises(ConfigError, match=r"differs in start \(.*choose another --out"):
+            train(settings(files, start=other), tmp_path / "fine", progress=False)
+
+
+def test_what_cannot_be_started_from_is_refused_by_name(files, tmp_path):
+    with pytest.raises(ModelFileError, match="none.safetensors: no such model file"):
+        train(settings(files, start=str(tmp_path / "none.safetensors")), tmp_path / "out", progress=False)
+    other = MODEL | {"channels": 16, "cutoff": 2.5}
+    with pytest.raises(ConfigError, match=r"channels \(8 there, 16 here\), cutoff \(3.0 there, 2.5 here\); write the same"):
+        train(settings(files, model=other), tmp_path / "out", progress=False)
+    germanium = [replace(s, numbers=np.full(4, 32, np.int32)) for s in make_structures(12, seed=3)]
+    with pytest.raises(ConfigError, match="has Ge, which the model to start from does not know; it knows C Si"):
+        train(settings(files, data={"train": write(tmp_path / "ge.xyz", germanium)}), tmp_path / "out", progress=False)
+    members = replace(Potential.load(files[0]), members=2, metadata={})
+    members = replace(members, params=jax.tree.map(lambda p: np.stack([p, p + 1]), members.params))
+    members.save(tmp_path / "committee.safetensors")
+    with pytest.raises(ConfigError, match="is a committee; start from one of its members"):
+        train(settings(files, start=str(tmp_path / "committee.safetensors")), tmp_path / "out", progress=False)
+
+
+def test_the_path_is_relative_to_the_config_file(tmp_path):
+    (tmp_path / "a.yaml").write_text("{start: first.safetensors, data: {train: a.xyz}}")
+    assert load_config(tmp_path / "a.yaml").start == str(tmp_path / "first.safetensors")
+    (tmp_path / "b.yaml").write_text("{start: ~no_such_user/first.safetensors, data: {train: a.xyz}}")
+    with pytest.raises(ConfigError, match="b.yaml: start: ~no_such_user/first.safetensors: there is no such home directory"):
+        load_config(tmp_path / "b.yaml")
