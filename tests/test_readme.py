@@ -3,6 +3,7 @@
 Everything runs in a folder laid out like the checkout, with a tiny model and a few structures in place of the real ones.
 """
 
+import importlib.util
 import os
 import re
 import shlex
@@ -11,8 +12,10 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from mlff import MLFFCalculator
 from mlff.cli import app
 from mlff.config import load_config
+from tests.potentials import morse
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -28,6 +31,7 @@ SHORT = {
     "train": ["--no-certify"],
     "certify": ["--length", "0.1"],
     "committee": ["--no-certify"],
+    "sample": ["--count", "20"],
 }
 
 
@@ -71,6 +75,8 @@ def test_python_blocks_run(checkout, monkeypatch, capsys):
 
 def test_mlff_commands_run(checkout, monkeypatch):
     monkeypatch.chdir(checkout)
+    if importlib.util.find_spec("tblite") is None:
+        monkeypatch.setattr("mlff.simulation.sampling.teacher", lambda name: MLFFCalculator(morse()))
     examples = [line[1:] for line in commands() if line[0] == "mlff"]
     for example in examples:
         result = CliRunner().invoke(app, [*example, *SHORT.get(example[0], [])])

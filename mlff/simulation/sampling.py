@@ -31,8 +31,8 @@ from mlff.simulation.velocities import maxwell_boltzmann
 TEMPERATURES = (300.0, 500.0, 700.0, 1000.0)  #: K, one for each trajectory
 XTB = ("GFN2-xTB", "GFN1-xTB")  #: methods of tblite
 _MASS = 12.0  #: amu, of every atom: what is sampled does not depend on masses, but light ones need short steps
-_STEP, _FRICTION = 2.0, 0.03  #: fs, 1/fs
-_FIRST, _BETWEEN, _FRAMES = 12, 5, 6  #: steps before the first structure and between two; structures of a trajectory
+_STEP, _FRICTION = 3.0, 0.03  #: fs, 1/fs
+_FIRST, _BETWEEN, _FRAMES = 8, 3, 6  #: steps before the first structure and between two; structures of a trajectory
 _LARGEST = 30.0  #: eV/Å: a trajectory with a larger force is left
 _FAILURES = 20  #: trajectories in a row without a structure
 _SAVE_EVERY = 10.0  #: s
