@@ -6,7 +6,6 @@ mean binding energies are those of the new data, whose zero of energy may be ano
 
 from __future__ import annotations
 
-import numpy as np
 from ase.data import chemical_symbols
 
 from mlff.config import Config
@@ -43,11 +42,13 @@ def elements(potential: Potential, wanted: tuple[int, ...], source: str) -> tupl
 
 
 def statistics(potential: Potential, measured: Statistics, present: tuple[int, ...]) -> Statistics:
-    """Scales of `potential`, binding energies as `measured` (where the element is `present`), the smaller core of both."""
+    """Scales of `potential`; binding energies (where the element is `present`) and core as `measured`.
+
+    A core as far in as that of a hotter set to start from was worse: fine-tuning bends the network where it has no data.
+    """
     old = potential.statistics
     shifts = measured.shifts
     if old.shifts:
         pairs = zip(potential.elements, measured.shifts, old.shifts, strict=True)
         shifts = tuple(new if z in present else before for z, new, before in pairs)
-    core = tuple(np.minimum(measured.core, old.core).tolist()) if old.core else ()
-    return Statistics(old.energy_scale, old.mean_neighbors, shifts, core)
+    return Statistics(old.energy_scale, old.mean_neighbors, shifts, measured.core)

@@ -51,12 +51,10 @@ def test_weights_elements_and_scales_are_those_of_the_start_and_energies_those_o
     assert new.statistics.shifts[1] == old.statistics.shifts[1]
 
 
-def test_the_core_is_the_smaller_one_of_both():
+def test_the_core_is_that_of_the_new_data():
     old = Potential(None, {}, (1, 8), {}, Statistics(2.0, 5.0, (-1.0, -2.0), (0.9, 1.0, 1.0, 1.1)))
     new = start.statistics(old, Statistics(3.0, 6.0, (-4.0, 0.0), (0.8, 1.2, 1.2, 1.0)), present=(1,))
-    assert new == Statistics(2.0, 5.0, (-4.0, -2.0), (0.8, 1.0, 1.0, 1.0))
-    bare = replace(old, statistics=Statistics(2.0, 5.0))
-    assert start.statistics(bare, Statistics(3.0, 6.0, (-4.0, 0.0), (0.8, 1.2, 1.2, 1.0)), present=(1,)).core == ()
+    assert new == Statistics(2.0, 5.0, (-4.0, -2.0), (0.8, 1.2, 1.2, 1.0))
 
 
 def test_training_goes_on_from_there_and_the_result_knows_both_elements(files, tmp_path):

@@ -1,4 +1,8 @@
-"""mlff itself, under the same rules as its peers: a config of a few lines, `options` of the request in it."""
+"""mlff itself, under the same rules as its peers: a config of a few lines, `options` of the request in it.
+
+The options teacher.method, teacher.count and teacher.share put a pre-training first: that many structures sampled around
+the training structures with that method, and that share of the time that is left after it; all of it counts.
+"""
 
 from __future__ import annotations
 
@@ -16,6 +20,7 @@ from mlff import MLFFCalculator, Potential, load_config, references
 from mlff.data.structure import Structure
 from mlff.models import registry
 from mlff.models.parameters import initial_params
+from mlff.simulation import sampling
 from mlff.training import loop, trainer
 
 MODEL = "model.safetensors"
@@ -26,7 +31,8 @@ def configure(request: dict, **sections):
     out = Path(request["out"])
     out.mkdir(parents=True, exist_ok=True)
     (out / "given.yaml").write_text(yaml.safe_dump(sections), encoding="utf-8")
-    return load_config(out / "given.yaml", request["options"])
+    options = [option for option in request["options"] if not option.startswith("teacher.")]
+    return load_config(out / "given.yaml", options)
 
 
 def describe(request: dict) -> str:
@@ -37,12 +43,11 @@ def describe(request: dict) -> str:
 def train(request: dict) -> dict:
     """Answer of a train task."""
     clock = Clock(request)
-    data = {"train": str(Path(request["train"]).resolve()), "valid": str(Path(request["valid"]).resolve())}
-    hours = clock.left() / 3600
-    config = configure(request, seed=request["seed"], data=data, training={"max_hours": hours, "tensorboard": False})
     if clock.cpu:
         loop.time = trainer.time = SimpleNamespace(monotonic=cpu_seconds)
-    potential = loop.train(config, Path(request["out"]) / "run", progress=False)
+    start = pretrain(request, clock)
+    data = {"train": str(Path(request["train"]).resolve()), "valid": str(Path(request["valid"]).resolve())}
+    potential = fit(request, "run", clock.left(), start=start, data=data)
     spent = clock.spent()
 
     def predict(structures):
@@ -58,6 +63,27 @@ def train(request: dict) -> dict:
         **spent,
         "errors": errors(predict, request["tests"]),
     }
+
+
+def pretrain(request: dict, clock: Clock) -> str | None:
+    """The model file that training starts from, if the options name a teacher."""
+    teacher = dict(option.removeprefix("teacher.").split("=") for option in request["options"] if option.startswith("teacher."))
+    if not teacher:
+        return None
+    out = Path(request["out"])
+    out.mkdir(parents=True, exist_ok=True)
+    calculator, sampled = sampling.teacher(teacher["method"]), (out / "sampled.xyz").resolve()
+    sampling.sample(read(request["train"], ":"), calculator, sampled, int(teacher["count"]), seed=request["seed"], progress=False)
+    data = {"train": str(sampled), "valid_fraction": 0.03, "reference_energies": "least_squares", "lint": "off"}
+    first = request | {"options": [option for option in request["options"] if "learning_rate" not in option]}
+    fit(first, "first", float(teacher["share"]) * clock.left(), data=data)
+    return str((out / "first" / MODEL).resolve())
+
+
+def fit(request: dict, name: str, seconds: float, **sections) -> Potential:
+    """A training run of so many seconds."""
+    config = configure(request, seed=request["seed"], training={"max_hours": seconds / 3600, "tensorboard": False}, **sections)
+    return loop.train(config, Path(request["out"]) / name, progress=False)
 
 
 def prepare(request: dict) -> None:
