@@ -35,7 +35,7 @@ _STEP, _FRICTION = 3.0, 0.03  #: fs, 1/fs
 _FIRST, _BETWEEN, _FRAMES = 8, 3, 6  #: steps before the first structure and between two; structures of a trajectory
 _LARGEST = 30.0  #: eV/Å: a trajectory with a larger force is left
 _FAILURES = 20  #: trajectories in a row without a structure
-_SAVE_EVERY = 10.0  #: s
+_SAVE_EVERY = 60.0  #: s; the whole file is written
 
 
 def sample(
@@ -64,28 +64,30 @@ def sample(
     if not structures:
         raise DataError("no structure of two atoms or more to start from")
     frames, trajectory = _there(out, name)
-    before, failures, reason, saved = len(frames), 0, "", time.monotonic()
+    before, failures, saved = len(frames), 0, time.monotonic()
     columns = TextColumn("sample"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
     shown = progress and sys.stderr.isatty()
     with Stop() as stop, Progress(*columns, console=Console(stderr=True), disable=not shown) as bar:
         task = bar.add_task("", total=count, completed=before)
-        while len(frames) < count and not stop.asked:
-            rng = np.random.default_rng([seed, trajectory])
-            atoms = structures[rng.integers(len(structures))]
-            new, reason = _trajectory(atoms, calculator, float(rng.choice(temperatures)), rng, reason)
-            failures = 0 if new else failures + 1
-            if failures == _FAILURES:
-                raise SimulationError(f"{failures} trajectories one after the other gave no structure: {reason}")
-            for atoms in new:
-                atoms.info |= {"trajectory": trajectory, "teacher": name}
-            frames += new[: count - len(frames)]
-            trajectory += 1
-            bar.update(task, completed=len(frames))
-            if time.monotonic() - saved > _SAVE_EVERY:
+        try:
+            while len(frames) < count and not stop.asked:
+                rng = np.random.default_rng([seed, trajectory])
+                atoms = structures[rng.integers(len(structures))]
+                new, reason = _trajectory(atoms, calculator, float(rng.choice(temperatures)), rng)
+                failures = 0 if new else failures + 1
+                if failures == _FAILURES:
+                    raise SimulationError(f"{failures} trajectories one after the other gave no structure: {reason}")
+                for atoms in new:
+                    atoms.info |= {"trajectory": trajectory, "teacher": name}
+                frames += new[: count - len(frames)]
+                trajectory += 1
+                bar.update(task, completed=len(frames))
+                if time.monotonic() - saved > _SAVE_EVERY:
+                    _write(out, frames)
+                    saved = time.monotonic()
+        finally:
+            if len(frames) > before:
                 _write(out, frames)
-                saved = time.monotonic()
-        if len(frames) > before:
-            _write(out, frames)
         if stop.asked:
             raise stop.error()
     return len(frames) - before
@@ -104,9 +106,9 @@ def teacher(name: str):
 
 
 def _trajectory(
-    start: ase.Atoms, calculator, temperature: float, rng: np.random.Generator, reason: str
+    start: ase.Atoms, calculator, temperature: float, rng: np.random.Generator
 ) -> tuple[list[ase.Atoms], str]:
-    """Labelled structures of one trajectory, and why it ended early, if it did."""
+    """Labelled structures of one trajectory, and why it ended early ("" if it did not)."""
     atoms = ase.Atoms(start.numbers, start.positions, cell=start.cell, pbc=start.pbc, masses=[_MASS] * len(start))
     atoms.calc = calculator
     maxwell_boltzmann(atoms, 2 * temperature, rng)  # half of it goes into the bonds
@@ -126,7 +128,7 @@ def _trajectory(
             found.append(frame)
     except (MLFFError, CalculationFailed, RuntimeError, ArithmeticError) as error:
         return found, str(error) or type(error).__name__
-    return found, reason
+    return found, ""
 
 
 def _there(out: Path, name: str) -> tuple[list[ase.Atoms], int]:
