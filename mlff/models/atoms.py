@@ -13,6 +13,9 @@ from mlff.models.pair import zbl_energies
 from mlff.models.radial import envelope
 from mlff.numerics import safe_norm
 
+WIDTH = 0.05  #: share of the core over which the distance that a network sees stops falling: it never sees less than 1 - WIDTH / 2
+WALL = 1000.0  #: eV: a pair at a distance r within its core c has WALL (1 - r/c)^4, 0.1 eV at 0.9 c, 1.6 at 0.8 c
+
 
 class Statistics(NamedTuple):
     """Constants of the training data that put inputs and outputs of a network at order one."""
@@ -20,23 +23,25 @@ class Statistics(NamedTuple):
     energy_scale: float = 1.0  #: eV: the network's output is in these; the RMS force of the data times 1 Å
     mean_neighbors: float = 10.0  #: neighbours within the cutoff, averaged over atoms
     shifts: tuple[float, ...] = ()  #: eV per element (in the order of the elements): mean binding energy; () for none
-    core: tuple[float, ...] = ()  #: Å per pair of elements, row by row: nearer than this the network fades out; () for never
+    core: tuple[float, ...] = ()  #: Å per pair of elements, row by row: nearer pairs look as if they were there; () for none
 
 
 class Surroundings(NamedTuple):
     """Geometry of a graph as models use it."""
 
     species: Array  #: (N,) int32: index into the elements; 0 for padding
-    distances: Array  #: (N, K) Å; 0 in empty slots and beyond the cutoff
+    lengths: Array  #: (N, K) Å; 0 in empty slots and beyond the cutoff
+    distances: Array  #: the same as a network sees them: not below the core
     directions: Array  #: (N, K, 3) unit vectors from center to neighbour; 0 in empty slots
-    envelope: Array  #: (N, K): smooth cutoff, at the core too; 0 in empty slots
+    envelope: Array  #: (N, K): smooth cutoff; 0 in empty slots
+    repulsion: Array  #: (N,) eV: half of each pair within its core
 
 
 def surroundings(graph: Graph, elements: tuple[int, ...], cutoff: float, core: tuple[float, ...] = ()) -> Surroundings:
     """Species, distances, directions and envelope of all pairs; pairs beyond the cutoff (a list with skin) drop out.
 
-    Pairs nearer than `core` (see `Statistics`) fade out too and are gone at three quarters of it, with two continuous
-    derivatives: no training data reach there, and a polynomial of many bodies would make up any energy.
+    Pairs nearer than `core` (see `Statistics`) look to a network as if they were there, and repel each other instead, with two
+    continuous derivatives: no training data reach there, and a polynomial of many bodies would make up any energy.
     """
     table = np.zeros(119, np.int32)
     table[list(elements)] = np.arange(len(elements))
@@ -46,21 +51,25 @@ def surroundings(graph: Graph, elements: tuple[int, ...], cutoff: float, core: t
     r = jnp.where(inside, distances, 1.0)
     directions = jnp.where(inside[..., None], vectors / r[..., None], 0.0)
     species = jnp.asarray(table)[graph.atomic_numbers]
-    smooth = envelope(distances, cutoff)
+    repulsion = jnp.zeros(distances.shape[:1], distances.dtype)
     if core:
         ends = jnp.asarray(core, distances.dtype)[species[:, None] * len(elements) + species[graph.neighbors]]
-        x = jnp.clip((r - 0.75 * ends) / (0.25 * ends), 0.0, 1.0)
-        smooth = smooth * x**3 * (10 - 15 * x + 6 * x**2)
+        depth = jnp.maximum(1 - r / ends, 0.0)
+        repulsion = 0.5 * WALL * jnp.sum(jnp.where(inside, envelope(r, cutoff) * depth**4, 0.0), axis=1)
+        t = jnp.minimum(depth / WIDTH, 1.0)
+        r = jnp.where(depth > 0, ends * (1 - WIDTH * (t - t**3 + t**4 / 2)), r)  # its slope falls from 1 to 0 as 1 - 3t² + 2t³
     return Surroundings(
         species=species,
-        distances=jnp.where(inside, distances, 0.0),
+        lengths=jnp.where(inside, distances, 0.0),
+        distances=jnp.where(inside, r, 0.0),
         directions=directions,
-        envelope=jnp.where(inside, smooth, 0.0),
+        envelope=jnp.where(inside, envelope(r, cutoff), 0.0),
+        repulsion=repulsion,
     )
 
 
 def atomic_energies(output: Array, graph: Graph, around: Surroundings, statistics: Statistics, zbl: bool) -> Array:
-    """Scale, shift and core: (N,) eV from the network's output (N,); 0 for padding.
+    """Scale, shift and repulsion: (N,) eV from the network's output (N,); 0 for padding.
 
     Output and shift (mean binding energy of the element) are switched on by the presence of neighbours, as
     1 - exp(-4 ρ) with ρ the sum of the envelope, so that a free atom keeps its reference energy.
@@ -68,7 +77,7 @@ def atomic_energies(output: Array, graph: Graph, around: Surroundings, statistic
     energies = statistics.energy_scale * output
     if statistics.shifts:
         energies = energies + jnp.asarray(statistics.shifts, output.dtype)[around.species]
-    energies = energies * -jnp.expm1(-4.0 * jnp.sum(around.envelope, axis=1))
+    energies = energies * -jnp.expm1(-4.0 * jnp.sum(around.envelope, axis=1)) + around.repulsion
     if zbl:
-        energies = energies + zbl_energies(graph, around.distances)
+        energies = energies + zbl_energies(graph, around.lengths)
     return jnp.where(graph.atom_mask, energies, 0.0)

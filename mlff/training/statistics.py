@@ -9,7 +9,8 @@ from mlff.data.batching import Sample
 from mlff.errors import DataError
 from mlff.models.atoms import Statistics
 
-NEARER = 0.95  #: of the shortest distance of the training data: how near a pair may come before the network fades out
+NEARER = 0.95  #: of the shortest distance of the training data: how near a pair may come before it looks to the network as if it came no nearer
+FARTHEST = 1.0  #: Å: a core reaches at most so far beyond the sum of the covalent radii
 
 
 def measure(samples: list[Sample], elements: tuple[int, ...], forces: bool) -> Statistics:
@@ -40,15 +41,13 @@ def measure(samples: list[Sample], elements: tuple[int, ...], forces: bool) -> S
 
 
 def _core(samples: list[Sample], elements: tuple[int, ...]) -> tuple[float, ...]:
-    """`NEARER` of the shortest distance of each pair of elements, Å, at most half an ångström beyond the sum of their radii.
+    """`NEARER` of the shortest distance of each pair of elements, Å, at most `FARTHEST` beyond the sum of their radii.
 
-    The data bear a little less than their shortest distance, which hotter dynamics needs: with that distance itself the
-    fade cost 3 % of the force error at twice the temperature. Nearer still a network of many bodies makes up any energy,
-    so the limit is beyond bonds: at 0.9 of the sum of the covalent radii (0.56 Å for two hydrogens that the data keep
-    2 Å apart) dimers fell into holes of 1e5 eV before it was reached.
+    The data bear a little less than their shortest distance, which hotter dynamics needs. Pairs that are no bonds have a
+    core too: two hydrogens that the data keep 2 Å apart fell into holes of 1e5 eV when the network was asked about 0.54 Å.
     """
     radii = covalent_radii[list(elements)]
-    core = (radii[:, None] + radii + 0.5) / NEARER
+    core = (radii[:, None] + radii + FARTHEST) / NEARER
     index = np.zeros(119, int)
     index[list(elements)] = np.arange(len(elements))
     for s in samples:

@@ -8,6 +8,8 @@ import ase
 import numpy as np
 import pytest
 
+from mlff.models.atoms import WALL
+from mlff.models.radial import envelope
 from tests.conftest import MODELS
 
 pytestmark = pytest.mark.parametrize("name", MODELS)
@@ -54,18 +56,19 @@ def test_atoms_that_approach_repel(name, potentials):
     assert np.all(np.diff(energies) < 0) and all(r.forces[1, 0] > 10 for r in results)
 
 
-def test_nothing_but_the_repulsion_is_left_in_the_core(name, potentials):
+def test_within_the_core_a_network_sees_no_shorter_distance_and_the_pair_repels(name, potentials):
     if name in ("lennard_jones", "morse"):
-        pytest.skip("an oracle has no network that could fade out")
+        pytest.skip("an oracle has no network that could make up energies")
     step, core = 1e-3, 0.8  # Å, as in make_potential
     potential = potentials(name)
-    fading = np.arange(0.75 * core - 6 * step, core + 6 * step, step)
-    free = potential.baseline_energy(np.array([6, 8]))
-    atoms = [ase.Atoms("CO", positions=[[0, 0, 0], [d, 0, 0]]) for d in fading]
-    results = potential.predict(atoms)
-    alone = ase.Atoms("CO", positions=[[0, 0, 0], [0.75 * core - step, 0, 0]])
-    bare = replace(potential, statistics=potential.statistics._replace(energy_scale=0.0, shifts=()))
-    assert potential.predict([alone])[0].energy == pytest.approx(bare.predict([alone])[0].energy, abs=1e-9)
-    assert bare.predict([alone])[0].energy > free + 10
-    curvature = np.diff([r.forces[1, 0] for r in results]) / step
+    plain = replace(potential, config=potential.config.model_copy(update={"zbl": False}))
+
+    def results(potential, distances):
+        return potential.predict([ase.Atoms("CO", positions=[[0, 0, 0], [d, 0, 0]]) for d in distances])
+
+    inside = core * np.array([0.95, 0.8, 0.5, 0.1])
+    energies = np.array([r.energy for r in results(plain, inside)])
+    wall = WALL * (1 - inside / core) ** 4 * np.asarray(envelope(inside, potential.cutoff))
+    np.testing.assert_allclose(energies - energies[0], wall - wall[0], rtol=1e-5)
+    curvature = np.diff([r.forces[1, 0] for r in results(potential, np.arange(0.9 * core, core + 6 * step, step))]) / step
     assert np.abs(np.diff(curvature)).max() < 0.1 * np.abs(curvature).max(), "two continuous derivatives of the energy"

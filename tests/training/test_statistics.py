@@ -41,7 +41,7 @@ def test_the_core_is_a_little_less_than_the_shortest_distance_but_not_far_beyond
         structure = Structure(np.array([1, 8, 8], np.int32), near, np.zeros((3, 3)), np.zeros(3, bool), **labels)
         return np.array(measure([make_sample(structure, 2.5)], (1, 8), forces=True).core).reshape(2, 2)
 
-    most = [[1.12, 1.47], [1.47, 1.82]]  # half an ångström more than the sums of 0.31 and 0.66 Å
-    assert core([0.0, 0, 0], [2.0, 0, 0]) == pytest.approx(np.array(most))
-    assert core([0.0, 0, 0], [0.7, 0, 0]) == pytest.approx(np.array([[1.12, 0.665], [0.665, 1.82]]))
-    assert core([0.0, 0, 0], [1.3, 0, 0]) == pytest.approx(np.array([[1.12, 1.235], [1.235, 1.82]]))
+    most = [[1.62, 1.97], [1.97, 2.32]]  # an ångström more than the sums of 0.31 and 0.66 Å
+    assert core([0.0, 0, 0], [2.4, 0, 0]) == pytest.approx(np.array(most))
+    assert core([0.0, 0, 0], [0.7, 0, 0]) == pytest.approx(np.array([[1.62, 0.665], [0.665, 2.32]]))
+    assert core([0.0, 0, 0], [1.3, 0, 0]) == pytest.approx(np.array([[1.62, 1.235], [1.235, 2.32]]))
