@@ -140,6 +140,9 @@ class ACE(_Section):
     radial_decay: float = Field(
         1.0, ge=0, le=4, description="how fast a neighbour counts less with distance (chebyshev): 1: half as much at twice the bond length, 2: a quarter; 0: alike up to the cutoff"
     )
+    envelope: int = Field(
+        4, ge=2, le=12, description="power of the smooth cutoff: the smaller, the earlier neighbours fade out on their way to the cutoff"
+    )
     radial_hidden: int = Field(
         0, ge=0, description="width of a network for the radial functions, and of the last readout; 0: linear in the basis, no network"
     )

@@ -42,6 +42,7 @@ class ACE(nn.Module):
     radial: str = "chebyshev"
     radial_basis: int = 16
     radial_decay: float = 1.0
+    envelope: int = 4
     radial_hidden: int = 0
     passing: bool = True
     zbl: bool = True
@@ -49,7 +50,7 @@ class ACE(nn.Module):
     @nn.compact
     def __call__(self, graph: Graph) -> Array:
         """Per-atom energies (N,), eV."""
-        around = surroundings(graph, self.elements, self.cutoff, self.statistics.core)
+        around = surroundings(graph, self.elements, self.cutoff, self.statistics.core, self.envelope)
         harmonics = [
             jnp.moveaxis(y, 0, 1) for y in spherical_harmonics(max(self.l_max, self.l_message), around.directions)
         ]  # (N, 2l + 1, K)

@@ -37,8 +37,10 @@ class Surroundings(NamedTuple):
     repulsion: Array  #: (N,) eV: half of each pair within its core
 
 
-def surroundings(graph: Graph, elements: tuple[int, ...], cutoff: float, core: tuple[float, ...] = ()) -> Surroundings:
-    """Species, distances, directions and envelope of all pairs; pairs beyond the cutoff (a list with skin) drop out.
+def surroundings(
+    graph: Graph, elements: tuple[int, ...], cutoff: float, core: tuple[float, ...] = (), p: int = 6
+) -> Surroundings:
+    """Species, distances, directions and envelope (with its p) of all pairs; pairs beyond the cutoff (a list with skin) drop out.
 
     Pairs nearer than `core` (see `Statistics`) look to a network as if they were there, and repel each other instead, with two
     continuous derivatives: no training data reach there, and a polynomial of many bodies would make up any energy.
@@ -55,7 +57,7 @@ def surroundings(graph: Graph, elements: tuple[int, ...], cutoff: float, core: t
     if core:
         ends = jnp.asarray(core, distances.dtype)[species[:, None] * len(elements) + species[graph.neighbors]]
         depth = jnp.maximum(1 - r / ends, 0.0)
-        repulsion = 0.5 * WALL * jnp.sum(jnp.where(inside, envelope(r, cutoff) * depth**4, 0.0), axis=1)
+        repulsion = 0.5 * WALL * jnp.sum(jnp.where(inside, envelope(r, cutoff, p) * depth**4, 0.0), axis=1)
         t = jnp.minimum(depth / WIDTH, 1.0)
         r = jnp.where(depth > 0, ends * (1 - WIDTH * (t - t**3 + t**4 / 2)), r)  # its slope falls from 1 to 0 as 1 - 3t² + 2t³
     return Surroundings(
@@ -63,7 +65,7 @@ def surroundings(graph: Graph, elements: tuple[int, ...], cutoff: float, core: t
         lengths=jnp.where(inside, distances, 0.0),
         distances=jnp.where(inside, r, 0.0),
         directions=directions,
-        envelope=jnp.where(inside, envelope(r, cutoff), 0.0),
+        envelope=jnp.where(inside, envelope(r, cutoff, p), 0.0),
         repulsion=repulsion,
     )
 
