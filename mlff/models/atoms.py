@@ -57,7 +57,7 @@ def surroundings(
     if core:
         ends = jnp.asarray(core, distances.dtype)[species[:, None] * len(elements) + species[graph.neighbors]]
         depth = jnp.maximum(1 - r / ends, 0.0)
-        repulsion = 0.5 * WALL * jnp.sum(jnp.where(inside, envelope(r, cutoff, p) * depth**4, 0.0), axis=1)
+        repulsion = 0.5 * WALL * jnp.sum(jnp.where(inside, envelope(r, cutoff) * depth**4, 0.0), axis=1)
         t = jnp.minimum(depth / WIDTH, 1.0)
         r = jnp.where(depth > 0, ends * (1 - WIDTH * (t - t**3 + t**4 / 2)), r)  # its slope falls from 1 to 0 as 1 - 3t² + 2t³
     return Surroundings(
