@@ -11,7 +11,7 @@ __version__ = "0.1.0"
 
 _PUBLIC = {
     "Config": "mlff.config",
-    "load_config": "mlff.config",
+    "load_config": "mlff.configfile",
     "read_dataset": "mlff.data.dataset",
     "Graph": "mlff.graph",
     "Potential": "mlff.potential",

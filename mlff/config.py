@@ -1,22 +1,16 @@
-"""The configuration of a training run: pydantic models read from YAML.
+"""The options of a training run, as pydantic models; `configfile` reads them.
 
-An unknown or mistyped key is an error that names its path and suggests the nearest known key. Defaults are those a
-user would start from; units stand in every description. `Config.model_json_schema()` is the schema for editors.
+Defaults are those a user would start from; units stand in every description. `Config.model_json_schema()` is the schema
+for editors.
 """
 
 from __future__ import annotations
 
-import difflib
-import re
-from pathlib import Path
 from typing import Annotated, Any, Literal, Union
 
 import pydantic
-import yaml
 from pydantic import BaseModel, ConfigDict, Field
 
-from mlff.errors import ConfigError
-from mlff.plainyaml import plain_values
 from mlff.units import ENERGY, LENGTH, STRESS, VOIGT
 
 
@@ -171,7 +165,7 @@ class Morse(_Section):
     r0: float = Field(2.0, gt=0, description="minimum, Å")
 
 
-_ARCHITECTURES = {"ace": ACE, "schnet": SchNet}
+ARCHITECTURES = {"ace": ACE, "schnet": SchNet}
 
 
 def _default_architecture(model: Any) -> Any:
@@ -292,127 +286,3 @@ class Config(_Section):
 
 
 _SECTIONS = ("data", "model", "loss", "optimizer", "training")
-
-
-def load_config(path: str | Path, overrides: list[str] = ()) -> Config:
-    """Read a YAML file and apply `key.sub=value` overrides (values are YAML); data paths become relative to the file.
-
-    Raises ConfigError: no such file, not YAML, unknown or wrong key (with its path and the nearest known one).
-    """
-    path = Path(path)
-    try:
-        raw = plain_values(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be read ({error.strerror})") from None
-    except UnicodeDecodeError:
-        raise ConfigError(f"{path}: not a text file") from None
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path}: not valid YAML: {error}") from None
-    if not isinstance(raw, dict):
-        raise ConfigError(f"{path}: expected keys and values (data: ..., model: ...), found {type(raw).__name__}")
-    for override in overrides:
-        _override(raw, override)
-    return make_config(raw, source=str(path), base=path.parent)
-
-
-def make_config(raw: dict[str, Any], source: str = "config", base: Path | None = None) -> Config:
-    """Validate a plain dictionary; with `base`, data paths are taken relative to it. Raises ConfigError."""
-    try:
-        config = Config.model_validate(raw)
-    except pydantic.ValidationError as error:
-        raise ConfigError(f"{source}: " + "; ".join(_explain(error.errors()))) from None
-    return config if base is None else config.model_copy(update=_rebase(config, base, source))
-
-
-def _rebase(config: Config, base: Path, source: str) -> dict[str, Any]:
-    """`data` and `start` with paths relative to `base`."""
-
-    def fix(value, section="data"):
-        if value is None:
-            return None
-        if isinstance(value, dict):
-            return {name: fix(item) for name, item in value.items()}
-        if isinstance(value, list):
-            return [fix(item) for item in value]
-        if isinstance(value, Source):
-            return value.model_copy(update={"file": fix(value.file)})
-        try:
-            return str(base / Path(value).expanduser())
-        except RuntimeError:
-            raise ConfigError(f"{source}: {section}: {value}: there is no such home directory") from None
-
-    data = config.data.model_copy(update={name: fix(getattr(config.data, name)) for name in ("train", "valid", "test")})
-    return {"data": data, "start": fix(config.start, "start")}
-
-
-def _override(raw: dict, text: str) -> None:
-    key, separator, value = text.partition("=")
-    if not separator or not key.strip():
-        raise ConfigError(f"--set {text!r}: expected key=value, e.g. training.epochs=50")
-    *parents, last = key.strip().split(".")
-    for parent in parents:
-        if raw.get(parent) is None:
-            raw[parent] = {}
-        raw = raw[parent]
-        if not isinstance(raw, dict):
-            raise ConfigError(f"--set {text!r}: {parent} is a value, not a section")
-    try:
-        raw[last] = plain_values(value)
-    except yaml.YAMLError:
-        raise ConfigError(f"--set {text!r}: the value is not valid YAML") from None
-
-
-_UNION_MEMBER = re.compile(r"(literal|dict|list|function-after)\[.*|str|float|int|Source")
-
-
-def _explain(items: list[dict]) -> list[str]:
-    """One sentence per key; what pydantic says about each member of a union is put together."""
-    sentences: dict[tuple, tuple[str, str]] = {}
-    for item in items:
-        path = tuple(
-            str(part)
-            for before, part in zip((None, *item["loc"]), item["loc"])
-            if not (before == "model" and part in _ARCHITECTURES or isinstance(part, str) and _UNION_MEMBER.fullmatch(part))
-        )
-        sentence, found = _sentence(item, path)
-        if path in sentences and found:
-            sentence = f"{sentences[path][0]} or {sentence.removeprefix(repr('.'.join(path)) + ': input should be ')}"
-        sentences[path] = sentence, found
-    inner = [path for path in sentences if not any(other[: len(path)] == path != other for other in sentences)]
-    return ["".join(sentences[path]) for path in inner]
-
-
-def _sentence(item: dict, path: tuple[str, ...]) -> tuple[str, str]:
-    name = ".".join(path)
-    if item["type"] == "extra_forbidden":
-        known = _known_keys(item["loc"][:-1])
-        near = difflib.get_close_matches(path[-1], known, n=1, cutoff=0.5)
-        hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(sorted(known))}"
-        return f"unknown key {name!r}; {hint}", ""
-    if item["type"] == "missing":
-        return f"{name!r} is missing", ""
-    message = item["msg"]
-    if item["type"] in ("model_type", "model_attributes_type"):
-        message = "input should be a section of keys and values"
-    elif item["type"] == "union_tag_invalid":
-        message = f"unknown architecture {item['ctx']['tag']!r}; known: {', '.join(_ARCHITECTURES)}"
-    return f"{name!r}: {message[0].lower()}{message[1:]}", f" (found {item['input']!r:.80})"
-
-
-def _known_keys(location: tuple) -> list[str]:
-    section: type[BaseModel] = Config
-    for part in location:
-        if part in _ARCHITECTURES:
-            section = _ARCHITECTURES[part]
-        elif isinstance(part, str) and part in section.model_fields:
-            annotation = section.model_fields[part].annotation
-            if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-                section = annotation
-            elif part == "schedule":
-                section = WeightStage
-    return list(section.model_fields)
-
-
-def dump_config(config: Config) -> str:
-    """The resolved configuration as YAML."""
-    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)

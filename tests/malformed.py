@@ -55,7 +55,7 @@ class Case:
 
 def prepare(folder: Path) -> None:
     """Good data (train.xyz, test.xyz, water.xyz), a good model (good.safetensors) and a finished run (run/)."""
-    from mlff.config import make_config
+    from mlff.configfile import make_config
     from mlff.training.loop import train
 
     write(folder / "train.xyz", [*waters(12), *isolated_atoms()])

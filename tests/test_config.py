@@ -6,7 +6,8 @@ import json
 
 import pytest
 
-from mlff.config import ACE, Config, SchNet, dump_config, load_config, make_config
+from mlff.config import ACE, Config, SchNet
+from mlff.configfile import dump_config, load_config, make_config
 from mlff.errors import ConfigError
 
 DATA = {"train": "a.xyz"}

@@ -22,7 +22,7 @@ from ase.neighborlist import neighbor_list as ase_neighbors
 from ase.stress import full_3x3_to_voigt_6_stress
 
 from mlff import MLFFCalculator, Potential, read_dataset, train
-from mlff.config import make_config
+from mlff.configfile import make_config
 from mlff.data import baseline
 from mlff.data.dataset import load_data
 from mlff.data.lint import lint

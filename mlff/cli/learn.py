@@ -32,7 +32,7 @@ def train(
     quiet: Quiet = False,
 ) -> None:
     """Train a potential from a config file; the model is OUT/model.safetensors. Run again, it resumes."""
-    from mlff.config import load_config
+    from mlff.configfile import load_config
 
     settings = load_config(config, set_ or [])
     out = Path("runs") / config.stem if out is None else out

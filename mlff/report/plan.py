@@ -11,7 +11,8 @@ import numpy as np
 from rich.console import Console
 from rich.syntax import Syntax
 
-from mlff.config import Config, dump_config
+from mlff.config import Config
+from mlff.configfile import dump_config
 from mlff.data.batching import Sizes
 from mlff.data.dataset import load_data
 from mlff.training import start

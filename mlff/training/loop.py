@@ -16,7 +16,8 @@ import numpy as np
 from rich.progress import track
 
 from mlff import environments, provenance, references
-from mlff.config import Config, dump_config
+from mlff.config import Config
+from mlff.configfile import dump_config
 from mlff.data import baseline as baselines
 from mlff.data.batching import Batches, make_sample
 from mlff.data.dataset import Dataset, Splits, load_data

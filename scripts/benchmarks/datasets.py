@@ -17,7 +17,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from mlff.config import make_config
+from mlff.configfile import make_config
 from mlff.data.dataset import Splits, read_dataset
 from mlff.runtime import use_compilation_cache
 from mlff.training.evaluate import evaluate

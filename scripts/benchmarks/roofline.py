@@ -29,7 +29,7 @@ import jax.numpy as jnp
 import numpy as np
 from machine import machine
 
-from mlff.config import load_config
+from mlff.configfile import load_config
 from mlff.data.dataset import load_data
 from mlff.derivatives import predict
 from mlff.runtime import quick_compile

@@ -13,7 +13,8 @@ from ase.calculators.singlepoint import SinglePointCalculator
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mlff.config import Data, KeyNames, Loss, make_config
+from mlff.config import Data, KeyNames, Loss
+from mlff.configfile import make_config
 from mlff.data.census import Census
 from mlff.data.dataset import Dataset, expand, load_data, read_dataset
 from mlff.data.structure import Structure

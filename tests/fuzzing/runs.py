@@ -20,7 +20,7 @@ from ase.build import bulk, molecule
 from ase.calculators.lj import LennardJones
 
 from mlff.cli.options import about
-from mlff.config import make_config
+from mlff.configfile import make_config
 from mlff.data.structure import Structure
 from mlff.simulation.md import run_md
 from mlff.simulation.verlet import VerletList

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from rich.console import Console
 
-from mlff.config import dump_config, load_config
+from mlff.configfile import dump_config, load_config
 from mlff.data.dataset import expand, read_dataset
 from mlff.data.formats import _plain_file
 from mlff.errors import DataError

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from ase.calculators.singlepoint import SinglePointCalculator
 
-from mlff.config import make_config
+from mlff.configfile import make_config
 from mlff.data.dataset import load_data
 from mlff.errors import ConfigError, DataError
 from mlff.files import alone

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from mlff.config import load_config, make_config
+from mlff.configfile import load_config, make_config
 from mlff.data.dataset import load_data
 from mlff.errors import ConfigError, ModelFileError
 from mlff.models.atoms import Statistics

@@ -1,0 +1,224 @@
+#!/usr/bin/env python3
+"""Long trainings against published errors: one recipe for each set that has a published figure.
+
+    .venv/bin/python scripts/benchmarks/records.py FOLDER --only rmd17_ethanol mlearn_si --core 0
+
+FOLDER holds the sets under the paths below (public, not shipped). A recipe with a teacher first samples structures around
+the training structures (`mlff sample`, no reference data, no test structure) and trains on them, then on the training
+structures. Everything is done by the command line on files kept in OUT/SET: interrupted, the same command goes on. Splits
+are drawn with seed 0. Hours are wall-clock time of one core. Rows go into the JSON one by one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import yaml
+from ase import Atoms
+from ase.io import read, write
+from machine import machine
+from peers.launch import pin
+
+from mlff import Potential
+
+Parts = dict[str, list[Atoms]]  #: train, valid and the tests
+
+
+@dataclass(frozen=True)
+class Recipe:
+    split: Callable[[Path], Parts]
+    published: dict[str, dict[str, float | str]]  #: test -> meV (per atom where the metric says so), meV/Å, source
+    hours: float
+    model: dict
+    training: dict = field(default_factory=dict)
+    loss: dict = field(default_factory=lambda: {"energy": 10.0})
+    isolated_atoms: str = ""
+    learning_rate: float | None = None
+    teacher: str = ""
+    sampled: int = 0
+    teacher_hours: float = 0.0
+    teacher_training: dict = field(default_factory=dict)
+
+
+def shuffled(file: str, **sizes: int) -> Callable[[Path], Parts]:
+    """Parts of these sizes of one file's structures, in an order drawn with seed 0."""
+
+    def split(folder: Path) -> Parts:
+        structures = read(folder / file, ":")
+        if len(structures) < sum(sizes.values()):
+            sys.exit(f"error: {folder / file}: {len(structures)} structures, the split takes {sum(sizes.values())}")
+        order, parts, start = np.random.default_rng(0).permutation(len(structures)), {}, 0
+        for name, size in sizes.items():
+            parts[name] = [structures[k] for k in order[start : start + size]]
+            start += size
+        return parts
+
+    return split
+
+
+def files(train: str, valid: int, **tests: str) -> Callable[[Path], Parts]:
+    """The structures of one file, `valid` of them (seed 0) to validate; tests from files of their own."""
+
+    def split(folder: Path) -> Parts:
+        structures = read(folder / train, ":")
+        order = np.random.default_rng(0).permutation(len(structures))
+        parts = {"train": [structures[k] for k in order[valid:]], "valid": [structures[k] for k in order[:valid]]}
+        return parts | {name: read(folder / file, ":") for name, file in tests.items()}
+
+    return split
+
+
+RECIPES = {
+    "3bpa": Recipe(
+        files("3bpa/train_300K.xyz", 25, t300="3bpa/test_300K.xyz.xz", t600="3bpa/test_600K.xyz.xz"),
+        {
+            "t300": {"energy_rmse": 3.0, "forces_rmse": 8.8, "source": "MACE, NeurIPS 2022, Table 2"},
+            "t600": {"energy_rmse": 9.7, "forces_rmse": 21.8, "source": "the same"},
+        },
+        hours=0.5,
+        model={"channels": 128, "cutoff": 4.0},
+        isolated_atoms="3bpa/iso_atoms.xyz",
+        learning_rate=0.0015,
+        teacher="GFN2-xTB",
+        sampled=6000,
+        teacher_hours=0.42,
+    ),
+    "rmd17_aspirin": Recipe(
+        shuffled("rmd17_aspirin/train.xyz.xz", train=950, valid=50, test=200),
+        {"test": {"energy_mae": 1.6, "forces_mae": 5.7, "source": "GotenNet, arXiv:2510.03046, Table 3 (MACE: 2.2, 6.6)"}},
+        hours=0.75,
+        model={"channels": 128, "cutoff": 4.0, "envelope": 3},
+        learning_rate=0.0015,
+        teacher="GFN2-xTB",
+        sampled=6000,
+        teacher_hours=0.4,
+    ),
+    "rmd17_ethanol": Recipe(
+        shuffled("ethanol/train_ethanol.xyz", train=850, valid=50, test=100),
+        {"test": {"energy_mae": 0.3, "forces_mae": 2.1, "source": "GotenNet, arXiv:2510.03046, Table 3 (MACE: 0.4, 2.1); 950 to train"}},
+        hours=0.4,
+        model={"channels": 128, "cutoff": 5.0, "envelope": 3},
+        isolated_atoms="ethanol/isolated_atoms.xyz",
+        learning_rate=0.0015,
+        teacher="GFN2-xTB",
+        sampled=5000,
+        teacher_hours=0.2,
+        teacher_training={"batch_size": 8},
+    ),
+    "mlearn_si": Recipe(
+        files("mlearn_si/train.xyz.xz", 14, test="mlearn_si/test.xyz"),
+        {"test": {"energy_mae_per_atom": 2.21, "forces_mae": 60.0, "source": "MTP, Zuo et al. 2020, to two digits in forces"}},
+        hours=0.5,
+        model={"channels": 64},
+        training={"batch_size": 1},
+        loss={"energy": 10.0, "stress": 1.0},
+    ),
+    "mlearn_cu": Recipe(
+        files("mlearn_cu/train.xyz.xz", 14, test="mlearn_cu/test.xyz"),
+        {"test": {"energy_mae_per_atom": 0.41, "forces_mae": 10.0, "source": "MTP, Zuo et al. 2020, to two digits in forces"}},
+        hours=0.5,
+        model={"channels": 64},
+        training={"batch_size": 1},
+        loss={"energy": 10.0, "stress": 1.0},
+    ),
+}
+
+
+def mlff(*arguments: str) -> None:
+    """One command of mlff, in a process of its own. Ends the benchmark if it fails."""
+    code = "import sys; from mlff.cli import main; sys.exit(main())"
+    if subprocess.run([sys.executable, "-c", code, *arguments]).returncode:
+        sys.exit(f"error: mlff {' '.join(arguments)} failed")
+
+
+def fit(out: Path, name: str, config: dict) -> Potential:
+    """Train by a config written to OUT/NAME.yaml, or go on with it; the model."""
+    path = out / f"{name}.yaml"
+    path.write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
+    mlff("train", str(path), "--out", str(out / name))
+    return Potential.load(out / name / "model.safetensors")
+
+
+def run(recipe: Recipe, folder: Path, out: Path) -> dict:
+    """Train as the recipe says; the row for the JSON."""
+    out.mkdir(parents=True, exist_ok=True)
+    parts = recipe.split(folder)
+    for name, structures in parts.items():
+        if not (out / f"{name}.xyz").exists():
+            write(out / f"{name}.xyz", structures, format="extxyz")
+    row = {"structures": {name: len(structures) for name, structures in parts.items()}, "published": recipe.published}
+    config: dict = {
+        "data": {"train": ["train.xyz"], "valid": "valid.xyz", "test": {name: f"{name}.xyz" for name in recipe.published}},
+        "model": recipe.model,
+        "loss": recipe.loss,
+        "training": {"max_hours": recipe.hours, **recipe.training},
+    }
+    if recipe.isolated_atoms:
+        write(out / "isolated_atoms.xyz", read(folder / recipe.isolated_atoms, ":"), format="extxyz")
+        config["data"]["train"].append("isolated_atoms.xyz")
+    if recipe.learning_rate:
+        config["optimizer"] = {"learning_rate": recipe.learning_rate}
+    if recipe.teacher:
+        sampled = out / "sampled.xyz"
+        mlff("sample", recipe.teacher, str(out / "train.xyz"), "--out", str(sampled), "--count", str(recipe.sampled))
+        first = {
+            "data": {"train": "sampled.xyz", "valid_fraction": 0.03, "reference_energies": "least_squares", "lint": "off"},
+            "model": recipe.model,
+            "loss": {"energy": 10.0},
+            "training": {"max_hours": recipe.teacher_hours, **recipe.teacher_training},
+        }
+        row["teacher"] = {"method": recipe.teacher, "structures": recipe.sampled, "config": first}
+        row["teacher"] |= learned(fit(out, "first", first), out / "first")
+        config["start"] = "first/model.safetensors"
+    row["config"] = config
+    return row | learned(fit(out, "run", config), out / "run")
+
+
+def learned(potential: Potential, run: Path) -> dict:
+    """Errors, epochs, every tenth line of the log."""
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    keys = ("epoch", "seconds", "train_forces_rmse", "valid_energy_rmse", "valid_forces_rmse")
+    curve = [{key: line.get(key) for key in keys} for line in lines[:: max(1, len(lines) // 20)] + lines[-1:]]
+    return {"training": potential.metadata["training"], "errors": potential.metadata["errors"], "curve": curve}
+
+
+def table(rows: dict[str, dict]) -> str:
+    """Markdown: what was reached beside what is published."""
+    lines = ["| set | test | measure | mlff | published | source |", "|---|---|---|---|---|---|"]
+    for name, row in rows.items():
+        for test, figures in row["published"].items():
+            for measure in (key for key in figures if key != "source"):
+                reached = row["errors"][f"test {test}"][measure]
+                lines.append(f"| {name} | {test} | {measure} | {reached:.3g} | {figures[measure]} | {figures['source']} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--only", nargs="*", choices=RECIPES, default=list(RECIPES))
+    parser.add_argument("--core", type=int, default=0)
+    parser.add_argument("--out", type=Path, default=Path("runs/records"))
+    parser.add_argument("--json", type=Path, default=Path(__file__).parent / "results" / "records.json")
+    args = parser.parse_args()
+    pin(args.core)
+    rows: dict[str, dict] = {}
+    for name in args.only:
+        before = machine()
+        row = run(RECIPES[name], args.folder.resolve(), (args.out / name).resolve()) | {"machine": before}
+        rows = json.loads(args.json.read_text(encoding="utf-8")) if args.json.exists() else {}
+        rows[name] = row
+        args.json.parent.mkdir(parents=True, exist_ok=True)
+        args.json.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+    print(table(rows))
+
+
+if __name__ == "__main__":
+    main()
