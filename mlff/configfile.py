@@ -141,3 +141,19 @@ def _known_keys(location: tuple) -> list[str]:
 def dump_config(config: Config) -> str:
     """The resolved configuration as YAML."""
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def differences(there: dict, here: dict, most: int = 4) -> str:
+    """The options in which two (nested) dictionaries differ, each with both values; "" if there is none."""
+    there, here = _flat(there), _flat(here)
+    names = sorted(key for key in there.keys() | here.keys() if there.get(key) != here.get(key))
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(f"{name} ({there.get(name)} there, {here.get(name)} here)" for name in names[:most]) + more
+
+
+def _flat(tree: dict, prefix: str = "") -> dict:
+    flat = {}
+    for key, value in tree.items():
+        name = f"{prefix}{key}"
+        flat |= _flat(value, f"{name}.".removeprefix("config.")) if isinstance(value, dict) else {name: value}
+    return flat

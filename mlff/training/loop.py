@@ -17,7 +17,7 @@ from rich.progress import track
 
 from mlff import environments, provenance, references
 from mlff.config import Config
-from mlff.configfile import dump_config
+from mlff.configfile import differences, dump_config
 from mlff.data import baseline as baselines
 from mlff.data.batching import Batches, make_sample
 from mlff.data.dataset import Dataset, Splits, load_data
@@ -199,20 +199,9 @@ def _refuse_other(out: Path, identity: dict, record: dict | None) -> None:
         return
     if not isinstance(record.get("identity"), dict):
         raise ConfigError(f"{out}: a checkpoint does not say of which run it is; choose another --out")
-    there, here = _flat(record["identity"]), _flat(identity)
-    differing = sorted(key for key in there.keys() | here.keys() if there.get(key) != here.get(key))
+    differing = differences(record["identity"], identity)
     if differing:
-        names = [f"{key} ({there.get(key)} there, {here.get(key)} here)" for key in differing[:4]]
-        more = f" and {len(differing) - 4} more" if len(differing) > 4 else ""
-        raise ConfigError(f"{out}: holds a run that differs in {', '.join(names)}{more}; choose another --out")
-
-
-def _flat(tree: dict, prefix: str = "") -> dict:
-    flat = {}
-    for key, value in tree.items():
-        name = f"{prefix}{key}"
-        flat |= _flat(value, f"{name}.".removeprefix("config.")) if isinstance(value, dict) else {name: value}
-    return flat
+        raise ConfigError(f"{out}: holds a run that differs in {differing}; choose another --out")
 
 
 def _outcome(run: Run) -> str:

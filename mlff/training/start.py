@@ -9,6 +9,7 @@ from __future__ import annotations
 from ase.data import chemical_symbols
 
 from mlff.config import Config
+from mlff.configfile import differences
 from mlff.errors import ConfigError
 from mlff.models.atoms import Statistics
 from mlff.potential import Potential
@@ -24,11 +25,9 @@ def load(config: Config) -> Potential | None:
     potential = Potential.load(config.start)
     if potential.members > 1:
         raise ConfigError(f"start: {config.start}: is a committee; start from one of its members")
-    there, here = potential.config.model_dump(mode="json"), config.model.model_dump(mode="json")
-    differing = sorted(key for key in there.keys() | here.keys() if there.get(key) != here.get(key))
+    differing = differences(potential.config.model_dump(mode="json"), config.model.model_dump(mode="json"))
     if differing:
-        names = ", ".join(f"{key} ({there.get(key)} there, {here.get(key)} here)" for key in differing)
-        raise ConfigError(f"start: {config.start}: its model differs from the config's in {names}; write the same model section")
+        raise ConfigError(f"start: {config.start}: its model differs from the config's in {differing}; write the same model section")
     return potential
 
 

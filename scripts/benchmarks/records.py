@@ -94,7 +94,7 @@ RECIPES = {
         shuffled("rmd17_aspirin/train.xyz.xz", train=950, valid=50, test=200),
         {"test": {"energy_mae": 1.6, "forces_mae": 5.7, "source": "GotenNet, arXiv:2510.03046, Table 3 (MACE: 2.2, 6.6)"}},
         hours=0.75,
-        model={"channels": 128, "cutoff": 4.0, "envelope": 3},
+        model={"channels": 128, "cutoff": 4.0},
         learning_rate=0.0015,
         teacher="GFN2-xTB",
         sampled=6000,
@@ -115,7 +115,7 @@ RECIPES = {
     "mlearn_si": Recipe(
         files("mlearn_si/train.xyz.xz", 14, test="mlearn_si/test.xyz"),
         {"test": {"energy_mae_per_atom": 2.21, "forces_mae": 60.0, "source": "MTP, Zuo et al. 2020, to two digits in forces"}},
-        hours=0.5,
+        hours=0.4,
         model={"channels": 64},
         training={"batch_size": 1},
         loss={"energy": 10.0, "stress": 1.0},
@@ -123,7 +123,7 @@ RECIPES = {
     "mlearn_cu": Recipe(
         files("mlearn_cu/train.xyz.xz", 14, test="mlearn_cu/test.xyz"),
         {"test": {"energy_mae_per_atom": 0.41, "forces_mae": 10.0, "source": "MTP, Zuo et al. 2020, to two digits in forces"}},
-        hours=0.5,
+        hours=0.4,
         model={"channels": 64},
         training={"batch_size": 1},
         loss={"energy": 10.0, "stress": 1.0},
