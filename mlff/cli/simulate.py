@@ -197,7 +197,12 @@ def md(
 )
 def sample(
     teacher: Annotated[
-        str, typer.Argument(help="what labels them: GFN2-xTB or GFN1-xTB (needs tblite), or a trained model", show_default=False)
+        str,
+        typer.Argument(
+            help="what labels them: GFN2-xTB or GFN1-xTB (needs tblite), a trained model, or package.module:function, which is "
+            "called with nothing and returns an ASE calculator",
+            show_default=False,
+        ),
     ],
     structures: Annotated[
         Path, typer.Argument(metavar="IN", help="structures to start from, any format that training reads", show_default=False)

@@ -7,6 +7,7 @@ Learn.: Sci. Technol. 5, 015003 (2024)); a small one trained on the labels of a 
 
 from __future__ import annotations
 
+import importlib
 import sys
 import time
 from collections.abc import Sequence
@@ -94,15 +95,34 @@ def sample(
 
 
 def teacher(name: str):
-    """The calculator of a method of `XTB` (case does not matter). Raises DataError: unknown, or tblite is not installed."""
+    """The calculator of a method of `XTB` (case does not matter), or what `package.module:function` returns, called with nothing.
+
+    Raises DataError: unknown, not installed, or no calculator.
+    """
     methods = {method.lower(): method for method in XTB}
+    if ":" in name:
+        return _imported(name)
     if name.lower() not in methods:
-        raise DataError(f"{name}: neither a model file nor a method known here ({', '.join(XTB)})")
+        raise DataError(f"{name}: neither a model file nor a method known here ({', '.join(XTB)}, or package.module:function)")
     try:
         from tblite.ase import TBLite
     except ImportError:
         raise DataError(f"{methods[name.lower()]} needs tblite: pip install tblite") from None
     return TBLite(method=methods[name.lower()], verbosity=0, accuracy=5.0)  # forces within 1 meV/Å, in two thirds of the time
+
+
+def _imported(name: str):
+    """What the function of `package.module:function` returns; modules of the working directory are found too."""
+    module, _, function = name.partition(":")
+    if str(Path.cwd()) not in sys.path:
+        sys.path.append(str(Path.cwd()))
+    try:
+        made = getattr(importlib.import_module(module), function)()
+    except Exception as error:  # whatever another package raises
+        raise DataError(f"{name}: {str(error) or type(error).__name__}; expected package.module:function") from None
+    if not callable(getattr(made, "get_potential_energy", None)):
+        raise DataError(f"{name}: gives a {type(made).__name__}, not an ASE calculator")
+    return made
 
 
 def _trajectory(

@@ -139,7 +139,37 @@ def test_the_command_refuses_an_unknown_teacher_in_one_line(tmp_path):
     molecule("CH4").write(tmp_path / "a.xyz")
     result = call("sample", "GFN7-xTB", tmp_path / "a.xyz", "--out", tmp_path / "b.xyz")
     assert result.exit_code == 1
-    assert result.stderr == "error: GFN7-xTB: neither a model file nor a method known here (GFN2-xTB, GFN1-xTB)\n"
+    assert result.stderr == "error: GFN7-xTB: neither a model file nor a method known here (GFN2-xTB, GFN1-xTB, or package.module:function)\n"
+
+
+def test_the_command_samples_with_a_calculator_of_ones_own(tmp_path, monkeypatch):
+    (tmp_path / "metals.py").write_text("from ase.calculators.emt import EMT\n\ndef warm():\n    return EMT()\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    bulk("Cu").repeat(2).write("cu.xyz")
+    result = CliRunner().invoke(app, ["sample", "metals:warm", "cu.xyz", "--out", "emt.xyz", "--count", "2", "--quiet"])
+    assert result.exit_code == 0, result.output
+    frames = read("emt.xyz", ":")
+    assert [frame.info["teacher"] for frame in frames] == ["metals:warm"] * 2
+    again = frames[0].copy()
+    again.calc = EMT()
+    np.testing.assert_allclose(frames[0].get_forces(), again.get_forces(), atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("no.such_module:f", "No module named 'no'"),
+        ("ase.calculators.emt:Nothing", "has no attribute 'Nothing'"),
+        ("os:getcwd", "gives a str, not an ASE calculator"),
+        ("os:chdir", "expected package.module:function"),
+        (":", "expected package.module:function"),
+    ],
+)
+def test_what_is_no_calculator_is_refused_by_name(name, message):
+    with pytest.raises(DataError, match=message) as caught:
+        sampling.teacher(name)
+    assert str(caught.value).startswith(f"{name}: ")
 
 
 def test_the_command_says_what_to_install(tmp_path, monkeypatch):
