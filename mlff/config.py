@@ -241,7 +241,7 @@ class Training(_Section):
     max_hours: float | None = Field(
         None, gt=0, description="hours of training, compilation included; the schedule is stretched to it. With epochs: what ends first"
     )
-    batch_size: int = Field(5, gt=0, description="structures per step")
+    batch_size: int | None = Field(None, gt=0, description="structures per step; default: about 80 atoms, from 1 structure to 5 of the mean size")
     max_atoms: int | None = Field(None, gt=0, description="atoms per step at most; default: batch_size times the mean size of a structure")
     ema: float = Field(0.99, ge=0, lt=1, description="decay of the moving average of the weights (0: none)")
     patience: int | None = Field(None, gt=0, description="stop after so many validations without improvement")

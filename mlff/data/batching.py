@@ -18,6 +18,8 @@ from mlff.data.structure import COINCIDENT, Structure
 from mlff.errors import StructureError
 from mlff.graph import Graph, Labels
 
+USUAL_ATOMS = 80  #: of a step where no batch size is given: smaller steps learn more from the same structures, and cost more overhead
+USUAL_STRUCTURES = 5  #: of such a step at most
 _OPEN = 8  #: batches that are filled at the same time
 
 
@@ -176,15 +178,16 @@ def round_up(value: int, share: float = 0.125) -> int:
 class Batches:
     """Samples packed into padded batches of a few fixed sizes.
 
-    `batch_size` structures of mean size make the atom budget of a batch (or `max_atoms`), less up to a fifth where the
-    samples then pack better; a structure larger than the budget raises it. Samples that need very different numbers of neighbours go into different size classes: a class
-    more (up to `max_classes`) must save the share `gain` of all padded pairs, for each is a program to compile.
+    `batch_size` structures of mean size (by default as many as come near `USUAL_ATOMS`, at most `USUAL_STRUCTURES`) make the
+    atom budget of a batch (or `max_atoms`), less up to a fifth where the samples then pack better; a structure larger than the
+    budget raises it. Samples that need very different numbers of neighbours go into different size classes: a class more (up to
+    `max_classes`) must save the share `gain` of all padded pairs, for each is a program to compile.
     """
 
     def __init__(
         self,
         samples: list[Sample],
-        batch_size: int,
+        batch_size: int | None = None,
         max_atoms: int | None = None,
         dtype=np.float32,
         max_classes: int = 3,
@@ -197,6 +200,9 @@ class Batches:
         self.shifts = any(sample.shifts is not None for sample in samples)
         self._atoms = n = np.array([sample.sizes.atoms for sample in samples])
         k = np.array([max(1, sample.sizes.neighbors) for sample in samples])
+        if batch_size is None:
+            batch_size = int(np.clip(round(USUAL_ATOMS / n.mean()), 1, USUAL_STRUCTURES))
+            batch_size = max(batch_size, int((max_atoms or 0) / n.mean()))
         budget = max_atoms or int(np.ceil(batch_size * n.mean()))
         self.classes: list[tuple[Sizes, np.ndarray]] = []
         for members in _size_classes(n, k, max_classes, gain):

@@ -32,10 +32,10 @@ SETS = {  # name: (training files, test files, what differs from the defaults)
     "ethanol": (["ethanol/train_ethanol.xyz", "ethanol/isolated_atoms.xyz"], {}, {}),
     "rmd17_aspirin": (["rmd17_aspirin/train.xyz.xz"], {}, {}),
     "spice_subset": (["spice_subset/train.xyz.xz"], {}, {}),
-    "water_optb88": (["water_optb88/train.xyz.xz"], {}, {"training": {"batch_size": 1}}),
-    "mlearn_si": (["mlearn_si/train.xyz.xz"], {"test": "mlearn_si/test.xyz"}, {"loss": {"stress": 1.0}, "training": {"batch_size": 1}}),
-    "mlearn_cu": (["mlearn_cu/train.xyz.xz"], {"test": "mlearn_cu/test.xyz"}, {"loss": {"stress": 1.0}, "training": {"batch_size": 1}}),
-    "inp": (["inp/train.xyz.xz"], {}, {"loss": {"stress": 1.0}, "training": {"batch_size": 2}}),
+    "water_optb88": (["water_optb88/train.xyz.xz"], {}, {}),
+    "mlearn_si": (["mlearn_si/train.xyz.xz"], {"test": "mlearn_si/test.xyz"}, {"loss": {"stress": 1.0}}),
+    "mlearn_cu": (["mlearn_cu/train.xyz.xz"], {"test": "mlearn_cu/test.xyz"}, {"loss": {"stress": 1.0}}),
+    "inp": (["inp/train.xyz.xz"], {}, {"loss": {"stress": 1.0}}),
 }
 
 

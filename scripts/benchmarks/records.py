@@ -37,7 +37,6 @@ class Recipe:
     published: dict[str, dict[str, float | str]]  #: test -> meV (per atom where the metric says so), meV/Å, source
     hours: float
     model: dict
-    training: dict = field(default_factory=dict)
     loss: dict = field(default_factory=lambda: {"energy": 10.0})
     isolated_atoms: str = ""
     learning_rate: float | None = None
@@ -117,7 +116,6 @@ RECIPES = {
         {"test": {"energy_mae_per_atom": 2.21, "forces_mae": 60.0, "source": "MTP, Zuo et al. 2020, to two digits in forces"}},
         hours=0.4,
         model={"channels": 64},
-        training={"batch_size": 1},
         loss={"energy": 10.0, "stress": 1.0},
     ),
     "mlearn_cu": Recipe(
@@ -125,7 +123,6 @@ RECIPES = {
         {"test": {"energy_mae_per_atom": 0.41, "forces_mae": 10.0, "source": "MTP, Zuo et al. 2020, to two digits in forces"}},
         hours=0.4,
         model={"channels": 64},
-        training={"batch_size": 1},
         loss={"energy": 10.0, "stress": 1.0},
     ),
 }
@@ -158,7 +155,7 @@ def run(recipe: Recipe, folder: Path, out: Path) -> dict:
         "data": {"train": ["train.xyz"], "valid": "valid.xyz", "test": {name: f"{name}.xyz" for name in recipe.published}},
         "model": recipe.model,
         "loss": recipe.loss,
-        "training": {"max_hours": recipe.hours, **recipe.training},
+        "training": {"max_hours": recipe.hours},
     }
     if recipe.isolated_atoms:
         write(out / "isolated_atoms.xyz", read(folder / recipe.isolated_atoms, ":"), format="extxyz")

@@ -159,6 +159,15 @@ def test_structures_of_one_size_fill_their_batches():
     assert batches.steps_per_epoch == 21
 
 
+@pytest.mark.parametrize(("atoms", "structures"), [(2, 5), (9, 5), (21, 4), (27, 3), (64, 1), (192, 1)])
+def test_without_a_batch_size_a_step_has_about_eighty_atoms(atoms, structures):
+    assert Batches([_fake(atoms, 8) for _ in range(50)]).sizes == [Sizes(structures, structures * atoms, 8)]
+
+
+def test_max_atoms_alone_says_how_large_a_batch_is():
+    assert Batches([_fake(27, 8) for _ in range(50)], max_atoms=1000).sizes == [Sizes(37, 999, 8)]
+
+
 def test_atoms_of_mixed_sizes_waste_little():
     samples = _mixed(400)
     for batch_size, share in ((4, 0.12), (16, 0.05)):
