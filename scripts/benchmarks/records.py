@@ -46,37 +46,24 @@ class Recipe:
     teacher_training: dict = field(default_factory=dict)
 
 
-def shuffled(file: str, **sizes: int) -> Callable[[Path], Parts]:
-    """Parts of these sizes of one file's structures, in an order drawn with seed 0."""
+def shuffled(file: str, tests: dict[str, str] | None = None, **sizes: int | None) -> Callable[[Path], Parts]:
+    """Parts of these sizes (None: what is left) of one file's structures, in an order drawn with seed 0; `tests`: files of their own."""
 
     def split(folder: Path) -> Parts:
         structures = read(folder / file, ":")
-        if len(structures) < sum(sizes.values()):
-            sys.exit(f"error: {folder / file}: {len(structures)} structures, the split takes {sum(sizes.values())}")
-        order, parts, start = np.random.default_rng(0).permutation(len(structures)), {}, 0
+        if len(structures) < sum(size or 1 for size in sizes.values()):
+            sys.exit(f"error: {folder / file}: {len(structures)} structures, the split is {sizes}")
+        order, parts = np.random.default_rng(0).permutation(len(structures)), {}
         for name, size in sizes.items():
-            parts[name] = [structures[k] for k in order[start : start + size]]
-            start += size
-        return parts
-
-    return split
-
-
-def files(train: str, valid: int, **tests: str) -> Callable[[Path], Parts]:
-    """The structures of one file, `valid` of them (seed 0) to validate; tests from files of their own."""
-
-    def split(folder: Path) -> Parts:
-        structures = read(folder / train, ":")
-        order = np.random.default_rng(0).permutation(len(structures))
-        parts = {"train": [structures[k] for k in order[valid:]], "valid": [structures[k] for k in order[:valid]]}
-        return parts | {name: read(folder / file, ":") for name, file in tests.items()}
+            parts[name], order = [structures[k] for k in order[:size]], order[size:] if size else order[:0]
+        return parts | {name: read(folder / test, ":") for name, test in (tests or {}).items()}
 
     return split
 
 
 RECIPES = {
     "3bpa": Recipe(
-        files("3bpa/train_300K.xyz", 25, t300="3bpa/test_300K.xyz.xz", t600="3bpa/test_600K.xyz.xz"),
+        shuffled("3bpa/train_300K.xyz", {"t300": "3bpa/test_300K.xyz.xz", "t600": "3bpa/test_600K.xyz.xz"}, valid=25, train=None),
         {
             "t300": {"energy_rmse": 3.0, "forces_rmse": 8.8, "source": "MACE, NeurIPS 2022, Table 2"},
             "t600": {"energy_rmse": 9.7, "forces_rmse": 21.8, "source": "the same"},
@@ -112,14 +99,14 @@ RECIPES = {
         teacher_training={"batch_size": 8},
     ),
     "mlearn_si": Recipe(
-        files("mlearn_si/train.xyz.xz", 14, test="mlearn_si/test.xyz"),
+        shuffled("mlearn_si/train.xyz.xz", {"test": "mlearn_si/test.xyz"}, valid=14, train=None),
         {"test": {"energy_mae_per_atom": 2.21, "forces_mae": 60.0, "source": "MTP, Zuo et al. 2020, to two digits in forces"}},
         hours=0.4,
         model={"channels": 64},
         loss={"energy": 10.0, "stress": 1.0},
     ),
     "mlearn_cu": Recipe(
-        files("mlearn_cu/train.xyz.xz", 14, test="mlearn_cu/test.xyz"),
+        shuffled("mlearn_cu/train.xyz.xz", {"test": "mlearn_cu/test.xyz"}, valid=14, train=None),
         {"test": {"energy_mae_per_atom": 0.41, "forces_mae": 10.0, "source": "MTP, Zuo et al. 2020, to two digits in forces"}},
         hours=0.4,
         model={"channels": 64},
@@ -179,7 +166,7 @@ def run(recipe: Recipe, folder: Path, out: Path) -> dict:
 
 
 def learned(potential: Potential, run: Path) -> dict:
-    """Errors, epochs, every tenth line of the log."""
+    """Errors, epochs, about twenty lines of the log."""
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     keys = ("epoch", "seconds", "train_forces_rmse", "valid_energy_rmse", "valid_forces_rmse")
     curve = [{key: line.get(key) for key in keys} for line in lines[:: max(1, len(lines) // 20)] + lines[-1:]]

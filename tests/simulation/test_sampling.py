@@ -153,7 +153,7 @@ def test_the_command_samples_with_a_calculator_of_ones_own(tmp_path, monkeypatch
     assert [frame.info["teacher"] for frame in frames] == ["metals:warm"] * 2
     again = frames[0].copy()
     again.calc = EMT()
-    np.testing.assert_allclose(frames[0].get_forces(), again.get_forces(), atol=1e-6)
+    np.testing.assert_allclose(frames[0].get_forces(), again.get_forces(), atol=1e-6)  # extended XYZ has eight decimals
 
 
 @pytest.mark.parametrize(
