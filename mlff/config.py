@@ -140,6 +140,9 @@ class ACE(_Section):
     radial_hidden: int = Field(
         0, ge=0, description="width of a network for the radial functions, and of the last readout; 0: linear in the basis, no network"
     )
+    radial_degrees: bool = Field(
+        False, description="functions of distance of their own for each degree of the density, instead of mixing degree by degree what is common"
+    )
     passing: bool = Field(
         True, description="neighbours' features of degree 1 and more reach an atom also as they are, not only as seen along the bond"
     )

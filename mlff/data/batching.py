@@ -39,6 +39,7 @@ class Sample(NamedTuple):
     cell: np.ndarray  #: (3, 3) Å
     neighbors: np.ndarray  #: (n, k) int32, empty slots hold the atom itself
     mask: np.ndarray  #: (n, k) bool
+    reverse: np.ndarray  #: (n, k) int32, index into (n * k,) of the same pair in its other direction; of empty slots the slot itself
     shifts: np.ndarray | None  #: (n, k, 3) whole cell vectors; None when no pair crosses a cell
     energy: float | None  #: eV, baseline removed
     forces: np.ndarray | None  #: (n, 3) eV/Å
@@ -68,7 +69,7 @@ def make_sample(structure: Structure, cutoff: float, baseline: dict[int, float] 
     if moves := gather(positions, structure.cell, structure.pbc, i, j):
         positions = positions + moves[0] @ structure.cell + moves[1]
         shifts = shifts + (moves[0][i] - moves[0][j]).astype(np.int32)
-    neighbors, mask, (dense_shifts,) = to_dense(len(structure), i, j, shifts)
+    neighbors, mask, reverse, dense_shifts = to_dense(len(structure), i, j, shifts)
     energy = structure.energy
     if energy is not None and baseline is not None:
         energy = energy - baselines.energy(baseline, structure.numbers)
@@ -78,6 +79,7 @@ def make_sample(structure: Structure, cutoff: float, baseline: dict[int, float] 
         structure.cell,
         neighbors,
         mask,
+        reverse,
         dense_shifts if shifts.any() else None,
         energy,
         structure.forces,
@@ -86,21 +88,45 @@ def make_sample(structure: Structure, cutoff: float, baseline: dict[int, float] 
     )
 
 
-def to_dense(n: int, centers: np.ndarray, neighbors: np.ndarray, *pair_arrays: np.ndarray):
-    """A pair list sorted by center to dense arrays: neighbors (n, k), mask (n, k) and each pair array (n, k, ...)."""
+def to_dense(n: int, centers: np.ndarray, neighbors: np.ndarray, shifts: np.ndarray):
+    """A full pair list sorted by center to dense arrays: neighbors, mask and reverse (n, k), shifts (n, k, 3); see `Sample`.
+
+    A pair that is listed in one direction only (at the cutoff to the last digit, where it counts nothing) is left out.
+    """
+    other = reverse_pairs(n, centers, neighbors, shifts)
+    if (single := other < 0).any():
+        kept = ~single
+        other = (np.cumsum(kept) - 1)[other[kept]]
+        centers, neighbors, shifts = centers[kept], neighbors[kept], shifts[kept]
     counts = np.bincount(centers, minlength=n)
     k = int(counts.max(initial=0))
     slots = np.arange(len(centers)) - np.repeat(np.cumsum(counts) - counts, counts)
     dense = np.repeat(np.arange(n, dtype=np.int32)[:, None], k, axis=1)
     mask = np.zeros((n, k), dtype=bool)
+    reverse = np.arange(n * k, dtype=np.int32).reshape(n, k)
+    spread = np.zeros((n, k, 3), dtype=shifts.dtype)
     dense[centers, slots] = neighbors
     mask[centers, slots] = True
-    spread = []
-    for values in pair_arrays:
-        array = np.zeros((n, k, *values.shape[1:]), dtype=values.dtype)
-        array[centers, slots] = values
-        spread.append(array)
-    return dense, mask, spread
+    reverse[centers, slots] = centers[other] * k + slots[other]
+    spread[centers, slots] = shifts
+    return dense, mask, reverse, spread
+
+
+def reverse_pairs(n: int, centers: np.ndarray, neighbors: np.ndarray, shifts: np.ndarray) -> np.ndarray:
+    """(P,): the place in the list of each pair's other direction, (j, i, -S) of (i, j, S); -1 where it is not listed."""
+    reach = int(np.abs(shifts).max(initial=0))
+    width = 2 * reach + 1
+    if n * n * width**3 < 2**62:
+        number = np.array([width * width, width, 1])
+        here, there, images = (shifts + reach) @ number, (reach - shifts) @ number, width**3
+    else:  # images far away: number those that there are
+        codes = np.unique(np.concatenate([shifts, -shifts]), axis=0, return_inverse=True)[1].reshape(2, -1)
+        here, there, images = *codes, 2 * len(shifts)
+    i, j = centers.astype(np.int64), neighbors.astype(np.int64)
+    listed, wanted = (i * n + j) * images + here, (j * n + i) * images + there
+    order = np.argsort(listed, kind="stable")
+    place = order[np.minimum(np.searchsorted(listed, wanted, sorter=order), max(len(order) - 1, 0))]
+    return np.where(listed[place] == wanted, place, -1)
 
 
 def _wrap(structure: Structure) -> np.ndarray:
@@ -129,6 +155,7 @@ def make_graph(samples: list[Sample], sizes: Sizes, dtype=np.float32, shifts: bo
     cell = np.zeros((B, 3, 3), dtype)
     neighbors = np.repeat(np.arange(N, dtype=np.int32)[:, None], K, axis=1)
     mask = np.zeros((N, K), bool)
+    reverse = np.arange(N * K, dtype=np.int32).reshape(N, K)
     images = np.zeros((N, K, 3), dtype) if shifts else None
     start = 0
     for index, sample in enumerate(samples):
@@ -141,10 +168,12 @@ def make_graph(samples: list[Sample], sizes: Sizes, dtype=np.float32, shifts: bo
         cell[index] = sample.cell
         np.add(sample.neighbors, start, out=neighbors[start:stop, :k])
         mask[start:stop, :k] = sample.mask
+        atoms, slots = np.divmod(sample.reverse, k)
+        reverse[start:stop, :k] = (atoms + start) * K + slots
         if sample.shifts is not None:
             images[start:stop, :k] = sample.shifts
         start = stop
-    return Graph(positions, numbers, structure, n_atoms, cell, neighbors, mask, images)
+    return Graph(positions, numbers, structure, n_atoms, cell, neighbors, mask, reverse, images)
 
 
 def make_labels(samples: list[Sample], sizes: Sizes, dtype=np.float32) -> Labels:

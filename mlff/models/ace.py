@@ -1,7 +1,7 @@
 """Many-body message passing: atomic-cluster-expansion products with equivariant features and an invariant energy.
 
 Per layer: (1) neighbours' features are gathered into a density on the sphere around each atom, as seen along the bond,
-A_lmc = sum_j R_lc(r_ij) Y_lm(r_ij) phi_jc, and for l > 0 also as they are, sum_j R'_lc(r_ij) phi_jlmc; (2) powers of
+A_lmc = sum_j R_c(r_ij) Y_lm(r_ij) phi_jc, and for l > 0 also as they are, sum_j R'_c(r_ij) phi_jlmc; (2) powers of
 that density up to the correlation order, taken pointwise on a sphere grid and projected back (Gaunt products), give the
 many-body basis B_lmc of Drautz's atomic cluster expansion (Phys. Rev. B 99, 014104 (2019)) in the message-passing form
 of MACE (Batatia et al., NeurIPS 2022); (3) B is mixed into new features, whose scalars are read out as energies.
@@ -44,6 +44,7 @@ class ACE(nn.Module):
     radial_decay: float = 1.0
     envelope: int = 4
     radial_hidden: int = 0
+    radial_degrees: bool = False
     passing: bool = True
     zbl: bool = True
 
@@ -86,24 +87,29 @@ class ACE(nn.Module):
 
     def density(self, layer: int, graph: Graph, features: list[Array], harmonics: list[Array], radial: Array) -> list[Array]:
         """A_l (2l + 1, N, C) for l <= l_max: neighbours' features times radial functions, along the bond and as they are."""
-        weights = self.linears(f"radial_out_{layer}", radial, self.l_max + 1)
-        along, gathered = 0.0, []
-        for l, feature in enumerate(features):
-            feature = self.linear(f"up_{layer}_{l}", feature, self.channels)
-            gathered.append([part[0][graph.neighbors] for part in jax.lax.split(feature, [1] * (2 * l + 1), axis=0)])
-            components = jax.lax.split(harmonics[l], [1] * (2 * l + 1), axis=1)
-            for component, neighbor in zip(components, gathered[l], strict=True):
-                along = along + (neighbor if l == 0 else neighbor * component[:, 0, :, None])
+        features = [self.linear(f"up_{layer}_{l}", feature, self.channels) for l, feature in enumerate(features)]
+        if len(features) == 1:
+            along = features[0][0][graph.neighbors]
+        else:  # each atom looks along its bonds at its own features, seen from the neighbour in the opposite direction
+            opposite = jnp.concatenate([(-1) ** l * harmonics[l] for l in range(len(features))], axis=1)
+            seen = jnp.einsum("nmk,nmc->nkc", opposite, jnp.moveaxis(jnp.concatenate(features), 0, 1))
+            sent = seen.reshape(-1, self.channels).at[graph.reverse.reshape(-1)]
+            along = sent.get(unique_indices=True, mode="promise_in_bounds").reshape(seen.shape)
         normalization = 1 / self.statistics.mean_neighbors
+        degrees = self.l_max + 1
+        weights = self.linears(f"radial_out_{layer}", radial * normalization, degrees if self.radial_degrees else 1)
         densities = []
-        for l in range(self.l_max + 1):
-            message = weights[l] * along
-            densities.append(jnp.moveaxis(jnp.einsum("nmk,nkc->nmc", harmonics[l] * normalization, message), 1, 0))
+        for weight, part in zip(weights, [[l] for l in range(degrees)] if self.radial_degrees else [range(degrees)], strict=True):
+            directions = jnp.concatenate([harmonics[l] for l in part], axis=1)
+            density = jnp.moveaxis(jnp.einsum("nmk,nkc->nmc", directions, weight * along), 1, 0)
+            densities += jax.lax.split(density, [2 * l + 1 for l in part], axis=0)
         passed = min(self.l_max, len(features) - 1) if self.passing else 0
         if passed:
-            weights = self.linears(f"radial_pass_{layer}", radial * normalization, passed)
+            weights = self.linears(f"radial_pass_{layer}", radial * normalization, passed if self.radial_degrees else 1)
         for l in range(1, passed + 1):
-            densities[l] = densities[l] + jnp.stack([jnp.sum(weights[l - 1] * neighbor, axis=1) for neighbor in gathered[l]])
+            weight = weights[l - 1 if self.radial_degrees else 0]
+            parts = jax.lax.split(features[l], [1] * (2 * l + 1), axis=0)
+            densities[l] = densities[l] + jnp.stack([jnp.sum(weight * part[0][graph.neighbors], axis=1) for part in parts])
         return densities
 
     def products(self, layer: int, density: list[Array], species: Array, l_out: int) -> list[Array]:

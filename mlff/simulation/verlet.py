@@ -59,10 +59,10 @@ class VerletList:
             self._offsets = self._lattice @ self._cell - self._center
             wrapped = self._positions + self._offsets
             shifts = shifts + (moves[0][i] - moves[0][j]).astype(np.int32)
-        neighbors, mask, (images,) = to_dense(len(numbers), i, j, shifts)
+        neighbors, mask, reverse, images = to_dense(len(numbers), i, j, shifts)
         periodic = bool(self._pbc.any())
         sample = Sample(
-            self._numbers, wrapped, self._cell, neighbors, mask, images if periodic else None, None, None, None, 1.0
+            self._numbers, wrapped, self._cell, neighbors, mask, reverse, images if periodic else None, None, None, None, 1.0
         )
         chosen = self._choose(len(numbers), max(1, neighbors.shape[1]), periodic, sizes)
         with jax.enable_x64(self.dtype == np.float64):

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from ase.build import bulk, molecule
 
-from mlff.data.batching import Batches, Sample, Sizes, make_graph, make_labels, make_sample, round_up
+from mlff.data.batching import Batches, Sample, Sizes, make_graph, make_labels, make_sample, reverse_pairs, round_up, to_dense
+from mlff.data.neighbors import neighbor_list
 from mlff.data.structure import Structure
 from mlff.errors import StructureError
 
@@ -21,7 +22,8 @@ def _sample(atoms: ase.Atoms, **labels) -> Sample:
 def _fake(n: int, k: int) -> Sample:
     """A sample of which only the sizes matter."""
     numbers, neighbors = np.ones(n, np.int32), np.zeros((n, k), np.int32)
-    return Sample(numbers, np.zeros((n, 3)), np.zeros((3, 3)), neighbors, neighbors == 0, None, None, None, None, 1.0)
+    reverse = np.zeros((n, k), np.int32)
+    return Sample(numbers, np.zeros((n, 3)), np.zeros((3, 3)), neighbors, neighbors == 0, reverse, None, None, None, None, 1.0)
 
 
 def _mixed(count: int, seed: int = 0) -> list[Sample]:
@@ -113,6 +115,43 @@ def test_structures_without_neighbours_and_without_atoms():
     ((indices, graph, labels),) = batches.ordered()
     assert sorted(indices) == [0, 1, 2] and not graph.neighbor_mask.any() and graph.shifts is None
     assert graph.atomic_numbers.tolist().count(1) == 3
+
+
+def _pairs(atoms: ase.Atoms, cutoff: float = CUTOFF):
+    return neighbor_list(atoms.positions, atoms.cell.array, atoms.pbc, cutoff)
+
+
+@pytest.mark.parametrize("far", [0, 100_000], ids=["near", "images far away"])
+@pytest.mark.parametrize("atoms", [molecule("CH3CH2OH"), bulk("Cu"), bulk("Si", cubic=True)], ids=["molecule", "one atom", "crystal"])
+def test_every_pair_knows_where_its_other_direction_stands(atoms, far):
+    i, j, shifts = _pairs(atoms)
+    moves = far * np.arange(len(atoms), dtype=np.int32)[:, None] * atoms.pbc  # atoms counted from other cells, as `placement` may
+    shifts = shifts + moves[i] - moves[j]
+    other = reverse_pairs(len(atoms), i, j, shifts)
+    np.testing.assert_array_equal(i[other], j)
+    np.testing.assert_array_equal(j[other], i)
+    np.testing.assert_array_equal(shifts[other], -shifts)
+    np.testing.assert_array_equal(other[other], np.arange(len(i)))
+
+
+def test_in_a_batch_the_other_direction_is_that_of_the_same_structure():
+    batches = Batches([_sample(molecule("CH4")), _sample(bulk("Si", cubic=True)), _sample(molecule("H2O"))], 3)
+    for graph, _ in batches.epoch(np.random.default_rng(0)):
+        flat = graph.reverse.reshape(-1)
+        centers = np.broadcast_to(np.arange(len(graph.neighbors))[:, None], graph.neighbors.shape)
+        np.testing.assert_array_equal(np.sort(flat), np.arange(flat.size))  # each slot once: `get` may rely on it
+        np.testing.assert_array_equal(centers.reshape(-1)[flat].reshape(centers.shape), graph.neighbors)
+        np.testing.assert_array_equal(graph.neighbor_mask.reshape(-1)[flat].reshape(centers.shape), graph.neighbor_mask)
+        vectors = np.asarray(graph.pair_vectors)
+        np.testing.assert_allclose(vectors.reshape(-1, 3)[flat].reshape(vectors.shape), -vectors, atol=1e-5)
+
+
+def test_a_pair_listed_in_one_direction_only_is_left_out():
+    i, j, shifts = _pairs(molecule("CH4"), 1.5)
+    neighbors, mask, reverse, _ = to_dense(5, i[1:], j[1:], shifts[1:])  # the list lacks its first pair, seen from atom 0
+    first = int(j[0])
+    assert mask.sum() == len(i) - 2 and not ((neighbors[first] == 0) & mask[first]).any()
+    np.testing.assert_array_equal(np.sort(reverse.reshape(-1)), np.arange(reverse.size))
 
 
 def test_molecules_and_crystals_share_a_batch():
