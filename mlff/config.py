@@ -124,7 +124,7 @@ class ACE(_Section):
     cutoff: float = Field(5.0, gt=0.5, le=100, description="cutoff radius, Å")
     channels: int = Field(64, gt=0, description="features per atom and harmonic")
     layers: int = Field(2, gt=0, description="message-passing layers")
-    l_max: int = Field(2, ge=0, le=4, description="highest degree of the spherical harmonics of an atom's density")
+    l_max: int = Field(3, ge=0, le=4, description="highest degree of the spherical harmonics of an atom's density")
     l_message: int = Field(2, ge=0, le=3, description="highest degree of the features passed between atoms; 0: invariant messages")
     correlation: int = Field(3, ge=1, le=4, description="order of the products; 3 means up to four-body terms per layer")
     radial: Literal["chebyshev", "bessel"] = Field(
@@ -140,8 +140,10 @@ class ACE(_Section):
     radial_hidden: int = Field(
         0, ge=0, description="width of a network for the radial functions, and of the last readout; 0: linear in the basis, no network"
     )
-    radial_degrees: bool = Field(
-        False, description="functions of distance of their own for each degree of the density, instead of mixing degree by degree what is common"
+    compact: bool = Field(
+        True,
+        description="one set of radial functions for all degrees, features passed on as they are; false, as in files up to format 7: a set for "
+        "each degree, features mixed before: slower, no more accurate",
     )
     passing: bool = Field(
         True, description="neighbours' features of degree 1 and more reach an atom also as they are, not only as seen along the bond"

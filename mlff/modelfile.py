@@ -23,7 +23,7 @@ from mlff.models import registry
 from mlff.models.atoms import Statistics
 from mlff.models.parameters import parameter_shapes
 
-FORMAT_VERSION = 8  #: 1: no core of `Statistics`; 2: no training environments; 3: `ace` without `passing`; 4: without `radial`; 5: `radial_decay`; 6: `envelope`; 7: `radial_degrees`
+FORMAT_VERSION = 8  #: 1: no core of `Statistics`; 2: no training environments; 3: `ace` without `passing`; 4: without `radial`; 5: `radial_decay`; 6: `envelope`; 7: `compact`
 CERTIFICATE = "certificate"  #: where the certificate stands in the metadata
 UNITS = {"energy": "eV", "length": "Angstrom", "forces": "eV/Angstrom", "stress": "eV/Angstrom^3"}
 
@@ -100,7 +100,7 @@ def _upgraded(header: dict) -> tuple[dict, dict]:
     """The model section and the statistics, with what older formats lack."""
     options, constants, version = header["model"], header["statistics"], header["format_version"]
     if options["architecture"] == "ace":
-        older = {"passing": (4, False), "radial": (5, "bessel"), "radial_decay": (6, 0.0), "envelope": (7, 6), "radial_degrees": (8, True)}
+        older = {"passing": (4, False), "radial": (5, "bessel"), "radial_decay": (6, 0.0), "envelope": (7, 6), "compact": (8, False)}
         options = {name: value for name, (since, value) in older.items() if version < since} | options
     if version == 1:
         constants = {"core": ()} | constants

@@ -36,7 +36,7 @@ class ACE(nn.Module):
     cutoff: float = 5.0
     channels: int = 64
     layers: int = 2
-    l_max: int = 2
+    l_max: int = 3
     l_message: int = 2
     correlation: int = 3
     radial: str = "chebyshev"
@@ -44,7 +44,7 @@ class ACE(nn.Module):
     radial_decay: float = 1.0
     envelope: int = 4
     radial_hidden: int = 0
-    radial_degrees: bool = False
+    compact: bool = True
     passing: bool = True
     zbl: bool = True
 
@@ -87,7 +87,8 @@ class ACE(nn.Module):
 
     def density(self, layer: int, graph: Graph, features: list[Array], harmonics: list[Array], radial: Array) -> list[Array]:
         """A_l (2l + 1, N, C) for l <= l_max: neighbours' features times radial functions, along the bond and as they are."""
-        features = [self.linear(f"up_{layer}_{l}", feature, self.channels) for l, feature in enumerate(features)]
+        if not self.compact:
+            features = [self.linear(f"up_{layer}_{l}", feature, self.channels) for l, feature in enumerate(features)]
         if len(features) == 1:
             along = features[0][0][graph.neighbors]
         else:  # each atom looks along its bonds at its own features, seen from the neighbour in the opposite direction
@@ -97,19 +98,19 @@ class ACE(nn.Module):
             along = sent.get(unique_indices=True, mode="promise_in_bounds").reshape(seen.shape)
         normalization = 1 / self.statistics.mean_neighbors
         degrees = self.l_max + 1
-        weights = self.linears(f"radial_out_{layer}", radial * normalization, degrees if self.radial_degrees else 1)
+        parts = [range(degrees)] if self.compact else [[l] for l in range(degrees)]  # those that share radial functions
         densities = []
-        for weight, part in zip(weights, [[l] for l in range(degrees)] if self.radial_degrees else [range(degrees)], strict=True):
+        for weight, part in zip(self.linears(f"radial_out_{layer}", radial * normalization, len(parts)), parts, strict=True):
             directions = jnp.concatenate([harmonics[l] for l in part], axis=1)
             density = jnp.moveaxis(jnp.einsum("nmk,nkc->nmc", directions, weight * along), 1, 0)
             densities += jax.lax.split(density, [2 * l + 1 for l in part], axis=0)
         passed = min(self.l_max, len(features) - 1) if self.passing else 0
         if passed:
-            weights = self.linears(f"radial_pass_{layer}", radial * normalization, passed if self.radial_degrees else 1)
+            weights = self.linears(f"radial_pass_{layer}", radial * normalization, 1 if self.compact else passed)
         for l in range(1, passed + 1):
-            weight = weights[l - 1 if self.radial_degrees else 0]
-            parts = jax.lax.split(features[l], [1] * (2 * l + 1), axis=0)
-            densities[l] = densities[l] + jnp.stack([jnp.sum(weight * part[0][graph.neighbors], axis=1) for part in parts])
+            components = jax.lax.split(features[l], [1] * (2 * l + 1), axis=0)
+            weight = weights[0 if self.compact else l - 1]
+            densities[l] = densities[l] + jnp.stack([jnp.sum(weight * part[0][graph.neighbors], axis=1) for part in components])
         return densities
 
     def products(self, layer: int, density: list[Array], species: Array, l_out: int) -> list[Array]:
