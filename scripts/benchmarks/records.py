@@ -101,16 +101,16 @@ RECIPES = {
     "mlearn_si": Recipe(
         shuffled("mlearn_si/train.xyz.xz", {"test": "mlearn_si/test.xyz"}, valid=14, train=None),
         {"test": {"energy_mae_per_atom": 2.21, "forces_mae": 60.0, "source": "MTP, Zuo et al. 2020, to two digits in forces"}},
-        hours=0.4,
-        model={"channels": 64},
-        loss={"energy": 10.0, "stress": 1.0},
+        hours=0.05,  # longer, or wider, over-fits so few structures
+        model={"channels": 32},
+        loss={"stress": 1.0},
     ),
     "mlearn_cu": Recipe(
         shuffled("mlearn_cu/train.xyz.xz", {"test": "mlearn_cu/test.xyz"}, valid=14, train=None),
         {"test": {"energy_mae_per_atom": 0.41, "forces_mae": 10.0, "source": "MTP, Zuo et al. 2020, to two digits in forces"}},
-        hours=0.4,
-        model={"channels": 64},
-        loss={"energy": 10.0, "stress": 1.0},
+        hours=0.05,  # longer, or wider, over-fits so few structures
+        model={"channels": 32},
+        loss={"stress": 1.0},
     ),
 }
 
