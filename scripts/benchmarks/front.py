@@ -39,12 +39,13 @@ def on_front(rows: list[dict]) -> list[bool]:
     return [not (points < point).all(axis=1).any() for point in points]
 
 
-def table(rows: list[dict]) -> str:
-    """Markdown, the cheapest first."""
+def table(rows: list[dict], missing: dict[str, str]) -> str:
+    """Markdown, the cheapest first; at the end what could not be timed, and why."""
     lines = ["| code | µs per atom and step | t300, meV/Å | t600 | on the front |", "|---|---|---|---|---|"]
     for row, first in zip(rows, on_front(rows), strict=True):
         figures = f"{row['us_per_atom']} | {row['t300']} | {row['t600']} | {'yes' if first else ''}"
         lines.append(f"| {row['code']}: {row['settings']} | {figures} |")
+    lines += [f"| {code} | {reason} | | | |" for code, reason in missing.items()]
     return "\n".join(lines)
 
 
@@ -85,6 +86,7 @@ def main() -> None:
     trained = [row for row in json.loads(args.errors.read_text(encoding="utf-8")) if row["minutes"] == args.minutes]
     trained = [row for row in trained if "errors" in row]
     times: dict[str, list[float]] = {}
+    missing: dict[str, str] = {}
     with tempfile.TemporaryDirectory() as scratch:
         structure = structures(args.folder, Path(scratch))[ATOMS]
         for number in range(args.rounds):
@@ -94,7 +96,11 @@ def main() -> None:
                 request = {"structure": structure, "out": str(work / "model"), "calls": CALLS[ATOMS], "seconds": args.limit}
                 request["options"] = options(row) if program == OURS else None
                 if number == 0:
-                    launch(program, request | {"task": "prepare"}, args.environments, work / "cache", 300)
+                    answer = launch(program, request | {"task": "prepare"}, args.environments, work / "cache", 300)
+                    if reason := answer.get("missing") or answer.get("failed"):
+                        missing[code] = reason
+                if code in missing:
+                    continue
                 answer = launch(program, request | {"task": "speed"}, args.environments, work / "cache", 300)
                 if "calculator" in answer:
                     times.setdefault(code, []).append(answer["calculator"]["cpu_ms"])
@@ -106,10 +112,10 @@ def main() -> None:
             cost = round(1000 * float(np.median(times[row["code"]])) / int(ATOMS), 1)
             rows.append({"code": row["code"], "settings": row["settings"], "us_per_atom": cost, **errors})
     rows.sort(key=lambda row: row["us_per_atom"])
-    content = {"machine": machine(), "minutes": args.minutes, "rounds": args.rounds, "times_ms": times, "rows": rows}
+    content = {"machine": machine(), "minutes": args.minutes, "rounds": args.rounds, "times_ms": times, "missing": missing, "rows": rows}
     args.json.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     plot(rows, args.json.with_suffix(".png"), args.minutes)
-    print(table(rows))
+    print(table(rows, missing))
 
 
 if __name__ == "__main__":
