@@ -143,7 +143,7 @@ def test_in_a_batch_the_other_direction_is_that_of_the_same_structure():
         np.testing.assert_array_equal(centers.reshape(-1)[flat].reshape(centers.shape), graph.neighbors)
         np.testing.assert_array_equal(graph.neighbor_mask.reshape(-1)[flat].reshape(centers.shape), graph.neighbor_mask)
         vectors = np.asarray(graph.pair_vectors)
-        np.testing.assert_allclose(vectors.reshape(-1, 3)[flat].reshape(vectors.shape), -vectors, atol=1e-5)
+        np.testing.assert_allclose(vectors.reshape(-1, 3)[flat].reshape(vectors.shape), -vectors, atol=1e-5)  # float32: both are differences of coordinates
 
 
 def test_a_pair_listed_in_one_direction_only_is_left_out():
