@@ -37,6 +37,19 @@ def test_peers_without_environment_are_reported_with_the_reason(scripts, tmp_pat
     assert "| mace | ERROR: no such version |" in time_to_accuracy.table([{"code": "mace", **answer}])
 
 
+def test_curves_are_of_codes_with_more_than_one_time(scripts, tmp_path):
+    from time_to_accuracy import curve_table, curves, plot
+
+    def row(code, minutes, error):
+        return {"code": code, "minutes": minutes, "errors": {name: {"forces_rmse": error} for name in ("t300", "t600")}}
+
+    found = curves([row("mlff", 15, 2.0), row("mlff", 1, 8.0), row("mace", 15, 9.0), {"code": "mlff", "minutes": 30, "failed": "no"}])
+    assert {code: list(times) for code, times in found.items()} == {"mlff": [1, 15]}
+    assert curve_table(found).splitlines()[-1] == "| mlff | 8.0 / 8.0 | 2.0 / 2.0 |"
+    plot(found, tmp_path / "curve.png")
+    assert (tmp_path / "curve.png").stat().st_size
+
+
 def test_every_peer_has_an_environment_and_a_runner(scripts):
     import cost_per_step
     import environments

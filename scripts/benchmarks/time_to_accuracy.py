@@ -10,6 +10,8 @@ a process of its own on one core with one thread; starting, setting up and compi
 by peers/environments.py. Rows go into the JSON one by one; a row that is there already is not repeated.
 
 `--ours NAME=OPTION,OPTION` adds a config of mlff, e.g. --ours 64=model.channels=64,loss.energy=10
+
+Codes that are in the JSON for more than one time (by the same clock and seed) are shown as curves: a table, and a plot beside the JSON.
 """
 
 from __future__ import annotations
@@ -73,6 +75,42 @@ def table(rows: list[dict]) -> str:
     return "\n".join(lines)
 
 
+def curves(rows: list[dict]) -> dict[str, dict[float, dict]]:
+    """Errors by code and minutes, of the codes with more than one time."""
+    found: dict[str, dict[float, dict]] = {}
+    for row in sorted((row for row in rows if "errors" in row), key=lambda row: row["minutes"]):
+        found.setdefault(row["code"], {})[row["minutes"]] = row["errors"]
+    return {code: times for code, times in found.items() if len(times) > 1}
+
+
+def curve_table(found: dict[str, dict[float, dict]]) -> str:
+    """Markdown: force RMSE at 300 K / 600 K, meV/Å, one column for each time."""
+    minutes = sorted({time for times in found.values() for time in times})
+    lines = ["| minutes | " + " | ".join(f"{time:g}" for time in minutes) + " |", "|---|" + "---|" * len(minutes)]
+    for code, times in found.items():
+        cells = [" / ".join(f"{times[t][name]['forces_rmse']:.1f}" for name in ("t300", "t600")) if t in times else "" for t in minutes]
+        lines.append(f"| {code} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def plot(found: dict[str, dict[float, dict]], path: Path) -> None:
+    """Errors at 300 K (full lines) and 600 K (broken ones) against the time of training."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(6, 4.2), layout="constrained")
+    for number, (code, times) in enumerate(found.items()):
+        for name, line in (("t300", "o-"), ("t600", "s--")):
+            errors = [times[time][name]["forces_rmse"] for time in times]
+            axes.plot(list(times), errors, line, color=f"C{number}", label=f"{code}, {name[1:]} K")
+    axes.set(xscale="log", yscale="log", xlabel="minutes of training on one core", ylabel="force RMSE, meV/Å")
+    axes.set_title("3BPA, 450 structures at 300 K", fontsize=10)
+    axes.legend(fontsize=8)
+    figure.savefig(path, dpi=150)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
@@ -116,6 +154,9 @@ def main() -> None:
         args.json.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
         print(code, json.dumps(row.get("errors") or row.get("failed") or row.get("missing")), flush=True)
     print(table([row for row in rows if all(row[k] == v for k, v in key.items())]))
+    if found := curves([row for row in rows if row["clock"] == args.clock and row["seed"] == args.seed]):
+        print(curve_table(found))
+        plot(found, args.json.with_suffix(".png"))
 
 
 if __name__ == "__main__":
