@@ -98,7 +98,7 @@ def _resident_heap() -> float:
 
 @contextlib.contextmanager
 def collection_paused() -> Iterator[None]:
-    """No garbage collection within: importing and tracing make many objects, next to none of them garbage (a tenth of a start)."""
+    """No garbage collection within: importing and tracing make many objects, next to none of them garbage."""
     enabled = gc.isenabled()
     gc.disable()
     try:

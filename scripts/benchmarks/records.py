@@ -103,14 +103,14 @@ RECIPES = {
         {"test": {"energy_mae_per_atom": 2.21, "forces_mae": 60.0, "source": "MTP, Zuo et al. 2020, to two digits in forces"}},
         hours=0.05,  # longer, or wider, over-fits so few structures
         model={"channels": 32},
-        loss={"stress": 1.0},
+        loss={"stress": 1.0, "schedule": [{"start": 0.6, "energy": 100.0}]},  # energies late: their weight costs forces
     ),
     "mlearn_cu": Recipe(
         shuffled("mlearn_cu/train.xyz.xz", {"test": "mlearn_cu/test.xyz"}, valid=14, train=None),
         {"test": {"energy_mae_per_atom": 0.41, "forces_mae": 10.0, "source": "MTP, Zuo et al. 2020, to two digits in forces"}},
         hours=0.05,  # longer, or wider, over-fits so few structures
         model={"channels": 32},
-        loss={"stress": 1.0},
+        loss={"stress": 1.0, "schedule": [{"start": 0.6, "energy": 300.0}]},  # energies late: their weight costs forces
     ),
 }
 

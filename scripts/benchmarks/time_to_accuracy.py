@@ -106,6 +106,11 @@ def plot(found: dict[str, dict[float, dict]], path: Path) -> None:
             errors = [times[time][name]["forces_rmse"] for time in times]
             axes.plot(list(times), errors, line, color=f"C{number}", label=f"{code}, {name[1:]} K")
     axes.set(xscale="log", yscale="log", xlabel="minutes of training on one core", ylabel="force RMSE, meV/Å")
+    minutes = sorted({time for times in found.values() for time in times})
+    axes.set_xticks(minutes, [f"{time:g}" for time in minutes])
+    axes.minorticks_off()
+    errors = (10, 20, 50, 100, 200, 500)
+    axes.set_yticks(errors, [str(error) for error in errors])
     axes.set_title("3BPA, 450 structures at 300 K", fontsize=10)
     axes.legend(fontsize=8)
     figure.savefig(path, dpi=150)
