@@ -5,7 +5,7 @@ The public names; each is imported when first used. Units are eV, Å, eV/Å, eV/
 
 import importlib
 
-from mlff.runtime import collection_paused, tune_allocator
+from mlff.runtime import tune_allocator
 
 __version__ = "0.1.0"
 
@@ -27,8 +27,7 @@ tune_allocator()
 
 def __getattr__(name: str):
     if name in _PUBLIC:
-        with collection_paused():
-            return getattr(importlib.import_module(_PUBLIC[name]), name)
+        return getattr(importlib.import_module(_PUBLIC[name]), name)
     raise AttributeError(f"module 'mlff' has no attribute {name!r}")
 
 

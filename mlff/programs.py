@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from mlff import derivatives
 from mlff.errors import StructureError
 from mlff.graph import Graph, Prediction
-from mlff.runtime import collection_paused, compilation_cache, free_memory, quick_compile
+from mlff.runtime import compilation_cache, free_memory, quick_compile
 
 _LARGE = 500_000  #: padded pairs from which on a program's memory is looked at before it runs
 _DERIVATIVES = {
@@ -46,7 +46,7 @@ class Programs:
         if program is not None:
             return program(params, graph, *arguments)
         program = self.jitted(name)
-        with compilation_cache(), collection_paused():
+        with compilation_cache():
             if graph.neighbors.size >= _LARGE:
                 program = program.lower(params, graph, *arguments).compile()
                 _check_memory(program, graph)

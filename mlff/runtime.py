@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import gc
 import os
 import sys
 import threading
@@ -94,18 +93,6 @@ def _resident_heap() -> float:
         elif inside and line.startswith("Rss:"):
             total += 1024.0 * int(line.split()[1])
     return total
-
-
-@contextlib.contextmanager
-def collection_paused() -> Iterator[None]:
-    """No garbage collection within: importing and tracing make many objects, next to none of them garbage."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
 
 
 def quick_compile() -> dict:
