@@ -1,16 +1,20 @@
-"""How the process is set up before JAX starts: memory allocator and compilation cache; and how much memory there is.
+"""How the process is set up before JAX starts: memory allocator, code generator, compilation cache; how much memory there is.
 
 XLA on the CPU allocates its temporaries anew in each call; glibc hands such blocks back to the system and faults them
 in again, which costs about half of the speed. `tune_allocator` makes glibc keep them, the first gigabyte and a half on
 pages of 2 MiB where the system has them on request (a training step touches tens of megabytes, more than the processor
 can look up in pages of 4 KiB). It is called when mlff is imported (before JAX) and does nothing off glibc or when the
 environment variable MLFF_MALLOC is `default`.
+
+XLA has two ways to turn a loop over array elements into machine code on the CPU. `choose_code_generator` takes the older
+one: half the time to compile, the same speed (docs/NOTES.md). XLA reads it once, so it holds for the whole process.
 """
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
+import importlib.util
 import os
 import sys
 import threading
@@ -19,6 +23,7 @@ from pathlib import Path
 
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -2, -4, -8
 _MADV_HUGEPAGE, _HUGE_PAGE = 14, 2**21
+_EXTRA_OPTIONS = "xla_backend_extra_options"
 _ON_HUGE_PAGES = 3 * 2**29  #: bytes at the start of the heap, less than what is trimmed; taken from the system only when used
 
 
@@ -48,6 +53,19 @@ def _use_huge_pages(libc) -> None:
         size = (start + _ON_HUGE_PAGES - first) // _HUGE_PAGE * _HUGE_PAGE
         libc.madvise(ctypes.c_void_p(first), ctypes.c_size_t(size), _MADV_HUGEPAGE)
         libc.free(ctypes.c_void_p(start))
+
+
+def choose_code_generator() -> bool:
+    """Add XLA's option for the older code generator to XLA_FLAGS. Returns whether it was done.
+
+    Not where MLFF_XLA is `default` or XLA_FLAGS has extra options already, nor where JAX has plugins for other devices,
+    whose compilers may not know it. Without effect once JAX has compiled something in the process.
+    """
+    flags = os.environ.get("XLA_FLAGS", "")
+    if os.environ.get("MLFF_XLA") == "default" or _EXTRA_OPTIONS in flags or importlib.util.find_spec("jax_plugins"):
+        return False
+    os.environ["XLA_FLAGS"] = f"{flags} --{_EXTRA_OPTIONS}=xla_cpu_disable_new_fusion_emitters".strip()
+    return True
 
 
 class _Heap(ctypes.Structure):
@@ -96,14 +114,13 @@ def _resident_heap() -> float:
 
 
 def quick_compile() -> dict:
-    """Compiler options for programs that run energies and forces: half the time to compile, no slower once compiled.
+    """Compiler options: a third to a half less time to compile than XLA's default, the same speed once compiled.
 
-    Measured on the many-body model (compile 8.8 to 3.5 s, 12 ms a call both ways); training steps lose a tenth and
-    therefore keep XLA's default. XLA_FLAGS that set the level win.
+    XLA_FLAGS that set the level win.
     """
     if "xla_backend_optimization_level" in os.environ.get("XLA_FLAGS", ""):
         return {}
-    return {"xla_backend_optimization_level": 1}
+    return {"xla_backend_optimization_level": 2}
 
 
 def use_compilation_cache() -> None:

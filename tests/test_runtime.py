@@ -95,3 +95,27 @@ def test_memory_that_was_never_used_is_not_counted_twice():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120)
     fresh, freed = map(float, done.stdout.split())
     assert fresh < 200 and 300 < freed - fresh < 900, "MiB; a limit of the process's group lowers both"
+
+
+@pytest.mark.parametrize(
+    "before, choice, after",
+    [
+        ({}, True, "--xla_backend_extra_options=xla_cpu_disable_new_fusion_emitters"),
+        ({"XLA_FLAGS": "--a=1"}, True, "--a=1 --xla_backend_extra_options=xla_cpu_disable_new_fusion_emitters"),
+        ({"XLA_FLAGS": "--xla_backend_extra_options=xla_mine"}, False, "--xla_backend_extra_options=xla_mine"),
+        ({"MLFF_XLA": "default"}, False, None),
+    ],
+)
+def test_the_older_code_generator_is_chosen_unless_told_otherwise(monkeypatch, before, choice, after):
+    monkeypatch.setattr(runtime.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.delenv("XLA_FLAGS")
+    for name, value in before.items():
+        monkeypatch.setenv(name, value)
+    assert runtime.choose_code_generator() is choice
+    assert runtime.os.environ.get("XLA_FLAGS") == after
+
+
+def test_plugins_for_other_devices_keep_their_options(monkeypatch):
+    monkeypatch.setattr(runtime.importlib.util, "find_spec", lambda name: object())
+    monkeypatch.delenv("XLA_FLAGS")
+    assert not runtime.choose_code_generator()

@@ -81,7 +81,7 @@ def make_step(apply: Apply, config: Config, scale: float) -> Callable[[State, Ar
         state = jax.tree.map(lambda new, old: jnp.where(good, new, old), updated, state)
         return state, _pack(loss, norm, ~good, sums)
 
-    return jax.jit(step, donate_argnums=0)
+    return jax.jit(step, donate_argnums=0, compiler_options=quick_compile())
 
 
 def make_measure(apply: Apply, config: Config, scale: float, stress: bool) -> Callable[[Params, Graph, Labels], Array]:
