@@ -103,7 +103,6 @@ def test_memory_that_was_never_used_is_not_counted_twice():
         ({}, True, "--xla_backend_extra_options=xla_cpu_disable_new_fusion_emitters"),
         ({"XLA_FLAGS": "--a=1"}, True, "--a=1 --xla_backend_extra_options=xla_cpu_disable_new_fusion_emitters"),
         ({"XLA_FLAGS": "--xla_backend_extra_options=xla_mine"}, False, "--xla_backend_extra_options=xla_mine"),
-        ({"MLFF_XLA": "default"}, False, None),
     ],
 )
 def test_the_older_code_generator_is_chosen_unless_told_otherwise(monkeypatch, before, choice, after):
