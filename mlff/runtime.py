@@ -8,7 +8,7 @@ environment variable MLFF_MALLOC is `default`.
 
 XLA has two ways to turn a loop over array elements into machine code on the CPU. `choose_code_generator` takes the older
 one, which is the better one for training: half the time to compile, steps as fast or a tenth faster. Energies and forces
-of small structures and few channels take 5 to 20 % longer with it (docs/NOTES.md), so molecular dynamics keeps the newer
+of small structures and few channels take 10 to 25 % longer with it (docs/NOTES.md), so molecular dynamics keeps the newer
 one. XLA reads the choice once, so it holds for a whole process: `mlff train` makes it for its own.
 """
 

@@ -26,7 +26,7 @@ from ase.io import read, write
 from machine import machine
 from peers.launch import pin
 
-from mlff import Potential
+from mlff import Potential, evaluate, read_dataset
 
 Parts = dict[str, list[Atoms]]  #: train, valid and the tests
 
@@ -165,26 +165,18 @@ def run(recipe: Recipe, folder: Path, out: Path) -> dict:
         row["teacher"] |= learned(fit(out, "first", first), out / "first")
         config["start"] = "first/model.safetensors"
     row["config"] = config
-    runs = [out / ("run" if member == 0 else f"run_{member}") for member in range(recipe.members)]
-    for member, run in enumerate(runs):
-        fit(out, run.name, config | ({"member": member} if member else {}))
-    row |= learned(Potential.load(runs[0] / "model.safetensors"), runs[0])
+    names = ["run", *(f"run_{member}" for member in range(1, recipe.members))]
+    trained = [fit(out, name, config | ({"member": member} if member else {})) for member, name in enumerate(names)]
+    row |= learned(trained[0], out / "run")
     if recipe.members > 1:
-        row["members"] = [Potential.load(run / "model.safetensors").metadata["errors"] for run in runs]
-        row["errors"] = together(out, runs, list(recipe.published))
+        mlff("committee", *(str(out / name) for name in names), "--out", str(out / "committee.safetensors"))
+        committee = Potential.load(out / "committee.safetensors")
+        row["members"] = [potential.metadata["errors"] for potential in trained]
+        row["errors"] = {
+            "test" if name == "test" else f"test {name}": evaluate(committee, read_dataset(out / f"{name}.xyz"), False).to_dict()
+            for name in recipe.published
+        }
     return row
-
-
-def together(out: Path, runs: list[Path], tests: list[str]) -> dict[str, dict]:
-    """Join the members to OUT/committee.safetensors; its errors, named as those of a run."""
-    file, errors = out / "committee.safetensors", {}
-    mlff("committee", *map(str, runs), "--out", str(file))
-    for name in tests:
-        mlff("evaluate", str(file), str(out / f"{name}.xyz"), "--json", str(out / "errors.json"))
-        found = json.loads((out / "errors.json").read_text(encoding="utf-8"))
-        paths = ("model", "data", "fingerprint")
-        errors["test" if name == "test" else f"test {name}"] = {key: found[key] for key in found if key not in paths}
-    return errors
 
 
 def learned(potential: Potential, run: Path) -> dict:
