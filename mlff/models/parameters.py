@@ -19,7 +19,8 @@ def initial_params(model, seed: int) -> dict:
 
 def parameter_shapes(model) -> dict[str, tuple[int, ...]]:
     """Name (parts joined by "/") -> shape; nothing is computed."""
-    shapes = jax.eval_shape(model.init, jax.random.key(0), _pair(model))
+    key = jax.eval_shape(jax.random.key, 0)  # a real one would be computed, by programs compiled for it
+    shapes = jax.eval_shape(model.init, key, _pair(model))
     return {"/".join(name): leaf.shape for name, leaf in traverse_util.flatten_dict(shapes).items()}
 
 

@@ -103,12 +103,12 @@ def main() -> None:
     parser.add_argument("--cases", nargs="*", choices=CALLS, default=list(CALLS))
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--limit", type=float, default=30.0, help="seconds of repeated calls at most, per measurement")
-    parser.add_argument("--core", type=int, default=0)
+    parser.add_argument("--core", type=int, nargs="+", default=[0], help="more than one: for start-up as users see it")
     parser.add_argument("--environments", type=Path, default=Path("build/peers"))
     parser.add_argument("--json", type=Path, default=Path(__file__).parent / "results" / "cost_per_step.json")
     args = parser.parse_args()
-    pin(args.core)
-    content = {"machine": machine(), "unit": "milliseconds per call", "rounds": args.rounds, "versions": {}, "rows": []}
+    pin(*args.core)
+    content = {"machine": machine(), "cores": args.core, "unit": "milliseconds per call", "rounds": args.rounds, "versions": {}, "rows": []}
     with tempfile.TemporaryDirectory() as scratch:
         files = structures(args.folder, Path(scratch))
         for number in range(args.rounds):

@@ -34,10 +34,10 @@ def versions(name: str, environments: Path) -> dict:
     return {package: known[package] for package in wanted if package in known}
 
 
-def pin(core: int) -> None:
-    """Keep this process, and those that it starts, on one core, where the system can."""
+def pin(*cores: int) -> None:
+    """Keep this process, and those that it starts, on these cores, where the system can."""
     if hasattr(os, "sched_setaffinity"):
-        os.sched_setaffinity(0, {core})
+        os.sched_setaffinity(0, cores)
 
 
 def launch(name: str, request: dict, environments: Path, cache: Path, limit: float) -> dict:
