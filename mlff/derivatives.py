@@ -5,6 +5,7 @@ One backward pass over positions and strain gives all forces and stresses of a b
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 
 import jax
@@ -16,11 +17,23 @@ from mlff.graph import Graph, Prediction
 EnergyFunction = Callable[[Graph], Array]  #: Graph -> (N,) eV per atom, 0 for padding
 
 
+def _unrounded(function: Callable) -> Callable:
+    """Matrix products within in the precision of their factors; by default an accelerator rounds those of float32 to 10 bits (TF32)."""
+
+    @functools.wraps(function)
+    def call(*args, **kwargs):
+        with jax.default_matmul_precision("float32"):
+            return function(*args, **kwargs)
+
+    return call
+
+
 def structure_energies(energies: Array, graph: Graph) -> Array:
     """Sum per-atom energies (N,) over each structure: (B,), eV."""
     return jax.ops.segment_sum(energies, graph.structure, graph.n_atoms.shape[0], indices_are_sorted=True)
 
 
+@_unrounded
 def predict(energy_function: EnergyFunction, graph: Graph, forces: bool = True, stress: bool = False) -> Prediction:
     """Energy, forces -dE/dR and, if asked, stress +(1/V) dE/dε with V = abs(det cell), from one reverse pass.
 
@@ -46,11 +59,13 @@ def predict(energy_function: EnergyFunction, graph: Graph, forces: bool = True, 
     return Prediction(structure_energies(energies, graph), -gradient, stresses, energies)
 
 
+@_unrounded
 def hessian_vector_product(energy_function: EnergyFunction, graph: Graph, vector: Array) -> Array:
     """H v for v (N, 3): forward-over-reverse, the cost of a few gradients; eV/Å² times the unit of v."""
     return jax.jvp(lambda positions: _gradient(energy_function, graph, positions), (graph.positions,), (vector,))[1]
 
 
+@_unrounded
 def hessian(energy_function: EnergyFunction, graph: Graph) -> Array:
     """d²E/dR² (N, 3, N, 3) in eV/Å², row by row (memory of one Hessian-vector product at a time)."""
     shape = graph.positions.shape

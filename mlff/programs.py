@@ -1,4 +1,9 @@
-"""The compiled programs of one potential: one per derivative and padded shape, kept on disk for the next process."""
+"""The compiled programs of one potential: one per derivative and padded shape, kept on disk for the next process.
+
+A small structure's first energies and forces come from a program that compiles in half a second instead of three to five;
+when it has been used so often that its slowness would cost about as much, the one that optimises in full follows. Which of
+the two a call gets depends on the number of calls before it alone. The two differ by rounding.
+"""
 
 from __future__ import annotations
 
@@ -12,9 +17,11 @@ import jax.numpy as jnp
 from mlff import derivatives
 from mlff.errors import StructureError
 from mlff.graph import Graph, Prediction
-from mlff.runtime import compilation_cache, free_memory, quick_compile
+from mlff.runtime import compilation_cache, free_memory, hasty_compile, quick_compile
 
 _LARGE = 500_000  #: padded pairs from which on a program's memory is looked at before it runs
+_EARLY = 100_000  #: padded pairs in all calls of a shape together: as long as there are fewer the hasty program will do
+_OFTEN = "forces", "stress"  #: what is computed again and again, so that the number of calls decides
 _DERIVATIVES = {
     "forces": derivatives.predict,
     "stress": functools.partial(derivatives.predict, stress=True),
@@ -30,9 +37,12 @@ class Programs:
         """`apply`: parameters and graph to energies per atom; of `members` above 1 the parameters have an axis in front."""
         self._apply = apply
         self._members = members
-        self._jitted: dict[str, Callable] = {}
+        self._jitted: dict[tuple[str, bool], Callable] = {}
         self._ready: dict[tuple, Callable] = {}
+        self._hasty: dict[tuple, Callable] = {}
+        self._calls: dict[tuple, int] = {}
         self._large = 0
+        self.steady = False  #: never a hasty program: every call of a shape computes the same bits (a simulation and its restart)
 
     @property
     def compilations(self) -> int:
@@ -45,19 +55,28 @@ class Programs:
         program = self._ready.get(key)
         if program is not None:
             return program(params, graph, *arguments)
-        program = self.jitted(name)
+        hasty = self._early(key, graph)
+        if hasty and key in self._hasty:
+            return self._hasty[key](params, graph, *arguments)
+        program = self.jitted(name, hasty)
         with compilation_cache():
             if graph.neighbors.size >= _LARGE:
                 program = program.lower(params, graph, *arguments).compile()
                 _check_memory(program, graph)
                 self._large += 1
             result = program(params, graph, *arguments)
-        self._ready[key] = program
+        (self._hasty if hasty else self._ready)[key] = program
         return result
 
-    def jitted(self, name: str) -> Callable:
+    def _early(self, key: tuple, graph: Graph) -> bool:
+        """Whether this call of a shape is among its first few, for which a hasty program will do."""
+        calls = self._calls[key] = self._calls.get(key, 0) + 1
+        few = _EARLY // (graph.neighbors.size * self._members)
+        return few > 1 and calls <= few and not self.steady and key[0] in _OFTEN and bool(hasty_compile())
+
+    def jitted(self, name: str, hasty: bool = False) -> Callable:
         """The function that JAX compiles for each shape."""
-        if name not in self._jitted:
+        if (name, hasty) not in self._jitted:
 
             def program(params, *arguments):
                 def derive(member):
@@ -65,8 +84,9 @@ class Programs:
 
                 return derive(params) if self._members == 1 else _mean(jax.lax.map(derive, params))
 
-            self._jitted[name] = jax.jit(program, compiler_options=quick_compile())
-        return self._jitted[name]
+            options = hasty_compile() if hasty else quick_compile()
+            self._jitted[name, hasty] = jax.jit(program, compiler_options=options)
+        return self._jitted[name, hasty]
 
 
 def _mean(results):

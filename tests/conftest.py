@@ -6,7 +6,8 @@ import os
 
 # Tests compile many programs and run each a few times: XLA's optimiser would take most of the time.
 os.environ["XLA_FLAGS"] = (
-    "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true " + os.environ.get("XLA_FLAGS", "")
+    "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false --xla_llvm_disable_expensive_passes=true "
+    + os.environ.get("XLA_FLAGS", "")
 )
 
 import signal

@@ -76,7 +76,7 @@ def test_ratios_are_taken_round_by_round(scripts):
 
     rows = [row("mlff", 0, 1.0), row("mace", 0, 10.0), row("mlff", 1, 2.0), row("mace", 1, 20.0)]
     rows += [{"code": "painn", "case": "27", "round": 0, "missing": "not there"}]
-    summary = summarize(rows)
+    summary = summarize(rows, "cpu_ms")
     assert summary["mace"]["27"]["calculator_ratio"] == 10.0
     assert (summary["mace"]["27"]["first_force_cold_s"], summary["mace"]["27"]["first_force_warm_s"]) == (9.0, 8.0)
     assert summary["painn"]["27"] == {"reason": "not there"}

@@ -32,6 +32,7 @@ class _Commands(TyperGroup):
         before = signal.signal(signal.SIGTERM, terminate) if main else None
         try:
             with warnings.catch_warnings():
+                warnings.simplefilter("ignore", DeprecationWarning)  # for those who wrote the libraries, not for users
                 warnings.showwarning = lambda message, *_: say("warning", str(message))
                 code = super().main([arg for arg in args if arg != "--debug"], prog_name, standalone_mode=False, **extra)
             if code == 130:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import flax.linen as nn
 import jax.numpy as jnp
+import numpy as np
 from ase.data import covalent_radii
 from jax import Array
 
@@ -51,13 +52,14 @@ def zbl_energies(graph: Graph, distances: Array) -> Array:
     Cut off smoothly at the sum of the two covalent radii: nothing on a stretched bond, up to about 1 eV on a double one.
     `distances` (N, K) in Å, 0 in empty slots.
     """
-    z = graph.atomic_numbers.astype(distances.dtype)
-    radii = jnp.asarray(covalent_radii, distances.dtype)[graph.atomic_numbers]
-    z_i, z_j = z[:, None], z[graph.neighbors]
-    reach = radii[:, None] + radii[graph.neighbors]
+    charge = np.arange(119.0)
+    table = jnp.asarray(np.stack([charge, charge**0.23 / 0.46850, covalent_radii]), distances.dtype)
+    z_i, inverse_i, radius_i = table[:, graph.atomic_numbers[:, None]]
+    z_j, inverse_j, radius_j = table[:, graph.atomic_numbers[graph.neighbors]]
+    reach = radius_i + radius_j
     inside = (distances > 0) & (distances < reach)
     r = jnp.where(inside, distances, 1.0)
-    x = r * (z_i**0.23 + z_j**0.23) / 0.46850
+    x = r * (inverse_i + inverse_j)  # over the screening length
     screening = 0.18175 * jnp.exp(-3.19980 * x) + 0.50986 * jnp.exp(-0.94229 * x)
     screening += 0.28022 * jnp.exp(-0.40290 * x) + 0.02817 * jnp.exp(-0.20162 * x)
     coulomb = 14.399645478 * z_i * z_j / r

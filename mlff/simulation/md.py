@@ -100,7 +100,7 @@ def run_md(
             _warm_up(calculator, state, state_path(trajectory))
         elif not keep_velocities:
             maxwell_boltzmann(atoms, temperature, rng)
-        _set_stress_mode(calculator, ensemble == "npt")
+        _prepare(calculator, stress=ensemble == "npt", steady=True)
         atoms.calc = calculator
         try:
             guard = Guard(atoms, limits, temperature)
@@ -119,7 +119,7 @@ def run_md(
                 return run.until(steps, shown, stop)
         finally:
             atoms.set_constraint(constraints)
-            _set_stress_mode(calculator, None)
+            _prepare(calculator, stress=None, steady=False)
 
 
 class _Run:
@@ -341,6 +341,8 @@ def _warm_up(calculator, state: dict[str, np.ndarray], path: Path) -> None:
             raise DataError(f"{path}: its neighbour list cannot be built again ({error})") from None
 
 
-def _set_stress_mode(calculator, always: bool | None) -> None:
+def _prepare(calculator, stress: bool | None, steady: bool) -> None:
+    """Tell a calculator of ours whether each step needs the stress, and that all steps are to be computed alike."""
     if hasattr(calculator, "always_stress"):
-        calculator.always_stress = always
+        calculator.always_stress = stress
+        calculator.potential.programs.steady = steady

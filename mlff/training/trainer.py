@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import collections
 import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
 
 import jax
@@ -13,6 +16,7 @@ import numpy as np
 from mlff.config import Config
 from mlff.data.batching import Batches, Sizes
 from mlff.errors import TrainingError
+from mlff.graph import Graph, Labels
 from mlff.interruption import Stop
 from mlff.models.atoms import Statistics
 from mlff.training import losses, optimizer
@@ -23,6 +27,7 @@ from mlff.training.run import MAX_BACKOFFS, Run, errors
 from mlff.training.step import Apply, Params, Report, initial_state, make_measure, make_step
 
 IN_FLIGHT = 2  #: steps the device may be ahead of the host's book-keeping
+AHEAD = 2  #: batches that are built before they are needed
 SELDOM, OFTEN = 600.0, 10.0  #: seconds between checkpoints, at most and at least
 
 
@@ -110,26 +115,41 @@ class Trainer:
         plan = self.task.train.plan(np.random.default_rng([self.config.seed, run.epoch, self.config.member]))
         begun, structures = run.seconds, 0
         pending: collections.deque[jax.Array] = collections.deque()
-        while run.position < len(plan) and not run.out_of_time(self.config) and not self._stop.asked:
-            sizes, indices = plan[run.position]
-            graph, labels = self.task.train.build(sizes, indices)
-            self._share = run.share(self.config, len(plan))
-            controls = np.array([self._share, run.factor], graph.positions.dtype)
-            self.state, report = self._first_use("step", sizes, self.step, self.state, controls, graph, labels)
-            pending.append(report)
-            run.position += 1
-            run.tried += 1
-            structures += len(indices)
-            if len(pending) > IN_FLIGHT:
-                self._take(pending)
-            self._tick()
-            self._show(structures / max(run.seconds - begun, 1e-9))
-            if self._mark - self._saved > SELDOM:
-                self._drain(pending)
-                self.save()
+        with closing(self._batches(plan[run.position :])) as batches:
+            while run.position < len(plan) and not run.out_of_time(self.config) and not self._stop.asked:
+                sizes, count, graph, labels = next(batches)
+                self._share = run.share(self.config, len(plan))
+                controls = np.array([self._share, run.factor], graph.positions.dtype)
+                self.state, report = self._first_use("step", sizes, self.step, self.state, controls, graph, labels)
+                pending.append(report)
+                run.position += 1
+                run.tried += 1
+                structures += count
+                if len(pending) > IN_FLIGHT:
+                    self._take(pending)
+                self._tick()
+                self._show(structures / max(run.seconds - begun, 1e-9))
+                if self._mark - self._saved > SELDOM:
+                    self._drain(pending)
+                    self.save()
         self._drain(pending)
         self._tick()
         self._speed = structures / max(run.seconds - begun, 1e-9)
+
+    def _batches(self, plan: list[tuple[Sizes, list[int]]]) -> Iterator[tuple[Sizes, int, Graph, Labels]]:
+        """Batches on the device, and of how many structures; each is built while the device works at the one before."""
+
+        def build(sizes: Sizes, indices: list[int]) -> tuple[Sizes, int, Graph, Labels]:
+            with jax.enable_x64(self.config.precision == "float64"):  # the thread's own
+                return sizes, len(indices), *jax.device_put(self.task.train.build(sizes, indices))
+
+        with ThreadPoolExecutor(1) as thread:
+            ahead = collections.deque(thread.submit(build, *batch) for batch in plan[:AHEAD])
+            for number in range(len(plan)):
+                batch = ahead.popleft().result()
+                if number + AHEAD < len(plan):
+                    ahead.append(thread.submit(build, *plan[number + AHEAD]))
+                yield batch
 
     def _end_epoch(self) -> None:
         run, config = self.run, self.config

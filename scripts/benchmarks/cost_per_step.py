@@ -9,6 +9,9 @@ round each code gets a new process on each structure: from its start to the firs
 compiled programs: cold; later warm), the ASE calculator while atoms move as in molecular dynamics, the bare model on a fixed
 prepared structure, the peak of resident memory. The figures are CPU milliseconds, medians over calls, then over rounds; a
 ratio is one of medians of the same round, then the median over rounds. The peers' environments: peers/environments.py.
+
+With --device gpu the figures are wall-clock milliseconds and nothing is pinned; mlff and mace-torch know how. --work FOLDER
+keeps the models with random weights, so that --rounds 0 makes them (on the CPU) and a later run only times.
 """
 
 from __future__ import annotations
@@ -17,6 +20,7 @@ import argparse
 import json
 import sys
 import tempfile
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -47,8 +51,8 @@ def structures(folder: Path, out: Path) -> dict[str, str]:
     return {name: str(out / f"{name}.xyz") for name in found}
 
 
-def summarize(rows: list[dict]) -> dict:
-    """Medians and ratios to mlff per code and structure."""
+def summarize(rows: list[dict], clock: str) -> dict:
+    """Medians and ratios to mlff per code and structure; `clock`: cpu_ms or wall_ms."""
     summary = {}
     for code, case in dict.fromkeys((row["code"], row["case"]) for row in rows):
         mine = [row for row in rows if (row["code"], row["case"]) == (code, case)]
@@ -61,15 +65,17 @@ def summarize(rows: list[dict]) -> dict:
         for kind in ("calculator", "bare"):
             timed = [row for row in done if row[kind]]
             if timed:
-                entry[f"{kind}_ms"] = round(float(np.median([row[kind]["cpu_ms"] for row in timed])), 3)
-            ratios = [row[kind]["cpu_ms"] / base[row["round"]][kind]["cpu_ms"] for row in timed if row["round"] in base]
+                entry[f"{kind}_ms"] = round(float(np.median([row[kind][clock] for row in timed])), 3)
+            ratios = [row[kind][clock] / base[row["round"]][kind][clock] for row in timed if row["round"] in base]
             if ratios:
                 entry[f"{kind}_ratio"] = round(float(np.median(ratios)), 2)
         entry["us_per_atom"] = round(1000 * entry["calculator_ms"] / int(case), 1)
         cold = [row["first_force_s"] for row in done if row["round"] == 0]
         warm = [row["first_force_s"] for row in done if row["round"] > 0]
-        entry["first_force_cold_s"] = round(cold[0], 1) if cold else None
-        entry["first_force_warm_s"] = round(float(np.median(warm)), 1) if warm else None
+        if cold:
+            entry["first_force_cold_s"] = round(cold[0], 1)
+        if warm:
+            entry["first_force_warm_s"] = round(float(np.median(warm)), 1)
         entry["peak_memory_mib"] = int(np.median([row["peak_memory_mib"] for row in done]))
     return summary
 
@@ -77,7 +83,7 @@ def summarize(rows: list[dict]) -> dict:
 def table(summary: dict, cases: list[str]) -> str:
     """Markdown, one row per code and structure."""
     lines = [
-        "| atoms | code | ASE calculator, CPU ms (µs/atom) | bare, CPU ms | times mlff: ASE / bare | first force cold / warm, s | peak MiB |",
+        "| atoms | code | ASE calculator, ms (µs/atom) | bare, ms | times mlff: ASE / bare | first force cold / warm, s | peak MiB |",
         "|---|---|---|---|---|---|---|",
     ]
     for case in cases:
@@ -87,7 +93,7 @@ def table(summary: dict, cases: list[str]) -> str:
                 lines.append(f"| {case} | {code} | {entry['reason']} | | | | |")
             elif entry:
                 ratio = f"{entry.get('calculator_ratio', '')} / {entry.get('bare_ratio', '')}"
-                first = f"{entry['first_force_cold_s']} / {entry['first_force_warm_s']}"
+                first = f"{entry.get('first_force_cold_s', '')} / {entry.get('first_force_warm_s', '')}"
                 calculator = f"{entry['calculator_ms']} ({entry['us_per_atom']})"
                 lines.append(
                     f"| {case} | {code} | {calculator} | {entry.get('bare_ms', '')} | {ratio} | {first} | {entry['peak_memory_mib']} |"
@@ -104,37 +110,51 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--limit", type=float, default=30.0, help="seconds of repeated calls at most, per measurement")
     parser.add_argument("--core", type=int, nargs="+", default=[0], help="more than one: for start-up as users see it")
+    parser.add_argument("--device", choices=("cpu", "gpu"), default="cpu")
+    parser.add_argument("--work", type=Path, help="folder to keep models in; default: one that is thrown away")
     parser.add_argument("--environments", type=Path, default=Path("build/peers"))
     parser.add_argument("--json", type=Path, default=Path(__file__).parent / "results" / "cost_per_step.json")
     args = parser.parse_args()
-    pin(*args.core)
-    content = {"machine": machine(), "cores": args.core, "unit": "milliseconds per call", "rounds": args.rounds, "versions": {}, "rows": []}
-    with tempfile.TemporaryDirectory() as scratch:
-        files = structures(args.folder, Path(scratch))
+    clock = "cpu_ms" if args.device == "cpu" else "wall_ms"
+    if args.device == "cpu":
+        pin(*args.core)
+    with tempfile.TemporaryDirectory() if args.work is None else nullcontext(args.work.resolve()) as scratch:
+        work = Path(scratch)
+        work.mkdir(parents=True, exist_ok=True)
+        files, failed = structures(args.folder, work), {}
+        pairs = [(case, code) for case in args.cases for code in (OURS, *args.peers)]
+
+        def request(task: str, case: str, code: str, **more) -> dict:
+            return {"task": task, "structure": files[case], "out": str(work / code / case / "model"), "options": args.ours.split(",")} | more
+
+        for case, code in pairs:
+            if not (work / code / case / "model").exists():
+                answer = launch(code, request("prepare", case, code), args.environments, work / "other", 300)
+                if answer.keys() & {"failed", "missing"}:
+                    failed[case, code] = answer
+        if not args.rounds:
+            return
+        content = {"machine": machine(), "clock": clock, "unit": "milliseconds per call", "rounds": args.rounds, "versions": {}, "rows": []}
+        if args.device == "cpu":
+            content["cores"] = args.core
         for number in range(args.rounds):
-            for case in args.cases:
-                for code in (OURS, *args.peers):
-                    work = Path(scratch) / code / case
-                    request = {"structure": files[case], "out": str(work / "model"), "options": args.ours.split(",")}
-                    if number == 0:
-                        answer = launch(
-                            code, {"task": "prepare", **request}, args.environments, Path(scratch) / "other", 300
-                        )
-                    elif any(
-                        row["code"] == code and row["case"] == case and "calculator" not in row for row in content["rows"]
-                    ):
-                        continue  # it failed in the first round
-                    if number > 0 or not answer.keys() & {"failed", "missing"}:
-                        request |= {"task": "speed", "calls": CALLS[case], "seconds": args.limit}
-                        answer = launch(code, request, args.environments, work / "cache", 10 * args.limit)
-                    content["rows"].append({"code": code, "case": case, "round": number, **answer})
-                    if code in args.peers and "missing" not in answer:
-                        content["versions"][code] = versions(code, args.environments)
-                    content["summary"] = summarize(content["rows"])
-                    content["load_after"] = machine()["load_average"]
-                    args.json.parent.mkdir(parents=True, exist_ok=True)
-                    args.json.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-                    print(number, case, code, json.dumps(answer), flush=True)
+            for case, code in pairs:
+                if number and (case, code) in failed:
+                    continue
+                answer = failed.get((case, code))
+                if answer is None:
+                    more = {"calls": CALLS[case], "seconds": args.limit, "device": args.device}
+                    answer = launch(code, request("speed", case, code, **more), args.environments, work / code / case / "cache", 10 * args.limit)
+                    if "calculator" not in answer:
+                        failed[case, code] = answer
+                content["rows"].append({"code": code, "case": case, "round": number, **answer})
+                if code in args.peers and "missing" not in answer:
+                    content["versions"][code] = versions(code, args.environments)
+                content["summary"] = summarize(content["rows"], clock)
+                content["load_after"] = machine()["load_average"]
+                args.json.parent.mkdir(parents=True, exist_ok=True)
+                args.json.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+                print(number, case, code, json.dumps(answer), flush=True)
     print(table(content["summary"], args.cases))
 
 

@@ -21,7 +21,7 @@ def machine() -> dict:
         "cpu": model,
         "cores_usable": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "load_average": [round(load, 1) for load in os.getloadavg()],
-        "device": str(jax.devices()[0].platform),
+        "device": jax.devices()[0].device_kind,
         "python": platform.python_version(),
         "versions": {name: version(name) for name in ("mlff", "jax", "jaxlib", "numpy")},
         "date": time.strftime("%Y-%m-%d"),

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import jax
 import numpy as np
 import pytest
 
+from mlff.data.batching import make_graph, make_sample
+from mlff.data.structure import Structure
+from mlff.derivatives import predict
 from tests.conftest import MODELS
 
 pytestmark = pytest.mark.parametrize("name", MODELS)
@@ -62,3 +66,28 @@ def test_hessian_against_differences_of_forces(name, potentials, silicon):
     matrix = potential.hessian(silicon)
     np.testing.assert_allclose(matrix @ vector.ravel(), product.ravel(), atol=1e-8 * np.abs(matrix).max())
     np.testing.assert_allclose(matrix, matrix.T, atol=1e-9 * np.abs(matrix).max())
+
+
+def test_products_are_not_rounded_where_the_device_would(name, potentials, ethanol):
+    """JAX's default on a GPU takes float32 products with factors of 10 bits; forces would be off by a thousandth."""
+    potential = potentials(name)
+    sample = make_sample(Structure.from_atoms(ethanol), potential.cutoff)
+    graph = make_graph([sample], sample.sizes, np.float32)
+
+    def loss(params):
+        return (predict(lambda g: potential.model.apply(params, g), graph, stress=True).forces ** 2).sum()
+
+    found = list(products(jax.make_jaxpr(jax.grad(loss))(potential.params).jaxpr))
+    assert all(precision == (jax.lax.Precision.HIGHEST,) * 2 for precision in found)
+    assert found or name in ("lennard_jones", "morse")
+
+
+def products(jaxpr):
+    """The precision of every matrix product in a program, and in those within it."""
+    for equation in jaxpr.eqns:
+        if equation.primitive.name == "dot_general":
+            yield equation.params["precision"]
+        for value in equation.params.values():
+            inner = getattr(value, "jaxpr", value)
+            if hasattr(inner, "eqns"):
+                yield from products(inner)

@@ -148,6 +148,16 @@ def test_training_that_keeps_diverging_backs_off_and_then_gives_up(task, tmp_pat
     assert caplog.text.count("with the learning rate x") == 5
 
 
+def test_batches_come_in_the_order_of_the_plan_and_errors_of_building_them_are_raised(task, tmp_path):
+    trainer = make_trainer(tmp_path, task)
+    plan = task.train.plan(np.random.default_rng(0))
+    for (sizes, indices), (size, count, graph, labels) in zip(plan, trainer._batches(plan), strict=True):
+        assert (size, count) == (sizes, len(indices)) and isinstance(labels.energy, jax.Array)
+        assert_same(task.train.build(sizes, indices), (graph, labels))
+    with pytest.raises(IndexError):
+        next(trainer._batches([(plan[0][0], [10**6])]))
+
+
 def test_energies_only_never_differentiates_by_positions(structures, tmp_path):
     @jax.custom_vjp
     def guarded(positions):

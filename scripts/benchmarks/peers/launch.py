@@ -52,8 +52,10 @@ def launch(name: str, request: dict, environments: Path, cache: Path, limit: flo
         "JAX_COMPILATION_CACHE_DIR": str(cache),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2",
         "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
-        "PYTHONPATH": str(ROOT) if name == OURS else "",
+        "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])) if name == OURS else "",
     }
+    if request.get("device", "cpu") == "cpu":
+        environment["JAX_PLATFORMS"] = "cpu"
     if request["task"] == "speed":  # in training the kernels of TensorNet, the same for all data, count as installed
         environment["WARP_CACHE_PATH"] = str(cache / "warp")
     command = [python, str(HERE / f"run_{name}.py")]

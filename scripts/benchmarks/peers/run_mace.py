@@ -100,7 +100,8 @@ def speed(request: dict) -> dict:
 
     def calculator(atoms):
         file = str(Path(request["out"]) / "mace.model")
-        return MACECalculator(model_paths=file, device="cpu", default_dtype="float32")
+        device = {"cpu": "cpu", "gpu": "cuda"}[request["device"]]
+        return MACECalculator(model_paths=file, device=device, default_dtype="float32")
 
     def bare(atoms, calculator):
         inputs = calculator._atoms_to_batch(atoms)
@@ -108,7 +109,7 @@ def speed(request: dict) -> dict:
 
         def call():
             out = model(inputs.clone().to_dict(), compute_force=True)
-            return out["energy"].item(), out["forces"].numpy()
+            return out["energy"].item(), out["forces"].cpu().numpy()
 
         return call
 
