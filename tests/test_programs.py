@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import jax
 import numpy as np
 import pytest
 from ase.build import bulk
@@ -51,9 +52,14 @@ def test_a_simulation_runs_one_program_from_its_first_step(hasty, ethanol):
     assert not calculator.potential.programs._hasty and not calculator.potential.programs.steady
 
 
-def test_it_is_for_the_cpu_and_for_those_who_set_no_level(monkeypatch):
-    assert runtime.hasty_compile() == {}, "the tests set the level"
+def test_options_are_for_the_cpu_for_those_who_set_no_level_and_as_xla_knows_them(monkeypatch):
+    ask = runtime.hasty_compile.__wrapped__
+    assert ask() == {}, "the tests set the level"
     monkeypatch.setenv("XLA_FLAGS", "")
-    assert runtime.hasty_compile()
-    monkeypatch.setattr("jax.default_backend", lambda: "gpu")
-    assert runtime.hasty_compile() == {}
+    assert ask() == {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
+    with monkeypatch.context() as patched:
+        patched.setattr("jax.default_backend", lambda: "gpu")
+        assert ask() == {}
+    known = jax.jit
+    monkeypatch.setattr("jax.jit", lambda function, **_: known(function, compiler_options={"xla_no_such_option": True}))
+    assert ask() == {"xla_backend_optimization_level": 0}
