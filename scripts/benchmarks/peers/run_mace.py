@@ -100,7 +100,7 @@ def speed(request: dict) -> dict:
 
     def calculator(atoms):
         file = str(Path(request["out"]) / "mace.model")
-        device = {"cpu": "cpu", "gpu": "cuda"}[request["device"]]
+        device = {"cpu": "cpu", "gpu": "cuda"}[request.get("device", "cpu")]
         return MACECalculator(model_paths=file, device=device, default_dtype="float32")
 
     def bare(atoms, calculator):

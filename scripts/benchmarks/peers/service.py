@@ -8,7 +8,7 @@ train  {"task": "train", "train": FILE, "valid": FILE, "tests": {NAME: FILE}, "s
        -> {"model", "settings", "epochs", "parameters", "errors": {NAME: ...}, "train_wall_s", "train_cpu_s"}
 prepare {"task": "prepare", "structure": FILE, "out": FOLDER} -> {}: a model file with random weights for such a structure
 speed  {"task": "speed", "structure": FILE, "out": FOLDER, "started": TIME, "calls": COUNT, "seconds": LIMIT,
-        "device": "cpu" or "gpu" (mlff and mace)}
+        "device": "cpu" or "gpu" (mlff and mace; without it, cpu)}
        -> {"settings", "atoms", "calculator", "bare", "first_force_s", "peak_memory_mib"}
 
 TIME is time.time() just before the process was started, so that starting Python and importing count. Files are extended
