@@ -13,8 +13,11 @@ import jax.numpy as jnp
 from jax import Array
 
 from mlff.graph import Graph, Prediction
+from mlff.runtime import run_where_called
 
 EnergyFunction = Callable[[Graph], Array]  #: Graph -> (N,) eV per atom, 0 for padding
+
+run_where_called()
 
 
 def _unrounded(function: Callable) -> Callable:

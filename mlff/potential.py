@@ -96,7 +96,7 @@ class Potential:
     @functools.cached_property
     def _device_params(self):
         with self.scope():
-            return jax.tree.map(lambda x: jax.numpy.asarray(np.asarray(x), self.dtype), self.params)
+            return jax.tree.map(lambda x: jax.numpy.asarray(np.asarray(x, self.dtype)), self.params)
 
     def scope(self):
         """Context in which JAX computes in this potential's precision; float64 elsewhere in the process is untouched."""

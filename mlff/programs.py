@@ -72,7 +72,8 @@ class Programs:
         """Whether this call of a shape is among its first few, for which a hasty program will do."""
         calls = self._calls[key] = self._calls.get(key, 0) + 1
         few = _EARLY // (graph.neighbors.size * self._members)
-        return few > 1 and calls <= few and not self.steady and key[0] in _OFTEN and bool(hasty_compile())
+        wanted = few > 1 and calls <= few and not self.steady and key[0] in _OFTEN
+        return wanted and jax.default_backend() == "cpu" and bool(hasty_compile())
 
     def jitted(self, name: str, hasty: bool = False) -> Callable:
         """The function that JAX compiles for each shape."""

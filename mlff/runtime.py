@@ -3,8 +3,10 @@
 XLA on the CPU allocates its temporaries anew in each call; glibc hands such blocks back to the system and faults them
 in again, which costs about half of the speed. `tune_allocator` makes glibc keep them, the first gigabyte and a half on
 pages of 2 MiB where the system has them on request (a training step touches tens of megabytes, more than the processor
-can look up in pages of 4 KiB). It is called when mlff is imported (before JAX) and does nothing off glibc or when the
-environment variable MLFF_MALLOC is `default`.
+can look up in pages of 4 KiB). That holds for the main thread's memory, however large the blocks, so JAX is told to run
+programs in the thread that calls them. Other threads keep an arena of their own each: sharing one, those that compile and
+compute wait for each other. It is called when mlff is imported (before JAX) and does nothing off glibc, when the
+environment variable MLFF_MALLOC is `default`, or where JAX has plugins for other devices, which have memory of their own.
 
 XLA has two ways to turn a loop over array elements into machine code on the CPU. `choose_code_generator` takes the older
 one, which is the better one for training: half the time to compile, steps as fast or a tenth faster. Energies and forces
@@ -24,27 +26,35 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
-_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -2, -4, -8
+_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4
 _MADV_HUGEPAGE, _HUGE_PAGE = 14, 2**21
 _EXTRA_OPTIONS = "xla_backend_extra_options"
 _ON_HUGE_PAGES = 3 * 2**29  #: bytes at the start of the heap, less than what is trimmed; taken from the system only when used
 
 
+@functools.cache
 def tune_allocator() -> bool:
-    """Keep freed memory in the process (one arena, no mmap, no trimming). Returns whether it was done."""
-    if not sys.platform.startswith("linux") or os.environ.get("MLFF_MALLOC") == "default":
+    """Keep freed memory in the process (no mmap, no trimming). Returns whether it was done."""
+    if not sys.platform.startswith("linux") or os.environ.get("MLFF_MALLOC") == "default" or _other_devices():
         return False
     try:
         libc = ctypes.CDLL("libc.so.6")
         mallopt = libc.mallopt
     except (OSError, AttributeError):
         return False
-    mallopt(_M_ARENA_MAX, 1)
     mallopt(_M_MMAP_MAX, 0)
     mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
     mallopt(_M_TOP_PAD, 64 * 2**20)
     _use_huge_pages(libc)
     return True
+
+
+def run_where_called() -> None:
+    """Let JAX run programs in the thread that calls them, if memory is kept (see above). Without effect once it has run one."""
+    import jax
+
+    if tune_allocator():
+        jax.config.update("jax_cpu_enable_async_dispatch", False)
 
 
 def _use_huge_pages(libc) -> None:
@@ -65,10 +75,15 @@ def choose_code_generator() -> bool:
     know it. Without effect once JAX has compiled something in the process.
     """
     flags = os.environ.get("XLA_FLAGS", "")
-    if _EXTRA_OPTIONS in flags or importlib.util.find_spec("jax_plugins"):
+    if _EXTRA_OPTIONS in flags or _other_devices():
         return False
     os.environ["XLA_FLAGS"] = f"{flags} --{_EXTRA_OPTIONS}=xla_cpu_disable_new_fusion_emitters".strip()
     return True
+
+
+def _other_devices() -> bool:
+    """Whether JAX has plugins for other devices than the CPU, and may use them."""
+    return os.environ.get("JAX_PLATFORMS") != "cpu" and importlib.util.find_spec("jax_plugins") is not None
 
 
 class _Heap(ctypes.Structure):
@@ -130,19 +145,33 @@ def quick_compile() -> dict:
 def hasty_compile() -> dict:
     """Compiler options for a program that will run a few times: a sixth of the time to compile, then three to seven times slower.
 
-    With an XLA that no longer has the older code generator, half the time. Empty where nothing is gained: on other devices than
-    the CPU, and where XLA_FLAGS set the level.
+    With an XLA that no longer has the older code generator, half the time. For programs on the CPU (`on_host`). Empty where
+    XLA_FLAGS set the level.
     """
     import jax
 
-    if jax.default_backend() != "cpu" or not quick_compile():
+    if not quick_compile():
         return {}
     level, older = {"xla_backend_optimization_level": 0}, {"xla_cpu_use_fusion_emitters": False}
     try:
-        jax.jit(lambda: 0, compiler_options=level | older).lower().compile()
+        with on_host():
+            jax.jit(lambda: 0, compiler_options=level | older).lower().compile()
     except jax.errors.JaxRuntimeError:
         return level
     return level | older
+
+
+def on_host():
+    """Context in which JAX computes on the CPU: for what is small, and would be many programs to compile for another device.
+
+    Without effect where JAX was told to leave the CPU out.
+    """
+    import jax
+
+    try:
+        return jax.default_device(jax.local_devices(backend="cpu")[0])
+    except RuntimeError:
+        return contextlib.nullcontext()
 
 
 def use_compilation_cache() -> None:

@@ -37,7 +37,7 @@ def test_peers_without_environment_are_reported_with_the_reason(scripts, tmp_pat
     assert "| mace | ERROR: no such version |" in time_to_accuracy.table([{"code": "mace", **answer}])
 
 
-def test_curves_are_of_codes_with_more_than_one_time(scripts, tmp_path):
+def test_curves_are_of_codes_with_more_than_one_time_or_number(scripts, tmp_path):
     from time_to_accuracy import curve_table, curves, plot
 
     def row(code, minutes, error):
@@ -48,6 +48,11 @@ def test_curves_are_of_codes_with_more_than_one_time(scripts, tmp_path):
     assert curve_table(found).splitlines()[-1] == "| mlff | 8.0 / 8.0 | 2.0 / 2.0 |"
     plot(found, tmp_path / "curve.png")
     assert (tmp_path / "curve.png").stat().st_size
+    fewer = [{**row("mlff", 15, error), "structures": number} for number, error in ((50, 9.0), (450, 2.0))]
+    found = curves(fewer, "structures")
+    assert curve_table(found, "structures").splitlines()[::2] == ["| structures | 50 | 450 |", "| mlff | 9.0 / 9.0 | 2.0 / 2.0 |"]
+    plot(found, tmp_path / "structures.png", "structures")
+    assert (tmp_path / "structures.png").stat().st_size
 
 
 def test_every_peer_has_an_environment_and_a_runner(scripts):

@@ -52,14 +52,18 @@ def test_a_simulation_runs_one_program_from_its_first_step(hasty, ethanol):
     assert not calculator.potential.programs._hasty and not calculator.potential.programs.steady
 
 
-def test_options_are_for_the_cpu_for_those_who_set_no_level_and_as_xla_knows_them(monkeypatch):
+def test_other_devices_have_no_hasty_program(hasty, ethanol, monkeypatch):
+    monkeypatch.setattr("jax.default_backend", lambda: "gpu")
+    potential = make_potential("morse")
+    potential.predict([ethanol])
+    assert potential.programs._ready and not potential.programs._hasty
+
+
+def test_options_are_for_those_who_set_no_level_and_as_xla_knows_them(monkeypatch):
     ask = runtime.hasty_compile.__wrapped__
     assert ask() == {}, "the tests set the level"
     monkeypatch.setenv("XLA_FLAGS", "")
     assert ask()["xla_backend_optimization_level"] == 0
-    with monkeypatch.context() as patched:
-        patched.setattr("jax.default_backend", lambda: "gpu")
-        assert ask() == {}
     known = jax.jit
     monkeypatch.setattr("jax.jit", lambda function, **_: known(function, compiler_options={"xla_no_such_option": True}))
     assert ask() == {"xla_backend_optimization_level": 0}

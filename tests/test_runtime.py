@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import subprocess
 import sys
@@ -97,6 +98,16 @@ def test_memory_that_was_never_used_is_not_counted_twice():
     assert fresh < 200 and 300 < freed - fresh < 900, "MiB; a limit of the process's group lowers both"
 
 
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc's allocator is set up")
+@pytest.mark.parametrize("choice, asynchronous", [("", False), ("default", True)])
+def test_programs_run_where_they_are_called_if_memory_is_kept(choice, asynchronous):
+    """Their temporaries are then memory of the main thread."""
+    code = "import mlff.potential, jax; print(jax.config.read('jax_cpu_enable_async_dispatch'))"
+    environment = os.environ | {"MLFF_MALLOC": choice}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120, env=environment)
+    assert done.stdout.strip() == str(asynchronous)
+
+
 @pytest.mark.parametrize(
     "before, choice, after",
     [
@@ -114,7 +125,22 @@ def test_the_older_code_generator_is_chosen_unless_told_otherwise(monkeypatch, b
     assert runtime.os.environ.get("XLA_FLAGS") == after
 
 
-def test_plugins_for_other_devices_keep_their_options(monkeypatch):
+def test_where_jax_has_other_devices_allocator_and_options_stay_unless_it_keeps_to_the_cpu(monkeypatch):
     monkeypatch.setattr(runtime.importlib.util, "find_spec", lambda name: object())
     monkeypatch.delenv("XLA_FLAGS")
-    assert not runtime.choose_code_generator()
+    monkeypatch.delenv("JAX_PLATFORMS", raising=False)
+    assert not runtime.choose_code_generator() and not runtime.tune_allocator.__wrapped__()
+    monkeypatch.setenv("JAX_PLATFORMS", "cpu")
+    assert runtime.choose_code_generator()
+
+
+def test_on_the_host_or_where_jax_computes_if_the_cpu_is_left_out(monkeypatch):
+    with runtime.on_host():
+        assert jax.jit(lambda: 1.0)().devices() == {jax.local_devices(backend="cpu")[0]}
+
+    def without(backend):
+        raise RuntimeError(f"unknown backend {backend}")
+
+    monkeypatch.setattr("jax.local_devices", without)
+    with runtime.on_host():
+        assert jax.jit(lambda: 2.0)() == 2.0

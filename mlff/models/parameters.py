@@ -10,12 +10,13 @@ from flax import traverse_util
 from mlff.data.batching import Sizes, make_graph, make_sample
 from mlff.data.structure import Structure
 from mlff.graph import Graph
-from mlff.runtime import hasty_compile
+from mlff.runtime import hasty_compile, on_host
 
 
 def initial_params(model, seed: int) -> dict:
     """Fresh parameters of a model, {"params": {name: array}}; shapes do not depend on the graph."""
-    return jax.jit(model.init, compiler_options=hasty_compile())(jax.random.key(seed), _pair(model))
+    with on_host():
+        return jax.jit(model.init, compiler_options=hasty_compile())(jax.random.key(seed), _pair(model))
 
 
 def parameter_shapes(model) -> dict[str, tuple[int, ...]]:

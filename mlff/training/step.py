@@ -51,8 +51,14 @@ class Report(NamedTuple):
 
 def initial_state(config: Config, params: Params) -> State:
     """The state before the first step; it owns its arrays, for a step consumes them."""
-    params, average = jax.tree.map(jnp.copy, params), jax.tree.map(jnp.copy, params)
-    return State(params, average, optimizer.make_optimizer(config.optimizer, 0.0).init(params), jnp.zeros((), jnp.int32))
+    optimizer_state = jax.jit(optimizer.make_optimizer(config.optimizer, 0.0).init)(params)
+    return copied(State(params, params, optimizer_state, np.zeros((), np.int32)))
+
+
+@jax.jit
+def copied(tree):
+    """The same values in arrays of their own, by one program for all of them."""
+    return jax.tree.map(jnp.copy, tree)
 
 
 def make_step(apply: Apply, config: Config, scale: float) -> Callable[[State, Array, Graph, Labels], tuple[State, Array]]:

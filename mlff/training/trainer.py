@@ -19,12 +19,13 @@ from mlff.errors import TrainingError
 from mlff.graph import Graph, Labels
 from mlff.interruption import Stop
 from mlff.models.atoms import Statistics
+from mlff.runtime import on_host
 from mlff.training import losses, optimizer
 from mlff.training.checkpoint import Checkpoints
 from mlff.training.journal import Journal, duration
 from mlff.training.losses import Sums
 from mlff.training.run import MAX_BACKOFFS, Run, errors
-from mlff.training.step import Apply, Params, Report, initial_state, make_measure, make_step
+from mlff.training.step import Apply, Params, Report, copied, initial_state, make_measure, make_step
 
 IN_FLIGHT = 2  #: steps the device may be ahead of the host's book-keeping
 AHEAD = 2  #: batches that are built before they are needed
@@ -61,7 +62,7 @@ class Trainer:
         self.checkpoints, self.journal, self.identity = checkpoints, journal, identity
         self.run = Run()
         self.state = initial_state(self.config, task.params)
-        self.best = _copy(self.state)
+        self.best = copied(self.state)
         scale = task.statistics.energy_scale
         self.step = make_step(task.apply, self.config, scale)
         stress = any(sample.stress is not None for sample in task.valid.samples)
@@ -177,11 +178,12 @@ class Trainer:
             report = self._first_use("measure", sizes, self.measure, self.state.average, graph, labels)
             totals += Report.unpack(report).sums
         sums = Sums(*totals)
-        score = float(losses.combine(sums, losses.weights(self.config.loss, 1.0)))
+        with on_host():
+            score = float(losses.combine(sums, losses.weights(self.config.loss, 1.0)))
         if not np.isfinite(score):
             self._back_off("the validation loss is not finite")
         elif self.run.judge(score, self.config):
-            self.best = _copy(self.state)
+            self.best = copied(self.state)
         return {"valid_loss": score, **errors(sums, "valid")}
 
     def _take(self, pending: collections.deque) -> None:
@@ -204,7 +206,7 @@ class Trainer:
             )
         run.backoffs += 1
         run.recent = []
-        self.state = _copy(self.best)
+        self.state = copied(self.best)
         where = f"the weights of epoch {run.best_epoch}" if run.best_epoch else "the initial weights"
         self.journal.warn(f"epoch {run.epoch + 1}: {why}; back to {where} with the learning rate x {run.factor:.3g}")
 
@@ -227,7 +229,8 @@ class Trainer:
 
     def _rate(self) -> float:
         """The learning rate of the last step."""
-        return float(self.run.factor * optimizer.learning_rate(self.config.optimizer, self._share))
+        with on_host():
+            return float(self.run.factor * optimizer.learning_rate(self.config.optimizer, self._share))
 
     def _show(self, speed: float) -> None:
         if self._mark - self._shown < 0.5:
@@ -243,7 +246,3 @@ class Trainer:
     def _epoch_text(self) -> str:
         epochs = self.config.training.epochs
         return f"{self.run.epoch + 1}/{epochs}" if epochs else f"{self.run.epoch + 1}"
-
-
-def _copy(tree):
-    return jax.tree.map(jnp.copy, tree)

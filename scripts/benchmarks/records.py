@@ -103,7 +103,7 @@ RECIPES = {
         teacher_hours=0.4,
         teacher_training={"batch_size": 8},
         teacher_decay=0.02,
-        members=2,
+        members=3,
     ),
     "mlearn_si": Recipe(
         shuffled("mlearn_si/train.xyz.xz", {"test": "mlearn_si/test.xyz"}, valid=14, train=None),
