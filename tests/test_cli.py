@@ -204,6 +204,16 @@ def test_md_and_restart(folder):
     assert read(out, -1).get_volume() != read(out, 0).get_volume()
 
 
+@pytest.mark.parametrize("few, threads", [(True, "1"), (False, None)])
+def test_md_of_few_atoms_keeps_to_one_thread(folder, monkeypatch, few, threads):
+    monkeypatch.setenv("PJRT_NPROC", "2")  # so that it is taken back afterwards
+    monkeypatch.delenv("PJRT_NPROC")
+    monkeypatch.setattr("mlff.cli.simulate._SMALL", 1000 if few else 0)
+    code, _, err = call("md", folder / "copper.safetensors", folder / "copper.xyz", "--steps", 2, "--out", folder / f"{few}.traj")
+    assert code == 0, err
+    assert os.environ.get("PJRT_NPROC") == threads
+
+
 def test_md_that_blows_up_is_an_error(folder):
     message = fails(
         "md",

@@ -134,6 +134,13 @@ def test_where_jax_has_other_devices_allocator_and_options_stay_unless_it_keeps_
     assert runtime.choose_code_generator()
 
 
+def test_one_thread_unless_told_otherwise(monkeypatch):
+    monkeypatch.setenv("PJRT_NPROC", "4")
+    assert not runtime.keep_to_one_thread() and os.environ["PJRT_NPROC"] == "4"
+    monkeypatch.delenv("PJRT_NPROC")
+    assert runtime.keep_to_one_thread() and os.environ["PJRT_NPROC"] == "1"
+
+
 def test_on_the_host_or_where_jax_computes_if_the_cpu_is_left_out(monkeypatch):
     with runtime.on_host():
         assert jax.jit(lambda: 1.0)().devices() == {jax.local_devices(backend="cpu")[0]}

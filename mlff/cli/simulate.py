@@ -24,6 +24,9 @@ from mlff.cli.options import (
 from mlff.errors import DataError
 from mlff.files import keep_inputs
 from mlff.interruption import Terminated
+from mlff.runtime import keep_to_one_thread
+
+_SMALL = 64  #: atoms up to which dynamics needs no second core
 
 
 @app.command(epilog="Example: mlff predict runs/si/model.safetensors candidates.xyz predicted.xyz --stress")
@@ -161,6 +164,8 @@ def md(
     if out.exists() and not (restart or force):
         raise DataError(f"{out}: exists; --restart continues it, --force overwrites it")
     atoms = read_structure(structure, frame, length)
+    if len(atoms) <= _SMALL:
+        keep_to_one_thread()
     calculator = make_calculator(model, precision, skin)
     with about(structure):
         summary = run_md(
