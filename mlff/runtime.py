@@ -5,8 +5,8 @@ in again, which costs about half of the speed. `tune_allocator` makes glibc keep
 pages of 2 MiB where the system has them on request (a training step touches tens of megabytes, more than the processor
 can look up in pages of 4 KiB). That holds for the main thread's memory, however large the blocks, so JAX is told to run
 programs in the thread that calls them. Other threads keep an arena of their own each: sharing one, those that compile and
-compute wait for each other. It is called when mlff is imported (before JAX) and does nothing off glibc, when the
-environment variable MLFF_MALLOC is `default`, or where JAX has plugins for other devices, which have memory of their own.
+compute wait for each other. It is called when mlff is imported (before JAX) and does nothing off glibc or when the
+environment variable MLFF_MALLOC is `default`.
 
 XLA has two ways to turn a loop over array elements into machine code on the CPU. `choose_code_generator` takes the older
 one, which is the better one for training: half the time to compile, steps as fast or a tenth faster. Energies and forces
@@ -35,7 +35,7 @@ _ON_HUGE_PAGES = 3 * 2**29  #: bytes at the start of the heap, less than what is
 @functools.cache
 def tune_allocator() -> bool:
     """Keep freed memory in the process (no mmap, no trimming). Returns whether it was done."""
-    if not sys.platform.startswith("linux") or os.environ.get("MLFF_MALLOC") == "default" or _other_devices():
+    if not sys.platform.startswith("linux") or os.environ.get("MLFF_MALLOC") == "default":
         return False
     try:
         libc = ctypes.CDLL("libc.so.6")
