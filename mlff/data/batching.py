@@ -105,10 +105,11 @@ def to_dense(n: int, centers: np.ndarray, neighbors: np.ndarray, shifts: np.ndar
     mask = np.zeros((n, k), dtype=bool)
     reverse = np.arange(n * k, dtype=np.int32).reshape(n, k)
     spread = np.zeros((n, k, 3), dtype=shifts.dtype)
-    dense[centers, slots] = neighbors
-    mask[centers, slots] = True
-    reverse[centers, slots] = centers[other] * k + slots[other]
-    spread[centers, slots] = shifts
+    places = centers.astype(np.int64) * k + slots
+    dense.reshape(-1)[places] = neighbors
+    mask.reshape(-1)[places] = True
+    reverse.reshape(-1)[places] = places[other]
+    spread.reshape(-1, 3)[places] = shifts
     return dense, mask, reverse, spread
 
 
@@ -124,7 +125,11 @@ def reverse_pairs(n: int, centers: np.ndarray, neighbors: np.ndarray, shifts: np
         here, there, images = *codes, 2 * len(shifts)
     i, j = centers.astype(np.int64), neighbors.astype(np.int64)
     listed, wanted = (i * n + j) * images + here, (j * n + i) * images + there
-    order = np.argsort(listed, kind="stable")
+    order, turned = np.argsort(listed), np.argsort(wanted)
+    if np.array_equal(listed[order], wanted[turned]):
+        place = np.empty_like(order)
+        place[turned] = order
+        return place
     place = order[np.minimum(np.searchsorted(listed, wanted, sorter=order), max(len(order) - 1, 0))]
     return np.where(listed[place] == wanted, place, -1)
 

@@ -110,7 +110,7 @@ def _unwrap(shifts, home, i, j):
     """Shifts between wrapped atoms to shifts between the atoms as given."""
     if home.any():
         home = home.astype(np.int64)
-        shifts = shifts + home[i] - home[j]
+        shifts = shifts + np.take(home, i, axis=0) - np.take(home, j, axis=0)
     return np.array(shifts, dtype=np.int32, order="C")
 
 

@@ -50,7 +50,7 @@ class VerletList:
         self._pbc, self._numbers = np.array(pbc, bool), np.array(numbers, np.int32)
         wrapped = self._wrap()
         i, j, shifts = neighbor_list(wrapped, self._cell, self._pbc, self.cutoff + self.skin)
-        vectors = wrapped[j] - wrapped[i] + shifts @ self._cell
+        vectors = np.take(wrapped, j, axis=0) - np.take(wrapped, i, axis=0) + np.einsum("pa,ab->pb", shifts, self._cell)
         close = np.flatnonzero(np.einsum("pa,pa->p", vectors, vectors) < COINCIDENT**2)
         if len(close):
             raise StructureError(f"atoms {i[close[0]]} and {j[close[0]]} are on top of each other")
