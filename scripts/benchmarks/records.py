@@ -89,6 +89,7 @@ RECIPES = {
         teacher="GFN2-xTB",
         sampled=16000,
         teacher_hours=0.9,
+        members=2,
     ),
     "rmd17_ethanol": Recipe(
         shuffled("ethanol/train_ethanol.xyz", train=850, valid=50, test=100),
