@@ -155,7 +155,6 @@ def run(recipe: Recipe, folder: Path, out: Path) -> dict:
         "data": {"train": ["train.xyz"], "valid": "valid.xyz", "test": {name: f"{name}.xyz" for name in recipe.published}},
         "model": recipe.model,
         "loss": recipe.loss,
-        "optimizer": {"weight_decay": 0.0},
         "training": {"max_hours": recipe.hours},
     }
     if recipe.weights:
@@ -164,7 +163,7 @@ def run(recipe: Recipe, folder: Path, out: Path) -> dict:
         write(out / "isolated_atoms.xyz", read(folder / recipe.isolated_atoms, ":"), format="extxyz")
         config["data"]["train"].append("isolated_atoms.xyz")
     if recipe.learning_rate:
-        config["optimizer"]["learning_rate"] = recipe.learning_rate
+        config["optimizer"] = {"learning_rate": recipe.learning_rate}
     if recipe.teacher:
         mlff("sample", recipe.teacher, str(out / "train.xyz"), "--out", str(out / "sampled.xyz"), "--count", str(recipe.sampled))
         first: dict = {

@@ -73,7 +73,7 @@ def test_matrices_of_one_shape_are_made_orthogonal_each_by_itself():
     shapes = {"a": (4, 3), "b": (4, 3), "c": (3, 5), "d": (3,), "e": (3,)}
     params = {name: jnp.asarray(rng.normal(size=shape), jnp.float32) for name, shape in shapes.items()}
     plain = contrib.muon(0.1, adam_b1=0.9, adam_b2=0.999, consistent_rms=0.2)
-    ours = optimizer.make_optimizer(Optimizer(name="muon", weight_decay=0.0), 0.1)
+    ours = optimizer.make_optimizer(Optimizer(name="muon"), 0.1)
     states = plain.init(params), ours.init(params)
     for _ in range(3):
         gradient = {name: jnp.asarray(rng.normal(size=shape), jnp.float32) for name, shape in shapes.items()}
