@@ -16,6 +16,7 @@ without the profiler. A fused operation counts where its last part belongs.
 from __future__ import annotations
 
 import argparse
+import inspect
 import json
 import re
 import sys
@@ -139,7 +140,7 @@ def profile(compiled, call, calls: int) -> Counter:
 
 def measure(name: str, function, args, rate: dict, calls: int, options: dict, donated: bool = False) -> dict:
     """One program: its stages on paper and in time."""
-    counts = count(jax.make_jaxpr(function)(*args).jaxpr)
+    counts = count(jax.make_jaxpr(inspect.unwrap(function))(*args).jaxpr)  # a program with options of the compiler is not to be traced
     jitted = function if donated else jax.jit(function, compiler_options=options)
     compiled = jitted.lower(*args).compile()
     state = [jax.tree.map(jnp.copy, args[0])]
