@@ -20,7 +20,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mlff.data.neighbors import neighbor_list
+from mlff.data.neighbors import neighbor_list, pair_vectors
 from mlff.data.structure import Structure
 from mlff.models.angular import spherical_harmonics
 
@@ -101,7 +101,7 @@ def fingerprints(structure: Structure, elements: tuple[int, ...], reach: float) 
     """(n, d) float64, d = 24 times the number of elements (at most four)."""
     n, weights = len(structure), _weights(elements)
     i, j, shifts = neighbor_list(structure.positions, structure.cell, structure.pbc, reach)
-    vectors = structure.positions[j] - structure.positions[i] + shifts @ structure.cell
+    vectors = pair_vectors(structure.positions, structure.cell, i, j, shifts)
     r = np.linalg.norm(vectors, axis=1)
     width = reach / (_GAUSSIANS + 1)
     radial = np.exp(-0.5 * (r[:, None] / width - np.arange(1, _GAUSSIANS + 1)) ** 2)

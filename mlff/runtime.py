@@ -85,7 +85,7 @@ def keep_to_one_thread() -> bool:
     """XLA on the CPU computes and compiles in one thread. Returns whether it was done: not where PJRT_NPROC says otherwise.
 
     For many calls of a small program, of which others' threads get parts that are not worth handing over: with 27 atoms a call
-    takes 0.55 instead of 0.72 ms, and with 64 as long at half of the CPU time (two cores). Compiling takes a second longer.
+    takes 0.55 instead of 0.72 ms, and with 64 about as long at a quarter less CPU time (two cores). Compiling takes a second longer.
     Without effect once JAX has computed something in the process.
     """
     return os.environ.setdefault("PJRT_NPROC", "1") == "1"

@@ -11,7 +11,7 @@ import numpy as np
 from ase.data import chemical_symbols, covalent_radii
 
 from mlff.certificate.probe import Probe
-from mlff.data.neighbors import neighbor_list
+from mlff.data.neighbors import neighbor_list, pair_vectors
 
 STEP = 0.01  #: Å between points
 SHORTEST = 0.4  #: Å: dimers are scanned from here to the cutoff
@@ -167,7 +167,7 @@ def bonds(ask: Probe, structures: list[ase.Atoms], each: int = 4) -> list[Scan]:
 def bond_paths(atoms: ase.Atoms, where: str, each: int) -> Iterator[Path]:
     """One bond of each pair of elements, the first `each` of them."""
     i, j, shifts = neighbor_list(atoms.positions, atoms.cell.array, atoms.pbc, 2 * covalent_radii.max())
-    vectors = atoms.positions[j] - atoms.positions[i] + shifts @ atoms.cell.array
+    vectors = pair_vectors(atoms.positions, atoms.cell.array, i, j, shifts)
     lengths = np.linalg.norm(vectors, axis=1)
     bonded = lengths < 1.2 * (covalent_radii[atoms.numbers[i]] + covalent_radii[atoms.numbers[j]])
     bonded &= (i != j) & (lengths > 1e-3)

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from mlff.data import baseline as baselines
-from mlff.data.neighbors import neighbor_list
+from mlff.data.neighbors import neighbor_list, pair_vectors
 from mlff.data.placement import gather
 from mlff.data.structure import COINCIDENT, Structure
 from mlff.errors import StructureError
@@ -61,7 +61,7 @@ def make_sample(structure: Structure, cutoff: float, baseline: dict[int, float] 
         i, j, shifts = neighbor_list(positions, structure.cell, structure.pbc, cutoff)
     except StructureError as error:
         raise StructureError(f"{structure.source}: {error}") from None
-    vectors = positions[j] - positions[i] + shifts @ structure.cell
+    vectors = pair_vectors(positions, structure.cell, i, j, shifts)
     too_close = np.einsum("pa,pa->p", vectors, vectors) < COINCIDENT**2
     if too_close.any():
         pair = int(np.flatnonzero(too_close)[0])

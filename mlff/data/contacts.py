@@ -10,7 +10,7 @@ from ase.data import chemical_symbols, covalent_radii
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from mlff.data.neighbors import neighbor_list
+from mlff.data.neighbors import neighbor_list, pair_vectors
 from mlff.data.structure import Structure
 
 REACH = 6.0  #: Å, how far is looked
@@ -79,7 +79,7 @@ def measure(structures: Sequence[Structure]) -> Contacts:
         i, j, shifts = neighbor_list(
             s.positions, s.cell, s.pbc, REACH * min(1.0, (_MOST_NEIGHBORS / crowd(s, REACH)) ** (1 / 3))
         )
-        r = np.linalg.norm(s.positions[j] - s.positions[i] + shifts @ s.cell, axis=1)
+        r = np.linalg.norm(pair_vectors(s.positions, s.cell, i, j, shifts), axis=1)
         species = np.searchsorted(elements, s.numbers)
         kind = species[i] * kinds + species[j]
         bins = kind * histogram.shape[1] + np.minimum((r / BIN).astype(int), histogram.shape[1] - 1)

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from mlff.data.contacts import crowd
-from mlff.data.neighbors import neighbor_list
+from mlff.data.neighbors import neighbor_list, pair_vectors
 from mlff.data.structure import Structure
 
 CUTOFF = 5.0  #: Å
@@ -51,7 +51,7 @@ def fit_pairs(structures: Sequence[Structure]) -> Fitted | None:
     begin = 0
     for number, s in enumerate(chosen):
         i, j, shifts = neighbor_list(s.positions, s.cell, s.pbc, CUTOFF)
-        vectors = s.positions[j] - s.positions[i] + shifts @ s.cell
+        vectors = pair_vectors(s.positions, s.cell, i, j, shifts)
         r = np.linalg.norm(vectors, axis=1)
         units = vectors / r[:, None]
         kinds = np.searchsorted(elements, s.numbers)

@@ -14,7 +14,7 @@ from rich.text import Text
 
 from mlff.data.dataset import Dataset
 from mlff.data.lint import SEVERITIES, Lint
-from mlff.data.neighbors import neighbor_list
+from mlff.data.neighbors import neighbor_list, pair_vectors
 from mlff.errors import ModelFileError, printable
 from mlff.potential import Potential
 from mlff.simulation.md import Summary
@@ -142,7 +142,7 @@ def _contacts(structures) -> list[tuple[str, str]]:
     shortest: dict[tuple[int, int], float] = {}
     for s in structures:
         i, j, shifts = neighbor_list(s.positions, s.cell, s.pbc, 4.0)
-        distances = np.linalg.norm(s.positions[j] - s.positions[i] + shifts @ s.cell, axis=1)
+        distances = np.linalg.norm(pair_vectors(s.positions, s.cell, i, j, shifts), axis=1)
         low, high = np.sort([s.numbers[i], s.numbers[j]], axis=0)
         for pair in set(zip(low.tolist(), high.tolist(), strict=True)):
             nearest = float(distances[(low == pair[0]) & (high == pair[1])].min())

@@ -8,7 +8,7 @@ import ase
 import numpy as np
 from ase.data import chemical_symbols, covalent_radii
 
-from mlff.data.neighbors import neighbor_list
+from mlff.data.neighbors import neighbor_list, pair_vectors
 from mlff.errors import MLFFError
 
 
@@ -63,7 +63,7 @@ class Guard:
     def _survey(self, atoms: ase.Atoms) -> tuple[tuple[int, int, float] | None, np.ndarray]:
         i, j, shifts = neighbor_list(atoms.positions, atoms.cell.array, atoms.pbc, self.limits.lost)
         lonely = np.bincount(i, minlength=len(atoms)) == 0
-        distances = np.linalg.norm(atoms.positions[j] - atoms.positions[i] + shifts @ atoms.cell.array, axis=1)
+        distances = np.linalg.norm(pair_vectors(atoms.positions, atoms.cell.array, i, j, shifts), axis=1)
         radii = np.nan_to_num(covalent_radii, nan=1.0)[atoms.numbers]
         short = np.flatnonzero(distances < self.limits.fused * (radii[i] + radii[j]))
         if len(short) == 0:

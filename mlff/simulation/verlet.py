@@ -6,7 +6,7 @@ import jax
 import numpy as np
 
 from mlff.data.batching import Sample, Sizes, make_graph, round_up, to_dense
-from mlff.data.neighbors import neighbor_list
+from mlff.data.neighbors import neighbor_list, pair_vectors
 from mlff.data.placement import gather
 from mlff.data.structure import COINCIDENT
 from mlff.errors import StructureError
@@ -50,7 +50,7 @@ class VerletList:
         self._pbc, self._numbers = np.array(pbc, bool), np.array(numbers, np.int32)
         wrapped = self._wrap()
         i, j, shifts = neighbor_list(wrapped, self._cell, self._pbc, self.cutoff + self.skin)
-        vectors = np.take(wrapped, j, axis=0) - np.take(wrapped, i, axis=0) + np.einsum("pa,ab->pb", shifts, self._cell)
+        vectors = pair_vectors(wrapped, self._cell, i, j, shifts)
         close = np.flatnonzero(np.einsum("pa,pa->p", vectors, vectors) < COINCIDENT**2)
         if len(close):
             raise StructureError(f"atoms {i[close[0]]} and {j[close[0]]} are on top of each other")

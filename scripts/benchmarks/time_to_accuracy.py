@@ -134,6 +134,8 @@ def main() -> None:
     parser.add_argument("--environments", type=Path, default=Path("build/peers"))
     parser.add_argument("--json", type=Path, default=Path(__file__).parent / "results" / "time_to_accuracy.json")
     args = parser.parse_args()
+    if not 1 <= args.structures <= 450:
+        parser.error(f"--structures: there are 1 to 450 to train on, not {args.structures}")
     pin(args.core)
     ours = {} if args.no_default else {OURS: ["model.channels=32"]}
     for item in args.ours:
