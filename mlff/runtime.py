@@ -1,4 +1,4 @@
-"""How the process is set up before JAX starts: memory allocator, code generator, compilation cache; and how much memory.
+"""How the process is set up before JAX starts: memory allocator, threads, compilation cache; and how much memory.
 
 XLA on the CPU allocates its temporaries anew in each call; glibc hands such blocks back to the system and faults them
 in again, which costs about half of the speed. `tune_allocator` makes glibc keep them, the first gigabyte and a half on
@@ -7,11 +7,6 @@ can look up in pages of 4 KiB). That holds for the main thread's memory, however
 programs in the thread that calls them. Other threads keep an arena of their own each: sharing one, those that compile and
 compute wait for each other. It is called when mlff is imported (before JAX) and does nothing off glibc or when the
 environment variable MLFF_MALLOC is `default`.
-
-XLA has two ways to turn a loop over array elements into machine code on the CPU. `choose_code_generator` takes the older
-one, which is the better one for training: half the time to compile, steps as fast or a tenth faster. Energies and forces
-of small structures and few channels take 10 to 25 % longer with it (docs/NOTES.md), so molecular dynamics keeps the newer
-one. XLA reads the choice once, so it holds for a whole process: `mlff train` makes it for its own.
 """
 
 from __future__ import annotations
@@ -19,7 +14,6 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import functools
-import importlib.util
 import os
 import sys
 import threading
@@ -28,7 +22,6 @@ from pathlib import Path
 
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4
 _MADV_HUGEPAGE, _HUGE_PAGE = 14, 2**21
-_EXTRA_OPTIONS = "xla_backend_extra_options"
 _ON_HUGE_PAGES = 3 * 2**29  #: bytes at the start of the heap, less than what is trimmed; taken from the system only when used
 
 
@@ -68,19 +61,6 @@ def _use_huge_pages(libc) -> None:
         libc.free(ctypes.c_void_p(start))
 
 
-def choose_code_generator() -> bool:
-    """Add XLA's option for the older code generator to XLA_FLAGS. Returns whether it was done.
-
-    Not where XLA_FLAGS has extra options already, nor where JAX has plugins for other devices, whose compilers may not
-    know it. Without effect once JAX has compiled something in the process.
-    """
-    flags = os.environ.get("XLA_FLAGS", "")
-    if _EXTRA_OPTIONS in flags or _other_devices():
-        return False
-    os.environ["XLA_FLAGS"] = f"{flags} --{_EXTRA_OPTIONS}=xla_cpu_disable_new_fusion_emitters".strip()
-    return True
-
-
 def keep_to_one_thread() -> bool:
     """XLA on the CPU computes and compiles in one thread. Returns whether it was done: not where PJRT_NPROC says otherwise.
 
@@ -89,11 +69,6 @@ def keep_to_one_thread() -> bool:
     Without effect once JAX has computed something in the process.
     """
     return os.environ.setdefault("PJRT_NPROC", "1") == "1"
-
-
-def _other_devices() -> bool:
-    """Whether JAX has plugins for other devices than the CPU, and may use them."""
-    return os.environ.get("JAX_PLATFORMS") != "cpu" and importlib.util.find_spec("jax_plugins") is not None
 
 
 class _Heap(ctypes.Structure):

@@ -108,32 +108,6 @@ def test_programs_run_where_they_are_called_if_memory_is_kept(choice, asynchrono
     assert done.stdout.strip() == str(asynchronous)
 
 
-@pytest.mark.parametrize(
-    "before, choice, after",
-    [
-        ({}, True, "--xla_backend_extra_options=xla_cpu_disable_new_fusion_emitters"),
-        ({"XLA_FLAGS": "--a=1"}, True, "--a=1 --xla_backend_extra_options=xla_cpu_disable_new_fusion_emitters"),
-        ({"XLA_FLAGS": "--xla_backend_extra_options=xla_mine"}, False, "--xla_backend_extra_options=xla_mine"),
-    ],
-)
-def test_the_older_code_generator_is_chosen_unless_told_otherwise(monkeypatch, before, choice, after):
-    monkeypatch.setattr(runtime.importlib.util, "find_spec", lambda name: None)
-    monkeypatch.delenv("XLA_FLAGS")
-    for name, value in before.items():
-        monkeypatch.setenv(name, value)
-    assert runtime.choose_code_generator() is choice
-    assert runtime.os.environ.get("XLA_FLAGS") == after
-
-
-def test_plugins_for_other_devices_keep_their_options_unless_jax_keeps_to_the_cpu(monkeypatch):
-    monkeypatch.setattr(runtime.importlib.util, "find_spec", lambda name: object())
-    monkeypatch.delenv("XLA_FLAGS")
-    monkeypatch.delenv("JAX_PLATFORMS", raising=False)
-    assert not runtime.choose_code_generator()
-    monkeypatch.setenv("JAX_PLATFORMS", "cpu")
-    assert runtime.choose_code_generator()
-
-
 def test_one_thread_unless_told_otherwise(monkeypatch):
     monkeypatch.setenv("PJRT_NPROC", "4")
     assert not runtime.keep_to_one_thread() and os.environ["PJRT_NPROC"] == "4"

@@ -42,10 +42,9 @@ def train(
         print_plan(settings, out)
         return
     from mlff.modelfile import CERTIFICATE
-    from mlff.runtime import choose_code_generator, use_compilation_cache
+    from mlff.runtime import use_compilation_cache
     from mlff.training.loop import train as run_training
 
-    choose_code_generator()
     use_compilation_cache()
     potential = run_training(settings, out, progress=not quiet)
     if (out / "metrics.jsonl").exists():
