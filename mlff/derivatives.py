@@ -64,8 +64,9 @@ def predict(energy_function: EnergyFunction, graph: Graph, forces: bool = True, 
 
 @_unrounded
 def hessian_vector_product(energy_function: EnergyFunction, graph: Graph, vector: Array) -> Array:
-    """H v for v (N, 3): forward-over-reverse, the cost of a few gradients; eV/Å² times the unit of v."""
-    return jax.jvp(lambda positions: _gradient(energy_function, graph, positions), (graph.positions,), (vector,))[1]
+    """H v for v (N, 3): reverse-over-reverse (H is symmetric), the cost of a few gradients; eV/Å² times the unit of v."""
+    (product,) = jax.vjp(lambda positions: _gradient(energy_function, graph, positions), graph.positions)[1](vector)
+    return product
 
 
 @_unrounded

@@ -42,7 +42,8 @@ class Graph(NamedTuple):
         vectors = self.positions[self.neighbors] - self.positions[:, None, :]
         if self.shifts is None:
             return vectors
-        return vectors + jnp.einsum("nka,nab->nkb", self.shifts, self.cell[self.structure])
+        cells = self.cell[self.structure]  # a sum of three products: as a matrix product it would be one small call per atom
+        return vectors + sum(self.shifts[..., a, None] * cells[:, None, a] for a in range(3))
 
 
 class Labels(NamedTuple):

@@ -24,8 +24,12 @@ def safe_divide(numerator: Array, denominator: Array) -> Array:
 
 
 def dense(features: Array, weights: Array) -> Array:
-    """features (..., F) @ weights (F, G) as one flat matrix product (XLA's fast path on the CPU, also when differentiated)."""
-    return (features.reshape(-1, features.shape[-1]) @ weights).reshape(*features.shape[:-1], weights.shape[-1])
+    """features (..., F) @ weights (F, G) as one flat matrix product (XLA's fast path on the CPU, also when differentiated).
+
+    Factors are not rounded, wherever it is traced (see `derivatives`).
+    """
+    flat = features.reshape(-1, features.shape[-1])
+    return jnp.matmul(flat, weights, precision=jax.lax.Precision.HIGHEST).reshape(*features.shape[:-1], weights.shape[-1])
 
 
 def smooth_silu(x: Array) -> Array:

@@ -20,6 +20,7 @@ from jax import Array
 from mlff.graph import Graph
 from mlff.models.angular import sphere_grid, spherical_harmonics
 from mlff.models.atoms import Statistics, Surroundings, atomic_energies, surroundings
+from mlff.models.contraction import gathered, spread
 from mlff.models.radial import bessel_basis, bond_coordinate, chebyshev_basis
 from mlff.numerics import dense, smooth_silu
 
@@ -70,6 +71,7 @@ class ACE(nn.Module):
         """(N, K, hidden or basis): functions of distance and both species that vanish smoothly at the cutoff."""
         count = len(self.elements)
         species = around.species[:, None] * count + around.species[graph.neighbors]
+        fading = around.envelope
         if self.radial == "bessel":
             basis = bessel_basis(around.distances, self.cutoff, self.radial_basis)
         else:
@@ -77,8 +79,9 @@ class ACE(nn.Module):
             lengths = jnp.asarray(radii[:, None] + radii, around.distances.dtype).reshape(-1)[species]
             coordinate = bond_coordinate(around.distances, lengths)
             decay = (coordinate / bond_coordinate(jnp.ones((), lengths.dtype), 1 / BEYOND)) ** self.radial_decay
-            basis = decay[..., None] * chebyshev_basis(coordinate, self.radial_basis)
-        basis = basis * around.envelope[..., None]
+            basis = chebyshev_basis(coordinate, self.radial_basis)
+            fading = fading * decay
+        basis = basis * fading[..., None]
         pair = self.param("pair_embedding", _around_one, (count * count, self.radial_hidden or self.radial_basis))
         if not self.radial_hidden:
             return basis * pair[species]
@@ -93,7 +96,7 @@ class ACE(nn.Module):
             along = features[0][0][graph.neighbors]
         else:  # each atom looks along its bonds at its own features, seen from the neighbour in the opposite direction
             opposite = jnp.concatenate([(-1) ** l * harmonics[l] for l in range(len(features))], axis=1)
-            seen = jnp.einsum("nmk,nmc->nkc", opposite, jnp.moveaxis(jnp.concatenate(features), 0, 1))
+            seen = spread(opposite, jnp.moveaxis(jnp.concatenate(features), 0, 1))
             sent = seen.reshape(-1, self.channels).at[graph.reverse.reshape(-1)]
             along = sent.get(unique_indices=True, mode="promise_in_bounds").reshape(seen.shape)
         normalization = 1 / self.statistics.mean_neighbors
@@ -102,7 +105,7 @@ class ACE(nn.Module):
         densities = []
         for weight, part in zip(self.linears(f"radial_out_{layer}", radial * normalization, len(parts)), parts, strict=True):
             directions = jnp.concatenate([harmonics[l] for l in part], axis=1)
-            density = jnp.moveaxis(jnp.einsum("nmk,nkc->nmc", directions, weight * along), 1, 0)
+            density = jnp.moveaxis(gathered(directions, weight * along), 1, 0)
             densities += jax.lax.split(density, [2 * l + 1 for l in part], axis=0)
         passed = min(self.l_max, len(features) - 1) if self.passing else 0
         if passed:

@@ -52,7 +52,7 @@ def stage(scope: str) -> str:
         return "geometry, loss" if "ACE" in scope or "jvp" in scope else "optimizer"
     if methods[0] != "density":
         return METHODS.get(methods[0], "mixing")
-    if "nmk,nkc" in scope:
+    if "contraction" in scope:
         return "contraction"
     if "linear" in scope:
         return "radial"  # the product that gives the radial weights, by far the largest there

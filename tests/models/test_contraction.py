@@ -1,0 +1,37 @@
+"""Sums over neighbours, harmonics and channels: values, and derivatives of them in any order, as JAX's own."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mlff.models.contraction import gathered, projected, spread
+
+SUMS = {"nmk,nkc->nmc": gathered, "nmk,nmc->nkc": spread, "nmc,nkc->nmk": projected}
+SIZES = {"n": 3, "m": 4, "k": 5, "c": 2}
+
+
+@pytest.mark.parametrize("formula", SUMS)
+def test_values_and_derivatives(formula):
+    rng = np.random.default_rng(0)
+    inputs, result = formula.split("->")
+    with jax.enable_x64(True):
+        shapes = [[SIZES[axis] for axis in axes] for axes in (*inputs.split(","), result)]
+        a, b, weights = (jnp.asarray(rng.normal(size=shape)) for shape in shapes)
+
+        def first(product):
+            return jax.grad(lambda a, b: jnp.sum(weights * jnp.sin(product(a, b))), argnums=(0, 1))
+
+        def second(product):
+            return jax.grad(lambda a, b: sum(jnp.sum(jnp.cos(g)) for g in first(product)(a, b)), argnums=(0, 1))
+
+        def third(product):
+            return jax.grad(lambda a, b: sum(jnp.sum(jnp.cos(g)) for g in second(product)(a, b)), argnums=(0, 1))
+
+        ours, plain = SUMS[formula], lambda a, b: jnp.einsum(formula, a, b)
+        np.testing.assert_allclose(ours(a, b), plain(a, b), rtol=1e-13)
+        for order in (first, second, third):
+            for found, expected in zip(order(ours)(a, b), order(plain)(a, b), strict=True):
+                np.testing.assert_allclose(found, expected, rtol=1e-9, atol=1e-9 * np.abs(expected).max())
