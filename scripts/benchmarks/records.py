@@ -89,7 +89,7 @@ RECIPES = {
         teacher="GFN2-xTB",
         sampled=44000,
         teacher_hours=1.1,
-        members=2,
+        members=3,
     ),
     "rmd17_ethanol": Recipe(
         shuffled("ethanol/train_ethanol.xyz", train=850, valid=50, test=100),
