@@ -27,6 +27,7 @@ _SURE = 0.95, 0.98  # the same for a slope that is near 1 (Bohr) or unknown
 _WRONG_SIGN = 0.75, 0.9  # and for -1
 _NEAR_ONE = 0.75, 1.35
 _PAIR_FIT = 0.75  # a slope is trusted whose shear stresses correlate so well with those of a pair potential
+_OFFSET, _SHARE = 2e-3, 0.05  # eV/Å³, and of the energy differences: a smaller pressure is nothing to speak of
 _HUNDRED = 100, 0.7  # of so many shear stresses so much will do: chance gives 0.3 at most
 
 
@@ -58,7 +59,7 @@ def compare(structures: Sequence[Structure], pairs: Pairs, origins: dict[str, st
         stress = _stress(pairs, scale, size, origins)
         if stress.verdict == "untested":
             stress = _stress_by_fit(fitted, scale, size, forces.verdict == "untested", origins) or stress
-        found.append(stress)
+        found += [stress, _pressure(pairs)] if stress.verdict == "consistent" and scale == 1 else [stress]
     if any(s.stress is not None or s.six is not None for s in structures):
         found.append(compare_orders(structures, pairs, fitted, scale))
     return [item for item in found if item]
@@ -139,6 +140,30 @@ def _stress(pairs: Pairs, scale: float, size, origins) -> Comparison:
         if name != "eV":
             causes.append(Cause(1 / value, f"energies in {name} beside stresses in eV/Å³", f"units.energy: {name}"))
     return _judge("energies and stresses", method, "stress", slope, correlation, points, causes, size)
+
+
+def _pressure(pairs: Pairs) -> Comparison | None:
+    """A pressure that all stresses lack or have too much of, for the energies' dependence on the volume; None without one.
+
+    Plane waves up to a fixed energy do that: more of them fit into a larger cell, and the stress at a fixed number of them
+    differs by the Pulay stress (Francis and Payne, J. Phys.: Condens. Matter 2, 4395 (1990)).
+    """
+    method = "energy differences of near cells, less volume · stress · strain, against volume · dilation"
+    strained = pairs.where((np.abs(pairs.dilation) > 1e-3) & np.isfinite(pairs.stress_work[:, 0, 0]))
+    rest = strained.energy - np.nan_to_num(strained.force_work)
+    left = rest - strained.swapped_work[:, 0]
+    offset, correlation, chosen = _best_slope(strained.volume * strained.dilation, left, strain_key(strained))
+    small = abs(offset) < _OFFSET or np.median(np.abs(left[chosen])) < _SHARE * np.median(np.abs(rest[chosen]))
+    if small or abs(correlation) < _CONTRADICT[len(chosen) < _MANY]:
+        return None
+    what = (
+        f"by the energies of strained cells all stresses should have {offset:+.3g} eV/Å³ ({offset / STRESS['GPa']:+.2g} GPa) "
+        f"more on their diagonal (correlation {correlation:.2f}, {len(chosen)} pairs), as with the Pulay stress of plane waves"
+    )
+    do = "train without stresses (loss: {stress: 0}), correct them, or compute them with more plane waves"
+    return Comparison(
+        "stresses and volumes", method, "doubtful", what, "stress-offset", do, None, round(correlation, 4), len(chosen)
+    )
 
 
 def _stress_by_fit(fitted: Fitted | None, scale: float, size, doubt_forces: bool, origins) -> Comparison | None:

@@ -30,6 +30,7 @@ class Pairs:
     strain: np.ndarray  #: (p,) largest strain from the first cell to the second
     atoms: np.ndarray  #: (p,) number of atoms
     volume: np.ndarray  #: (p,) Å³, mean; 0 without a cell
+    dilation: np.ndarray  #: (p,) trace of the strain: logarithm of the ratio of the volumes
     energy: np.ndarray  #: (p,) eV, of the second less that of the first
     force_work: np.ndarray  #: (p,) eV, -mean(F)·dR; nan without forces
     stress_work: np.ndarray  #: (p, 3, 3) eV, mean(stress · volume) times strain, entry by entry; nan without stress
@@ -57,7 +58,7 @@ def find_pairs(structures: Sequence[Structure]) -> Pairs:
             groups.setdefault(key, []).append(index)
     found = [_measure(structures, members) for members in groups.values() if len(members) > 1]
     if not found:
-        return Pairs(*(np.zeros((0, *shape)) for shape in ((),) * 8 + ((3, 3), (6,))))
+        return Pairs(*(np.zeros((0, *shape)) for shape in ((),) * 9 + ((3, 3), (6,))))
     return Pairs(*(np.concatenate([getattr(p, name) for p in found]) for name in Pairs.__dataclass_fields__))
 
 
@@ -172,7 +173,8 @@ def _pairs(chosen, first, second, moved, turn, largest, volume, strain) -> Pairs
     distance = np.sqrt((moved**2).sum(axis=2).mean(axis=1))
     atoms = np.full(len(first), len(chosen[0]))
     gain = energies[second] - energies[first]
-    return Pairs(first, second, distance, largest, atoms, volume, gain, work, stress_work, swapped)
+    dilation = np.trace(strain, axis1=1, axis2=2)
+    return Pairs(first, second, distance, largest, atoms, volume, dilation, gain, work, stress_work, swapped)
 
 
 def reordered(tensors: np.ndarray, order) -> np.ndarray:

@@ -22,6 +22,7 @@ from pathlib import Path
 import numpy as np
 import yaml
 from ase import Atoms
+from ase.calculators.singlepoint import SinglePointCalculator
 from ase.io import read, write
 from machine import machine
 from peers.launch import pin
@@ -47,6 +48,7 @@ class Recipe:
     teacher_decay: float = 0.0  #: weight decay of the training on the teacher's labels
     members: int = 1  #: of a committee, each trained for `hours`
     weights: dict[str, float] = field(default_factory=dict)  #: of training structures in the loss, by config_type; 1 for others
+    primitive: bool = False  #: training structures that repeat themselves as their primitive cells (with spglib): the same labels for less
 
 
 def shuffled(file: str, tests: dict[str, str] | None = None, **sizes: int | None) -> Callable[[Path], Parts]:
@@ -62,6 +64,20 @@ def shuffled(file: str, tests: dict[str, str] | None = None, **sizes: int | None
         return parts | {name: read(folder / test, ":") for name, test in (tests or {}).items()}
 
     return split
+
+
+def primitive(structure: Atoms) -> Atoms:
+    """The primitive cell of a perfect crystal, which has no forces; other structures as they are."""
+    import spglib
+
+    cell = structure.cell.array, structure.get_scaled_positions(), structure.numbers
+    cell, places, numbers = spglib.find_primitive(cell, symprec=1e-4) or cell
+    if len(numbers) == len(structure) or np.abs(structure.get_forces()).max() > 0.01:
+        return structure
+    found = Atoms(numbers, cell=cell, scaled_positions=places, pbc=True, info=structure.info)
+    energy = structure.get_potential_energy() * len(found) / len(structure)
+    found.calc = SinglePointCalculator(found, energy=energy, forces=np.zeros((len(found), 3)))
+    return found
 
 
 RECIPES = {
@@ -116,12 +132,14 @@ RECIPES = {
     ),
     "mlearn_cu": Recipe(
         shuffled("mlearn_cu/train.xyz.xz", {"test": "mlearn_cu/test.xyz"}, valid=14, train=None),
-        {"test": {"energy_mae_per_atom": 0.41, "forces_mae": 10.0, "source": "MTP, Zuo et al. 2020, to two digits in forces"}},
-        hours=0.167,
+        {"test": {"energy_mae_per_atom": 0.23, "forces_mae": 5.0, "source": "ACE, large, ACEpotentials.jl 2023, not looked up (MTP, Zuo et al. 2020: 0.41, 10)"}},
+        hours=0.4,
         model={"channels": 32},
-        loss={"stress": 1.0, "schedule": [{"start": 0.6, "energy": 300.0}]},  # energies late: their weight costs forces
+        loss={"kind": "mae", "energy": 2.0},  # no stresses: they are 2.3 GPa off what the energies say (mlff lint)
+        learning_rate=0.003,
         members=4,
         weights={"Surface": 10.0},  # 9 of 248 structures, the only ones far from bulk
+        primitive=True,  # 103 of 248 structures are strained crystals of 108 atoms
     ),
 }
 
@@ -147,6 +165,8 @@ def run(recipe: Recipe, folder: Path, out: Path) -> dict:
     parts = recipe.split(folder)
     for structure in parts["train"] if recipe.weights else ():
         structure.info["weight"] = recipe.weights.get(structure.info["config_type"], 1.0)
+    if recipe.primitive:
+        parts["train"] = [primitive(structure) for structure in parts["train"]]
     for name, structures in parts.items():
         if not (out / f"{name}.xyz").exists():
             write(out / f"{name}.xyz", structures, format="extxyz")

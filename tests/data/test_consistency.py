@@ -1,5 +1,6 @@
 """Units, signs and orders that contradict each other are found and named; what belongs together is left in peace."""
 
+import re
 from dataclasses import replace
 
 import ase.units
@@ -109,6 +110,21 @@ def test_stresses_that_contradict_energies_or_forces(crystals, defects, factor, 
         assert found["energies and forces"].verdict != "contradiction"
         assert (found[labels].verdict, found[labels].code) == ("contradiction", code), found[labels]
         assert advice in found[labels].do
+
+
+@pytest.mark.parametrize("pressure", [0.0145, -0.01])
+def test_stresses_that_are_a_pressure_away(crystals, pressure):
+    """As with the Pulay stress of plane waves: the labels are right but for a constant on the diagonal."""
+    found = seen([replace(s, stress=s.stress + pressure * np.eye(3)) for s in crystals])["stresses and volumes"]
+    assert (found.verdict, found.code) == ("doubtful", "stress-offset")
+    assert float(re.search(r"have ([+-][\d.]+) eV/Å³", found.what).group(1)) == pytest.approx(-pressure, rel=0.25)
+    assert "stress: 0" in found.do
+    assert "stresses and volumes" not in seen([replace(s, stress=s.stress + 1e-4 * np.eye(3)) for s in crystals])
+
+
+def test_real_stresses_that_are_a_pressure_away(shared):
+    found = seen(read_dataset(shared / "mlearn_cu" / "train.xyz.xz").structures)["stresses and volumes"]
+    assert found.code == "stress-offset" and "-2.3 GPa" in found.what
 
 
 @pytest.mark.parametrize(("order", "name"), [((2, 0, 1), "xx yy zz xy yz xz"), ((2, 1, 0), "xx yy zz xy xz yz")])
