@@ -149,7 +149,8 @@ def _pressure(pairs: Pairs) -> Comparison | None:
     differs by the Pulay stress (Francis and Payne, J. Phys.: Condens. Matter 2, 4395 (1990)).
     """
     method = "energy differences of near cells, less volume · stress · strain, against volume · dilation"
-    strained = pairs.where((np.abs(pairs.dilation) > 1e-3) & np.isfinite(pairs.stress_work[:, 0, 0]))
+    change = np.abs(pairs.dilation)  # of more than 5 %, what bends the energy looks like a pressure
+    strained = pairs.where((change > 1e-3) & (change < 0.05) & np.isfinite(pairs.stress_work[:, 0, 0]))
     rest = strained.energy - np.nan_to_num(strained.force_work)
     left = rest - strained.swapped_work[:, 0]
     offset, correlation, chosen = _best_slope(strained.volume * strained.dilation, left, strain_key(strained))

@@ -23,7 +23,7 @@ def molecules(count: int = 60, seed: int = 0, scale: float = 0.04, names=("CH3CH
         atoms.positions += rng.normal(0, scale, atoms.positions.shape)
         atoms.positions = Rotation.random(random_state=rng).apply(atoms.positions) + rng.normal(0, 3, 3)
         atoms.calc = MorsePotential(epsilon=3.0, r0=1.3, rho0=2.5, rcut1=3.5, rcut2=4.5)
-        found.append(_structure(atoms, len(found), -100.0 * len(atoms)))
+        found.append(structure_of(atoms, len(found), -100.0 * len(atoms)))
     return found
 
 
@@ -41,7 +41,7 @@ def crystals(count: int = 80, seed: int = 0) -> list[Structure]:
         turn = Rotation.random(random_state=rng).as_matrix() if k % 5 == 0 else np.eye(3)
         atoms.set_cell(atoms.cell.array @ turn, scale_atoms=True)
         atoms.calc = EMT()
-        found.append(_structure(atoms, len(found), -1000.0 * len(atoms)))
+        found.append(structure_of(atoms, len(found), -1000.0 * len(atoms)))
     return found
 
 
@@ -55,7 +55,7 @@ def defects(count: int = 24, seed: int = 0) -> list[Structure]:
         del atoms[rng.choice(len(atoms), k, replace=False)]
         atoms.positions += rng.normal(0, 0.1, atoms.positions.shape)
         atoms.calc = EMT()
-        found.append(_structure(atoms, len(found), -1000.0 * len(atoms)))
+        found.append(structure_of(atoms, len(found), -1000.0 * len(atoms)))
     return found
 
 
@@ -78,7 +78,7 @@ def changed(structures, energy=1.0, forces=1.0, stress=1.0) -> list[Structure]:
     ]
 
 
-def _structure(atoms, index, offset) -> Structure:
+def structure_of(atoms, index, offset) -> Structure:
     labels = {"energy": atoms.get_potential_energy() + offset, "forces": atoms.get_forces()}
     if atoms.pbc.all():
         labels["stress"] = atoms.get_stress(voigt=False)

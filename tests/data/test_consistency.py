@@ -6,6 +6,8 @@ from dataclasses import replace
 import ase.units
 import numpy as np
 import pytest
+from ase.build import bulk
+from ase.calculators.emt import EMT
 
 from mlff.data.consistency import compare, imbalance, robust_slope
 from mlff.data.dataset import read_dataset
@@ -122,9 +124,20 @@ def test_stresses_that_are_a_pressure_away(crystals, pressure):
     assert "stresses and volumes" not in seen([replace(s, stress=s.stress + 1e-4 * np.eye(3)) for s in crystals])
 
 
+@pytest.mark.parametrize("step", [0.005, 0.02, 0.04])
+def test_coarse_volume_scans_have_no_pressure(step):
+    found = []
+    for k in range(-12, 13):
+        atoms = bulk("Cu", cubic=True)
+        atoms.set_cell(atoms.cell.array * (1 + k * step / 2), scale_atoms=True)
+        atoms.calc = EMT()
+        found.append(labelled.structure_of(atoms, len(found), -4000.0))
+    assert "stresses and volumes" not in seen(found)
+
+
 def test_real_stresses_that_are_a_pressure_away(shared):
     found = seen(read_dataset(shared / "mlearn_cu" / "train.xyz.xz").structures)["stresses and volumes"]
-    assert found.code == "stress-offset" and "-2.3 GPa" in found.what
+    assert found.code == "stress-offset" and re.search(r"-2\.[3-5] GPa", found.what)
 
 
 @pytest.mark.parametrize(("order", "name"), [((2, 0, 1), "xx yy zz xy yz xz"), ((2, 1, 0), "xx yy zz xy xz yz")])
