@@ -31,7 +31,7 @@ from machine import machine
 sys.path.insert(0, str(Path(__file__).parent / "peers"))
 from launch import OURS, launch, pin, versions
 
-PEERS = ("tensornet", "mace", "painn", "apax", "nequip", "visnet", "sgdml")
+PEERS = ("tensornet", "mace", "painn", "apax", "nequip", "allegro", "visnet", "sgdml")
 CALLS = {"27": 300, "256": 30, "4000": 3}
 
 

@@ -30,7 +30,7 @@ from machine import machine
 sys.path.insert(0, str(Path(__file__).parent / "peers"))
 from launch import OURS, launch, pin, versions
 
-PEERS = ("tensornet", "mace", "painn", "apax", "nequip", "visnet", "sgdml")
+PEERS = ("tensornet", "mace", "painn", "apax", "nequip", "allegro", "visnet", "sgdml")
 
 
 def split(folder: Path, out: Path, structures: int = 450) -> dict[str, str]:

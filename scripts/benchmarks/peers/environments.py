@@ -6,7 +6,7 @@
 Environments that are there already are left alone. FOLDER/environments.json says of every peer which versions it got, or
 why it is missing: the benchmarks print that reason instead of a figure. PyTorch of the ordinary index brings gigabytes of
 CUDA libraries on Linux; all measurements are on the CPU, so point pip at a CPU build of torch 2.13.0, for instance with
---pip "--find-links FOLDER_OF_WHEELS" or --pip "--extra-index-url INDEX". All seven environments take about 10 GB.
+--pip "--find-links FOLDER_OF_WHEELS" or --pip "--extra-index-url INDEX". All eight environments take about 11 GB.
 """
 
 from __future__ import annotations
@@ -43,6 +43,7 @@ PEERS = {  # name: (module that must import, pip's arguments step by step)
     ),
     "apax": ("apax.md", [JAX, ["apax==0.14.0"]]),
     "nequip": ("nequip.ase", [TORCH, ["nequip==0.19.1"]]),
+    "allegro": ("allegro.model", [TORCH, ["nequip==0.19.1", "nequip-allegro==0.8.3"]]),
     "visnet": ("mlip.simulation", [JAX, ["mlip==0.2.5"]]),
     "sgdml": ("sgdml.train", [TORCH, ["sgdml==1.0.3"]]),  # breaks on numpy >= 2.4
 }

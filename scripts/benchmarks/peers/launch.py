@@ -30,7 +30,7 @@ def interpreter(name: str, environments: Path) -> str:
 def versions(name: str, environments: Path) -> dict:
     """The versions that a peer's results depend on most."""
     known = json.loads((environments / "environments.json").read_text(encoding="utf-8"))[name]["versions"]
-    wanted = ("torch", "jax", "torchmd-net", "mace-torch", "schnetpack", "apax", "nequip", "mlip", "sgdml")
+    wanted = ("torch", "jax", "torchmd-net", "mace-torch", "schnetpack", "apax", "nequip", "nequip-allegro", "mlip", "sgdml")
     return {package: known[package] for package in wanted if package in known}
 
 
