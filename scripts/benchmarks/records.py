@@ -50,6 +50,8 @@ class Recipe:
     temperatures: tuple[float, ...] = ()  #: K, that the teacher samples at; () for those of `mlff sample`
     members: int = 1  #: of a committee, each trained for `hours`
     weights: dict[str, float] = field(default_factory=dict)  #: of training structures in the loss, by config_type; 1 for others
+    last: dict = field(default_factory=dict)  #: sections of the config of a last training, from where `run` ended, on train and valid
+    last_weights: dict[str, float] = field(default_factory=dict)  #: in it, as `weights`
     primitive: bool = False  #: training structures that repeat themselves as their primitive cells (with spglib): the same labels for less
 
 
@@ -80,6 +82,12 @@ def primitive(structure: Atoms) -> Atoms:
     energy = structure.get_potential_energy() * len(found) / len(structure)
     found.calc = SinglePointCalculator(found, energy=energy, forces=np.zeros((len(found), 3)))
     return found
+
+
+def weigh(structures: list[Atoms], weights: dict[str, float]) -> None:
+    """Give each structure the weight of its config_type, 1 where there is none; without weights leave them alone."""
+    for structure in structures if weights else ():
+        structure.info["weight"] = weights.get(structure.info["config_type"], 1.0)
 
 
 RECIPES = {
@@ -152,6 +160,12 @@ RECIPES = {
         teacher_optimizer={"learning_rate": 0.003, "weight_decay": 0.005},
         members=3,
         weights={"Surface": 50.0, "primitive": 20.0},  # 9 and 103 of 248 structures; several of them make one step
+        last={  # energies: large steps' worth of structures, small rates, and weights that clipping does not undo
+            "loss": {"kind": "mae", "energy": 5.0},
+            "optimizer": {"learning_rate": 0.0003, "clip": None},
+            "training": {"max_hours": 0.133, "batch_size": 8, "validate_every": 20},
+        },
+        last_weights={"Surface": 3.0, "primitive": 3.0},
         primitive=True,  # strained crystals of 108 atoms
     ),
 }
@@ -178,8 +192,7 @@ def run(recipe: Recipe, folder: Path, out: Path) -> dict:
     parts = recipe.split(folder)
     if recipe.primitive:
         parts["train"] = [primitive(structure) for structure in parts["train"]]
-    for structure in parts["train"] if recipe.weights else ():
-        structure.info["weight"] = recipe.weights.get(structure.info["config_type"], 1.0)
+    weigh(parts["train"], recipe.weights)
     for name, structures in parts.items():
         if not (out / f"{name}.xyz").exists():
             write(out / f"{name}.xyz", structures, format="extxyz")
@@ -210,6 +223,11 @@ def run(recipe: Recipe, folder: Path, out: Path) -> dict:
         row["teacher"] = {"method": recipe.teacher, "structures": recipe.sampled, "config": first}
         config["start"] = "first/model.safetensors"
     row["config"] = config
+    if recipe.last:
+        everything = parts["train"] + parts["valid"]
+        weigh(everything, recipe.last_weights)
+        write(out / "all.xyz", everything, format="extxyz")
+        row["last"] = {"data": config["data"] | {"train": "all.xyz", "valid": "all.xyz", "lint": "off"}, "model": recipe.model, **recipe.last}
     names = ["run", *(f"run_{member}" for member in range(1, recipe.members))]
     trained = []
     for member, name in enumerate(names):
@@ -221,7 +239,12 @@ def run(recipe: Recipe, folder: Path, out: Path) -> dict:
             if not member:
                 row["teacher"] |= learned(learner, out / start)
         trained.append(fit(out, name, config | own))
-    row |= learned(trained[0], out / "run")
+        if recipe.last:
+            own["start"] = f"{name}/model.safetensors"
+            trained[-1] = fit(out, name.replace("run", "last"), row["last"] | own)
+    if recipe.last:
+        names = [name.replace("run", "last") for name in names]
+    row |= learned(trained[0], out / names[0])
     if recipe.members > 1:
         mlff("committee", *(str(out / name) for name in names), "--out", str(out / "committee.safetensors"))
         committee = Potential.load(out / "committee.safetensors")
