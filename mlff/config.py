@@ -196,17 +196,26 @@ class WeightStage(_Section):
 class Loss(_Section):
     """Weighted sum of energy, force and stress terms.
 
-    The terms are means over structures of (ΔE/n)², over force components and over stress components, in units of the
-    data's own scale (force RMS s_F of the training set: energies per atom in s_F·Å, forces in s_F, stresses in s_F/Å²),
-    so weights mean the same for soft and stiff systems.
+    The terms are means over structures of |ΔE/n| (or its square), over force components and over stress components, in
+    units of the data's own scale (force RMS s_F of the training set: energies per atom in s_F·Å, forces in s_F, stresses
+    in s_F/Å²), so weights mean the same for soft and stiff systems.
     """
 
-    energy: float = Field(1.0, ge=0, description="weight of the energy term")
+    energy: float = Field(0.5, ge=0, description="weight of the energy term; more than 1 costs forces with mae, about 10 is good with mse")
     forces: float = Field(1.0, ge=0, description="weight of the force term; 0 trains on energies only")
     stress: float = Field(0.0, ge=0, description="weight of the stress term")
-    kind: Literal["mse", "mae", "huber"] = Field("mse", description="squared, absolute or Huber error")
+    kind: Literal["mse", "mae", "huber"] = Field(
+        "mae", description="squared, absolute or Huber error; default: mae, but mse with forces: 0 (energies only)"
+    )
     huber_delta: float = Field(0.01, gt=0, description="where Huber goes from squared to absolute, in the scaled units")
     schedule: list[WeightStage] = Field([], description="changes of the weights in the course of training")
+
+    @pydantic.model_validator(mode="before")
+    @classmethod
+    def _default_kind(cls, values: Any) -> Any:
+        if isinstance(values, dict) and "kind" not in values and values.get("forces") == 0:
+            return {**values, "kind": "mse"}
+        return values
 
 
 class Schedule(_Section):

@@ -34,6 +34,14 @@ def test_defaults_of_a_config_of_one_line(tmp_path):
     assert load_config(_write(tmp_path, "data: {train: a.xyz}\ntraining: {max_hours: 2}")).training.epochs is None
 
 
+@pytest.mark.parametrize(
+    ("loss", "kind"),
+    [({}, "mae"), ({"forces": 10}, "mae"), ({"forces": 0}, "mse"), ({"forces": 0.0}, "mse"), ({"forces": 0, "kind": "huber"}, "huber")],
+)
+def test_absolute_errors_by_default_but_squares_for_energies_only(loss, kind):
+    assert make_config({"data": DATA, "loss": loss}).loss.kind == kind
+
+
 def test_a_model_without_architecture_is_ace():
     assert make_config({"data": DATA, "model": {"channels": 16}}).model == ACE(channels=16)
     assert make_config({"data": DATA, "model": {"architecture": "schnet", "channels": 16}}).model == SchNet(channels=16)

@@ -39,7 +39,7 @@ class Recipe:
     published: dict[str, dict[str, float | str]]  #: test -> meV (per atom where the metric says so), meV/Å, source
     hours: float
     model: dict
-    loss: dict = field(default_factory=lambda: {"energy": 10.0})
+    loss: dict = field(default_factory=lambda: {"kind": "mse", "energy": 10.0})
     isolated_atoms: str = ""
     optimizer: dict = field(default_factory=dict)
     teacher: str = ""
@@ -137,7 +137,7 @@ RECIPES = {
         {"test": {"energy_mae_per_atom": 2.21, "forces_mae": 60.0, "source": "MTP, Zuo et al. 2020, to two digits in forces"}},
         hours=0.05,  # longer, or wider, over-fits so few structures
         model={"channels": 32},
-        loss={"stress": 1.0, "schedule": [{"start": 0.6, "energy": 100.0}]},  # energies late: their weight costs forces
+        loss={"kind": "mse", "energy": 1.0, "stress": 1.0, "schedule": [{"start": 0.6, "energy": 100.0}]},  # energies late: their weight costs forces
         members=4,
     ),
     "mlearn_cu": Recipe(
@@ -216,7 +216,7 @@ def run(recipe: Recipe, folder: Path, out: Path) -> dict:
         first: dict = {
             "data": {"train": "sampled.xyz", "valid_fraction": 0.03, "reference_energies": "least_squares", "lint": "off"},
             "model": recipe.model,
-            "loss": {"energy": 10.0},
+            "loss": {"kind": "mse", "energy": 10.0},
             "optimizer": recipe.teacher_optimizer,
             "training": {"max_hours": recipe.teacher_hours, **recipe.teacher_training},
         }

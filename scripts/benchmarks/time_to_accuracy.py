@@ -9,7 +9,7 @@ less what train_300K holds too (136 structures), and t600, its last 167. The 120
 a process of its own on one core with one thread; starting, setting up and compiling count. The peers' environments are made
 by peers/environments.py. Rows go into the JSON one by one; a row that is there already is not repeated.
 
-`--ours NAME=OPTION,OPTION` adds a config of mlff, e.g. --ours 64=model.channels=64,loss.energy=10
+`--ours NAME=OPTION,OPTION` adds a config of mlff, e.g. --ours 64=model.channels=64,model.cutoff=4.0
 
 Codes that are in the JSON for more than one time or number of structures, all else equal, are shown as curves: a table, and
 a plot beside the JSON.

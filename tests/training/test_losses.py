@@ -32,12 +32,13 @@ def value(sums, **weights):
     return float(losses.combine(sums, losses.Weights(**({"energy": 0.0, "forces": 0.0, "stress": 0.0} | weights))))
 
 
-def test_terms_are_means_in_units_of_the_data():
+@pytest.mark.parametrize(("kind", "size"), [("mse", np.square), ("mae", np.abs)])
+def test_terms_are_means_in_units_of_the_data(kind, size):
     a, b = structure(3, 0), structure(5, 1)
-    total = sums([a, b], Sizes(2, 8, 16))
-    assert value(total, energy=1.0) == pytest.approx(((a.energy / 3 / 2) ** 2 + (b.energy / 5 / 2) ** 2) / 2, rel=1e-5)
-    assert value(total, forces=1.0) == pytest.approx(np.mean(np.concatenate([a.forces, b.forces]) ** 2) / 4, rel=1e-5)
-    assert value(total, stress=3.0) == pytest.approx(3 * np.mean([a.stress**2, b.stress**2]) / 4, rel=1e-5)
+    total = sums([a, b], Sizes(2, 8, 16), Loss(kind=kind, stress=1.0))
+    assert value(total, energy=1.0) == pytest.approx((size(a.energy / 3 / 2) + size(b.energy / 5 / 2)) / 2, rel=1e-5)
+    assert value(total, forces=1.0) == pytest.approx(np.mean(size(np.concatenate([a.forces, b.forces]) / 2)), rel=1e-5)
+    assert value(total, stress=3.0) == pytest.approx(3 * np.mean(size(np.stack([a.stress, b.stress]) / 2)), rel=1e-5)
 
 
 def test_padding_contributes_nothing():

@@ -62,7 +62,7 @@ def test_training_learns_and_records_every_epoch(straight):
     out, trainer = straight
     history = lines(out)
     assert [line["epoch"] for line in history] == [1, 2, 3, 4]
-    assert history[-1]["valid_loss"] < 0.5 * history[0]["valid_loss"]
+    assert history[-1]["valid_loss"] < 0.7 * history[0]["valid_loss"]  # absolute errors: their squares are halved
     assert history[-1]["step"] == trainer.run.tried == 4 * trainer.task.train.steps_per_epoch
     assert {"train_loss", "valid_energy_rmse", "valid_forces_rmse", "learning_rate", "skipped"} <= set(history[0])
 
