@@ -67,6 +67,7 @@ def plot(rows: list[dict], path: Path, minutes: float) -> None:
     axes.set(
         xscale="log", yscale="log", xlabel="µs per atom and step (27 atoms, one core)", ylabel="force RMSE at 300 K, meV/Å"
     )
+    axes.margins(x=0.12)  # room for the names
     axes.set_title(f"3BPA, {minutes:.0f} minutes of training on one core", fontsize=10)
     figure.savefig(path, dpi=150)
 
