@@ -40,6 +40,8 @@ def committee(potentials: Sequence[Potential], names: Sequence[str] | None = Non
                     f"{name}: its {what} differs from that of {names[0]}; members share all options and all data: train each "
                     "with the same config and --set member=0, 1, 2 ..."
                 )
+        if set(potential.params) != set(first.params):
+            raise ModelFileError(f"{name}: one of it and {names[0]} was trained by an older version of mlff; train both with this one")
         if potential.fingerprint in seen:
             raise ModelFileError(f"{name}: has the weights of {seen[potential.fingerprint]}; train it with another `member`")
         seen[potential.fingerprint] = name

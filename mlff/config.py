@@ -121,7 +121,9 @@ class ACE(_Section):
     """Many-body message passing: atomic-cluster-expansion products on the sphere, equivariant messages, invariant energy."""
 
     architecture: Literal["ace"] = "ace"
-    cutoff: float = Field(5.0, gt=0.5, le=100, description="cutoff radius, Å")
+    cutoff: float = Field(
+        5.0, gt=0.5, le=100, description="cutoff radius, Å; where training is not told: 4 for molecules, 5 where there are periodic cells"
+    )
     channels: int = Field(64, gt=0, description="features per atom and harmonic")
     layers: int = Field(2, gt=0, description="message-passing layers")
     l_max: int = Field(3, ge=0, le=4, description="highest degree of the spherical harmonics of an atom's density")
@@ -252,7 +254,9 @@ class Training(_Section):
     """How long, how much at once, when to stop."""
 
     epochs: int | None = Field(
-        None, gt=0, description="passes over the training set; default: 200, or as many as fit into max_hours when that is given"
+        None,
+        gt=0,
+        description="passes over the training set; default: as many as fit into max_hours, without it about 25,000 steps, in 20 to 1,000 epochs",
     )
     max_hours: float | None = Field(
         None, gt=0, description="hours of training, compilation included; the schedule is stretched to it. With epochs: what ends first"
@@ -265,13 +269,6 @@ class Training(_Section):
     checkpoint_every: int = Field(1, gt=0, description="epochs between checkpoints (at most one in ten seconds, at least one in ten minutes)")
     keep_checkpoints: int = Field(2, gt=0)
     tensorboard: bool = Field(True, description="write TensorBoard events beside the JSON lines")
-
-    @pydantic.model_validator(mode="before")
-    @classmethod
-    def _default_epochs(cls, values: Any) -> Any:
-        if isinstance(values, dict) and values.get("epochs") is None and values.get("max_hours") is None:
-            return {**values, "epochs": 200}
-        return values
 
 
 class Config(_Section):

@@ -21,9 +21,9 @@ from mlff.errors import ModelFileError
 from mlff.files import replacing
 from mlff.models import registry
 from mlff.models.atoms import Statistics
-from mlff.models.parameters import parameter_shapes
+from mlff.models.parameters import parameter_shapes, range_shapes
 
-FORMAT_VERSION = 8  #: 1: no core of `Statistics`; 2: no training environments; 3: `ace` without `passing`; 4: without `radial`; 5: `radial_decay`; 6: `envelope`; 7: `compact`
+FORMAT_VERSION = 9  #: 1: no core of `Statistics`; 2: no training environments; 3: `ace` without `passing`; 4: without `radial`; 5: `radial_decay`; 6: `envelope`; 7: `compact`; 8: `ranges`
 CERTIFICATE = "certificate"  #: where the certificate stands in the metadata
 UNITS = {"energy": "eV", "length": "Angstrom", "forces": "eV/Angstrom", "stress": "eV/Angstrom^3"}
 
@@ -152,7 +152,10 @@ def _check_size(path: Path, config: Any, tensors: dict[str, np.ndarray]) -> None
 
 
 def _check_tensors(path: Path, fields: dict[str, Any], tensors: dict[str, np.ndarray]) -> None:
-    expected = parameter_shapes(registry.build(fields["config"], fields["elements"], fields["statistics"]))
+    model = registry.build(fields["config"], fields["elements"], fields["statistics"])
+    expected, ranges = parameter_shapes(model), range_shapes(model)
+    if set(ranges) & set(tensors):  # files up to format 8 have none
+        expected |= ranges
     members = fields["members"]
     if type(members) is not int or members < 1:
         raise ModelFileError(f"{path}: the header promises {members!r} members")
@@ -166,6 +169,8 @@ def _check_tensors(path: Path, fields: dict[str, Any], tensors: dict[str, np.nda
             raise ModelFileError(f"{path}: parameter {name} is of type {tensors[name].dtype}, expected float32 or float64")
         if not np.isfinite(tensors[name]).all():
             raise ModelFileError(f"{path}: parameter {name} holds values that are not finite")
+        if name in ranges and not (tensors[name] > 0).all():
+            raise ModelFileError(f"{path}: parameter {name} holds values that are not positive")
     if surplus := set(tensors) - set(expected):
         raise ModelFileError(f"{path}: unknown parameter {sorted(surplus)[0]}")
 

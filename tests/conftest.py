@@ -39,6 +39,8 @@ MODELS = {
     "ace_messages2": configs.ACE(cutoff=4.0, channels=4, radial_basis=4, l_message=2),
     "ace_l3": configs.ACE(cutoff=4.0, channels=4, radial="bessel", radial_hidden=8, passing=False, radial_basis=4, l_max=3, l_message=2, correlation=2),
 }
+SATURATED = "ace_saturated"  #: what a trained model is outside its data
+MODELS[SATURATED] = MODELS["ace"]
 BASELINE = {1: -0.5, 6: -1.0, 8: -2.0, 14: -3.0}
 SHARED = Path(__file__).parents[2] / "shared"
 
@@ -48,6 +50,8 @@ def make_potential(name: str, precision: str = "float32") -> Potential:
     config = MODELS[name]
     statistics = Statistics(0.3, 12.0, (-1.0, -5.0, -2.0, -4.0), core=(0.8,) * 16)
     params = initial_params(registry.build(config, ELEMENTS, statistics), seed=1)
+    if name == SATURATED:  # half of the densities of these structures lie beyond
+        params = params | {"ranges": {"1": np.full((len(ELEMENTS), config.channels), 0.2, np.float32)}}
     return Potential(config, params, ELEMENTS, BASELINE, statistics, precision)
 
 

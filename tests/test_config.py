@@ -29,7 +29,7 @@ def _message(raw) -> str:
 
 def test_defaults_of_a_config_of_one_line(tmp_path):
     config = load_config(_write(tmp_path, "data: {train: a.xyz}"))
-    assert config.model == ACE() and config.precision == "float32" and config.training.epochs == 200
+    assert config.model == ACE() and config.precision == "float32" and config.training.epochs is None
     assert config.data.train == str(tmp_path / "a.xyz") and config.data.valid is None
     assert load_config(_write(tmp_path, "data: {train: a.xyz}\ntraining: {max_hours: 2}")).training.epochs is None
 

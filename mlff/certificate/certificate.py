@@ -9,7 +9,7 @@ import ase
 import numpy as np
 from rich.table import Table
 
-from mlff.certificate import checks, scans
+from mlff.certificate import checks, displaced, hot, scans
 from mlff.certificate.line import Line
 from mlff.certificate.probe import Probe
 from mlff.certificate.scans import Scan
@@ -69,7 +69,7 @@ def certify(
     on_check: Callable[[str], None] = lambda name: None,
     errors: dict[str, dict] | None = None,
 ) -> Certificate:
-    """Measure `potential` on `structures` (by default those that travel in its file); about ten seconds.
+    """Measure `potential` on `structures` (by default those that travel in its file); 15 to 30 seconds.
 
     `on_check` is told the name of each check before it starts; `errors` (name of a set -> `Metrics.to_dict()`) are listed
     with those of the model file. Raises DataError: no structure to measure on.
@@ -91,6 +91,10 @@ def certify(
     lines += checks.smoothness(pairs, bonds)
     on_check("size and rounding")
     lines += checks.extensivity(ask, frames) + checks.precision(single, double, frames)
+    on_check("displaced structures")
+    lines += displaced.energies_and_forces(displaced.displacements(ask, frames, rng))
+    on_check("hot runs")
+    lines += hot.survival(potential, frames, rng)
     on_check("dynamics")
     lines += checks.drift(potential, frames)
     return Certificate(tuple(lines), (*pairs, *bonds), errors)

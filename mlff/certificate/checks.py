@@ -95,15 +95,19 @@ def cutoff(ask: Probe, structures: list[ase.Atoms]) -> list[Line]:
 def smoothness(dimers: list[Scan], bonds: list[Scan]) -> list[Line]:
     """Kinks and false minima of dimers and stretched bonds, and repulsion of atoms that come too near."""
     kinks = {scan.name: scan.kinks for scan in [*dimers, *bonds] if scan.kinks}
-    wells = {scan.name: scan.minima for scan in bonds if len(scan.minima) > 1}
+    wells = {scan.name: [r for r in scan.minima if r not in scan.new_bonds] for scan in bonds}
+    wells = {name: minima for name, minima in wells.items() if len(minima) > 1}
+    new = [f"{atoms} (of {scan.name} at {r:.2f} Å)" for scan in bonds for r, atoms in scan.new_bonds.items()]
+    chemistry = f"; not counted, as a new bond forms: {'; '.join(new[:3])}" if new else ""
     soft = [scan.name for scan in dimers if not _repulsive(scan)]
     dips = sum(max(0, len(scan.minima) - 1) for scan in dimers)
     steepest = max(dimers, key=lambda scan: scan.slopes.max())
     where = f"{steepest.name} at {steepest.distances[steepest.slopes.argmax()]:.2f} Å; a failure means a hole where no data reach"
     many = f"{len(dimers)} pairs of elements, {len(bonds)} bonds"
+    counted = f"{len(bonds)} bonds{_where(wells)}{chemistry}"
     return [
         Line("kinks", sum(map(len, kinks.values())), "", 0, f"{many}{_where(kinks)}"),
-        Line("false minima of bonds", sum(len(w) - 1 for w in wells.values()), "", 0, f"{len(bonds)} bonds{_where(wells)}"),
+        Line("false minima of bonds", sum(len(w) - 1 for w in wells.values()), "", 0, counted),
         Line("dimers that attract at short range", len(soft), "", 0, f"from {SHORTEST} Å; {', '.join(soft) or 'none'}"),
         Line("steepest attraction of dimers", max(0.0, float(steepest.slopes.max())), "eV/Å", _STEEPEST, where),
         Line("false minima of dimers", dips, "", None, "free pairs of atoms are seldom in the training data"),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import combinations_with_replacement
 
 import ase
@@ -21,6 +21,8 @@ _SUSPECT = 5e-3, 2e-3  #: a second difference of the slope is looked at from 5 m
 _FINER = 4  #: around a suspect the step is divided by this ...
 _ROUNDS = 3  #: ... so many times
 _SMOOTH = 0.1  #: share of the second difference that may be left at a quarter of the step: 1/16 if smooth, 1/4 if bent
+BONDED = 1.3  #: of the sum of covalent radii: nearer is a bond
+_PRESSED = 0.75  #: the same: nearer is no bond any more
 _ROUNDING = 1e-8  #: share of the slopes that float64 makes of itself
 
 
@@ -33,6 +35,7 @@ class Scan:
     energies: np.ndarray  #: (n,) eV
     slopes: np.ndarray  #: (n,) eV/Å, dE/dr as the forces give it
     kinks: tuple[float, ...] = ()  #: Å: where the slope jumps or bends, as `find_kinks` found
+    new_bonds: dict[float, str] = field(default_factory=dict)  #: Å of a minimum -> the atoms that are bonded there instead
 
     @property
     def minima(self) -> list[float]:
@@ -82,6 +85,7 @@ class Path:
     direction: np.ndarray  #: (n, 3) dR/dr
     distances: np.ndarray  #: (m,) Å, of the scan
     zero: float | None = None  #: eV taken off the energies; None: the lowest
+    bond: tuple[int, int] | None = None  #: the atoms of the bond that is stretched
 
     def frame(self, distance: float) -> ase.Atoms:
         """The structure at a distance (Å)."""
@@ -98,7 +102,8 @@ def follow(ask: Probe, paths: Sequence[Path]) -> list[Scan]:
         mine = [next(results) for _ in path.distances]
         energies = np.array([result.energy for result in mine])
         energies -= energies.min() if path.zero is None else path.zero
-        scans.append(Scan(path.name, path.distances, energies, _slopes(path, mine)))
+        scan = Scan(path.name, path.distances, energies, _slopes(path, mine))
+        scans.append(replace(scan, new_bonds=_new_bonds(path, scan)))
 
     def slopes(which: list[int], distances: list[np.ndarray]) -> list[np.ndarray]:
         frames = [paths[k].frame(r) for k, rs in zip(which, distances, strict=True) for r in rs]
@@ -107,6 +112,46 @@ def follow(ask: Probe, paths: Sequence[Path]) -> list[Scan]:
 
     kinks = find_kinks(scans, slopes)
     return [replace(scan, kinks=tuple(found)) for scan, found in zip(scans, kinks, strict=True)]
+
+
+def _new_bonds(path: Path, scan: Scan) -> dict[float, str]:
+    """Distances of minima -> the new bond; of several with the same atoms the deepest."""
+    found: dict[str, float] = {}
+    energy = dict(zip(scan.distances.tolist(), scan.energies.tolist(), strict=True))
+    for r in scan.minima if path.bond else ():
+        atoms = new_bond(path, r)
+        if atoms and (atoms not in found or energy[r] < energy[found[atoms]]):
+            found[atoms] = r
+    return {r: atoms for atoms, r in found.items()}
+
+
+def new_bond(path: Path, distance: float) -> str:
+    """The atoms of a bond that is there at `distance` (Å) of a stretched bond and not at the start; "" if there is none.
+
+    A moving and a fixed atom come nearer than 1.3 times the sum of their covalent radii, and relative to the radii nearer
+    than those of the stretched bond: as a hydrogen that goes over to the acceptor of its hydrogen bond. There is none where
+    atoms are pressed into each other.
+    """
+    a, b = path.bond
+    radii, moving = covalent_radii[path.start.numbers], (path.direction != 0).any(axis=1)
+    start, after = path.start, path.frame(distance)
+    i, j, shifts = neighbor_list(after.positions, after.cell.array, after.pbc, BONDED * 2 * radii.max())
+    across = moving[i] & ~moving[j]
+    i, j, shifts = i[across], j[across], shifts[across]
+    before, now = (
+        np.linalg.norm(pair_vectors(x.positions, x.cell.array, i, j, shifts), axis=1) / (radii[i] + radii[j])
+        for x in (start, after)
+    )
+    if not len(now) or now.min() < _PRESSED:
+        return ""
+    new = np.where((before > BONDED) & (now < min(BONDED, distance / (radii[a] + radii[b]))), now, np.inf)
+    k = int(new.argmin())
+    return pair_name(start.numbers, int(i[k]), int(j[k])) if np.isfinite(new[k]) else ""
+
+
+def pair_name(numbers: np.ndarray, a: int, b: int) -> str:
+    """C 1 - H 4."""
+    return " - ".join(f"{chemical_symbols[numbers[x]]} {x}" for x in (a, b))
 
 
 def _slopes(path: Path, results) -> np.ndarray:
@@ -164,8 +209,8 @@ def bonds(ask: Probe, structures: list[ase.Atoms], each: int = 4) -> list[Scan]:
     return follow(ask, paths) if paths else []
 
 
-def bond_paths(atoms: ase.Atoms, where: str, each: int) -> Iterator[Path]:
-    """One bond of each pair of elements, the first `each` of them."""
+def bond_paths(atoms: ase.Atoms, where: str, each: int, repeat: bool = False) -> Iterator[Path]:
+    """One bond of each pair of elements, the first `each` of them; with `repeat` further bonds where there are fewer."""
     i, j, shifts = neighbor_list(atoms.positions, atoms.cell.array, atoms.pbc, 2 * covalent_radii.max())
     vectors = pair_vectors(atoms.positions, atoms.cell.array, i, j, shifts)
     lengths = np.linalg.norm(vectors, axis=1)
@@ -175,14 +220,17 @@ def bond_paths(atoms: ase.Atoms, where: str, each: int) -> Iterator[Path]:
     kinds: dict[tuple[int, int], int] = {}
     for k in range(len(i)):
         kinds.setdefault(tuple(sorted((int(atoms.numbers[i[k]]), int(atoms.numbers[j[k]])))), k)
-    for k in list(kinds.values())[:each]:
+    chosen = list(kinds.values())[:each]
+    if repeat and len(chosen) < each:
+        others = [k for k in range(len(i)) if i[k] < j[k] and k not in chosen]
+        chosen += [others[k] for k in np.linspace(0, len(others) - 1, min(len(others), each - len(chosen))).astype(int)]
+    for k in chosen:
         a, b, unit = int(i[k]), int(j[k]), vectors[k] / lengths[k]
         moving = _far_side(len(atoms), i, j, a, b) if not atoms.pbc.any() else [b]
         direction = np.zeros((len(atoms), 3))
         direction[moving] = unit
         grid = np.arange(STRETCH[0] * lengths[k], STRETCH[1] * lengths[k], STEP)
-        symbols = [f"{chemical_symbols[atoms.numbers[x]]} {x}" for x in (a, b)]
-        yield Path(f"{symbols[0]} - {symbols[1]} {where}", atoms, lengths[k], direction, grid)
+        yield Path(f"{pair_name(atoms.numbers, a, b)} {where}", atoms, lengths[k], direction, grid, bond=(a, b))
 
 
 def _far_side(n: int, i: np.ndarray, j: np.ndarray, a: int, b: int) -> list[int]:

@@ -6,7 +6,7 @@ program per shape, so the samples are put into at most a few size classes, each 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -209,6 +209,11 @@ def round_up(value: int, share: float = 0.125) -> int:
     return max(1, -(-value // step) * step)
 
 
+def usual_batch(sizes: Sequence[int]) -> int:
+    """Structures of these sizes (atoms) to a step where nothing is said: `USUAL_ATOMS` in all, at most `USUAL_STRUCTURES`."""
+    return int(np.clip(round(USUAL_ATOMS / np.mean(sizes)), 1, USUAL_STRUCTURES))
+
+
 class Batches:
     """Samples packed into padded batches of a few fixed sizes.
 
@@ -235,7 +240,7 @@ class Batches:
         self._atoms = n = np.array([sample.sizes.atoms for sample in samples])
         k = np.array([max(1, sample.sizes.neighbors) for sample in samples])
         if batch_size is None:
-            batch_size = int(np.clip(round(USUAL_ATOMS / n.mean()), 1, USUAL_STRUCTURES))
+            batch_size = usual_batch(n)
             batch_size = max(batch_size, int((max_atoms or 0) / n.mean()))
         budget = max_atoms or int(np.ceil(batch_size * n.mean()))
         self.classes: list[tuple[Sizes, np.ndarray]] = []

@@ -22,6 +22,7 @@ from mlff.models.angular import sphere_grid, spherical_harmonics
 from mlff.models.atoms import Statistics, Surroundings, atomic_energies, surroundings
 from mlff.models.contraction import gathered, spread
 from mlff.models.radial import bessel_basis, bond_coordinate, chebyshev_basis
+from mlff.models.saturation import norms, saturated
 from mlff.numerics import dense, smooth_silu
 
 READOUT = 0.2  #: puts the forces of a fresh model at the size of those of the data, and slows the learning of the readout
@@ -66,6 +67,13 @@ class ACE(nn.Module):
             features = self.update(layer, products, features)
             output = output + self.readout(layer, features[0][0], last)
         return atomic_energies(output, graph, around, self.statistics, self.zbl)
+
+    def range_shapes(self) -> dict[str, tuple[int, int]]:
+        """Shapes (elements, channels) of the collection `ranges`: of each layer but the first the largest norms of its densities.
+
+        Without that collection, as in training, densities are what they are. See `mlff.models.saturation`.
+        """
+        return {str(layer): (len(self.elements), self.channels) for layer in range(1, self.layers)}
 
     def radial_features(self, graph: Graph, around: Surroundings) -> Array:
         """(N, K, hidden or basis): functions of distance and both species that vanish smoothly at the cutoff."""
@@ -119,6 +127,10 @@ class ACE(nn.Module):
     def products(self, layer: int, density: list[Array], species: Array, l_out: int) -> list[Array]:
         """B_l (2l + 1, N, C) for l <= l_out: weighted powers 1 ... correlation of the mixed density."""
         mixed = [self.linear(f"mix_{layer}_{l}", a, self.channels) for l, a in enumerate(density)]
+        if layer and self.is_mutable_collection("intermediates"):
+            self.sow("intermediates", str(layer), norms(mixed))
+        if self.has_variable("ranges", str(layer)):
+            mixed = saturated(mixed, self.get_variable("ranges", str(layer))[species])
         shape = mixed[0].shape[1:]
         grid = sphere_grid(self.correlation * self.l_max + l_out)
         even, odd = ([x.reshape(2 * l + 1, -1) for l, x in enumerate(mixed)][parity::2] for parity in (0, 1))

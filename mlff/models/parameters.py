@@ -19,6 +19,12 @@ def initial_params(model, seed: int) -> dict:
         return jax.jit(model.init, compiler_options=hasty_compile())(jax.random.key(seed), _pair(model))
 
 
+def range_shapes(model) -> dict[str, tuple[int, ...]]:
+    """The same of what `mlff.training.ranges` adds after training; {} for models that need none."""
+    shapes = model.range_shapes() if hasattr(model, "range_shapes") else {}
+    return {f"ranges/{name}": shape for name, shape in shapes.items()}
+
+
 def parameter_shapes(model) -> dict[str, tuple[int, ...]]:
     """Name (parts joined by "/") -> shape; nothing is computed."""
     key = jax.eval_shape(jax.random.key, 0)  # a real one would be computed, by programs compiled for it

@@ -15,7 +15,7 @@ from mlff.config import Config
 from mlff.configfile import dump_config
 from mlff.data.batching import Sizes
 from mlff.data.dataset import load_data
-from mlff.training import start
+from mlff.training import recipe, start
 from mlff.training.loop import inspect, prepare
 from mlff.training.step import initial_state, make_step
 from mlff.training.trainer import Task
@@ -27,13 +27,18 @@ def print_plan(config: Config, out: Path) -> None:
     Nothing is written. Raises what `train` would raise before its first step.
     """
     console = Console()
-    console.print(Syntax(dump_config(config), "yaml", background_color="default"))
     splits = load_data(config.data, config.seed, config.loss, progress=True)
+    beginning = start.load(config)
+    config, choices = recipe.choose(config, splits.train, beginning)
+    start.check(beginning, config)
+    console.print(Syntax(dump_config(config), "yaml", background_color="default"))
+    for choice in choices:
+        console.print(choice, markup=False, highlight=False, soft_wrap=True)
     for name, dataset in (("train", splits.train), ("valid", splits.valid), *splits.test.items()):
         console.print(f"{name}: {dataset.census}", highlight=False, soft_wrap=True)
     inspect(config, splits, lambda text: console.print(text, style="yellow", markup=False, highlight=False, soft_wrap=True))
     with jax.enable_x64(config.precision == "float64"):
-        task = prepare(config, splits, beginning=start.load(config))
+        task = prepare(config, splits, beginning=beginning)
         console.print(task.describe(), highlight=False, soft_wrap=True)
         sizes = max(task.train.sizes, key=lambda size: size.atoms * size.neighbors)
         with console.status("compiling the largest step"):

@@ -1,6 +1,6 @@
 """Training: from a config to a potential, top to bottom.
 
-Load the data, look for contradictions, take off the baseline, batch, initialise, optimise with checkpoints, evaluate, save.
+Load the data, choose what the config leaves open, look for contradictions, take off the baseline, batch, initialise, optimise with checkpoints, evaluate, save.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from mlff.interruption import Terminated
 from mlff.models import registry
 from mlff.models.parameters import initial_params
 from mlff.potential import Potential
-from mlff.training import losses, start, statistics
+from mlff.training import losses, ranges, recipe, start, statistics
 from mlff.training.checkpoint import Checkpoints
 from mlff.training.evaluate import evaluate
 from mlff.training.journal import Journal, duration
@@ -69,6 +69,8 @@ def train(config: Config, out_dir: str | Path, *, progress: bool = True, data: S
 
 def _train(config: Config, out: Path, splits: Splits, journal: Journal, progress: bool, started: float) -> Potential:
     beginning = start.load(config)
+    config, choices = recipe.choose(config, splits.train, beginning)
+    start.check(beginning, config)
     identity = _identity(config, splits, beginning)
     keep = config.training.keep_checkpoints
     with jax.enable_x64(config.precision == "float64"), Checkpoints(out / "checkpoints", keep) as saved:
@@ -78,6 +80,8 @@ def _train(config: Config, out: Path, splits: Splits, journal: Journal, progress
             journal.say(f"this run is finished: its potential is {out / MODEL}")
             return Potential.load(out / MODEL)
         journal.say(str(splits.train.census))
+        for choice in choices:
+            journal.say(choice)
         inspect(config, splits, journal.warn)
         write_text(out / "config.yaml", dump_config(config))
         provenance.record(out / "run.json", go_on=record is not None, seed=config.seed, data=identity["content of data"])
@@ -139,9 +143,10 @@ def prepare(config: Config, splits: Splits, progress: bool = False, beginning: P
     if beginning is not None:
         measured = start.statistics(beginning, measured, present)
     module = registry.build(config.model, elements, measured)
-    params = beginning.params if beginning is not None else initial_params(module, config.seed + _MEMBER * config.member)
+    params = {"params": beginning.params["params"]} if beginning is not None else initial_params(module, config.seed + _MEMBER * config.member)
     params = jax.tree.map(lambda p: jnp.asarray(p, dtype), params)
-    return Task(config, elements, baseline, measured, module.apply, params, train, valid)
+    known = {} if beginning is None else beginning.params.get(ranges.NAME, {})
+    return Task(config, elements, baseline, measured, module.apply, params, train, valid, known)
 
 
 def finish(task: Task, splits: Splits, params: Params, run: Run, journal: Journal, progress: bool = False) -> Potential:
@@ -164,6 +169,8 @@ def finish(task: Task, splits: Splits, params: Params, run: Run, journal: Journa
         metadata=metadata,
         environments=environments.summarise(splits.train.structures, task.elements, task.config.model.cutoff),
     )
+    found = ranges.measure(potential.model, params, task.train, task.ranges)
+    potential = dataclasses.replace(potential, params=potential.params | found)
     metadata[references.KEY] = references.record(potential, references.choose(splits.valid))
     errors = {}
     for name, dataset in _held_out(splits):
@@ -207,5 +214,6 @@ def _refuse_other(out: Path, identity: dict, record: dict | None) -> None:
 def _outcome(run: Run) -> str:
     text = f"trained {run.epoch} epochs in {duration(run.seconds + run.overhead)}, the best is epoch {run.best_epoch}"
     skipped = f", {run.skipped} steps skipped" if run.skipped else ""
+    spikes = f", {run.spikes} jumps of the error undone" if run.spikes else ""
     backoffs = f", learning rate halved {run.backoffs} times" if run.backoffs else ""
-    return text + skipped + backoffs
+    return text + skipped + spikes + backoffs

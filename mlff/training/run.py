@@ -14,6 +14,10 @@ from mlff.training.step import Report
 
 IN_A_ROW, OF_RECENT, RECENT = 5, 20, 100  #: skipped steps (in a row, or of so many recent ones) that call for a back-off
 MAX_BACKOFFS = 5
+SPIKE, WINDOW = 3.0, 50  #: mean error of so many steps, over the lowest such mean before it, that calls for going back
+MAX_SPIKES = 5  #: after so many a run takes its error as it is
+STALLED, WORSE = 0.15, 1.03  #: share of the plan without a better validation, and how much worse they are on average: over-fitting
+END, SHORTEST_END = 0.5, 0.05  #: the end that follows: this share of the time up to the best validation, at least that of the plan
 
 
 @dataclass
@@ -28,10 +32,16 @@ class Run:
     recent: list[int] = field(default_factory=list)  #: 1 for each skipped one of the last hundred steps
     best_score: float | None = None  #: lowest validation loss
     best_epoch: int = 0
+    best_share: float = 0.0  #: of the plan, at the best validation
+    since: float = 0.0  #: sum of the validation losses since then
+    ending: list[float] | None = None  #: share of the plan where the end was brought forward, progress it began at, its length
     stale: int = 0  #: validations since the best one
     plateau_stale: int = 0  #: validations since the best one or the last cut of the learning rate
     plateau: float = 1.0  #: factor on the learning rate from plateaus
     backoffs: int = 0  #: each halves the learning rate
+    errors: list[float] = field(default_factory=list)  #: of the last WINDOW steps: RMSE of forces (eV/Å), else of energies per atom (eV)
+    lowest: float | None = None  #: lowest mean of such a window
+    spikes: int = 0  #: times the error rose far above what it had been, and the run went back to its best weights
     seconds: float = 0.0  #: spent optimising and validating
     overhead: float = 0.0  #: spent compiling and preparing
 
@@ -45,6 +55,9 @@ class Run:
             run = cls(**record["run"])
             whole = [n for n in (getattr(run, f.name) for f in dataclasses.fields(cls) if f.type == "int")]
             real = [
+                run.best_share,
+                run.since,
+                *([] if run.ending is None else run.ending),
                 run.seconds,
                 run.overhead,
                 run.plateau,
@@ -54,6 +67,9 @@ class Run:
             good = all(type(n) is int and 0 <= n < 2**53 for n in whole) and run.backoffs <= MAX_BACKOFFS
             good = good and all(type(x) in (int, float) and abs(x) < 1e300 for x in real) and 0 < run.plateau <= 1
             good = good and min(run.seconds, run.overhead) >= 0 and len(run.totals) == 2 + len(Sums._fields)
+            good = good and (run.ending is None or len(run.ending) == 3 and run.ending[2] > 0)
+            errors = [*run.errors, *([] if run.lowest is None else [run.lowest])]
+            good = good and all(type(x) in (int, float) and 0 <= x < 1e300 for x in errors) and len(run.errors) <= WINDOW
             if good and len(run.recent) <= RECENT and all(bad in (0, 1) for bad in run.recent):
                 return run
         except (KeyError, TypeError):
@@ -70,8 +86,22 @@ class Run:
         """Whether so many steps were skipped lately that training must back off."""
         return sum(self.recent) >= OF_RECENT or (len(self.recent) >= IN_A_ROW and all(self.recent[-IN_A_ROW:]))
 
+    @property
+    def spiked(self) -> bool:
+        """Whether the error of the last steps is far above what it was: the weights were thrown off."""
+        full = len(self.errors) == WINDOW and self.lowest is not None and self.spikes < MAX_SPIKES
+        return full and _mean(self.errors) > SPIKE * self.lowest
+
+    def progress(self, config: Config, steps: int = 1) -> float:
+        """What schedules follow, 0 to 1: the share of the plan, or how far the end is that was brought forward."""
+        share = self.share(config, steps)
+        if self.ending is None:
+            return share
+        begun, progress, length = self.ending
+        return min(progress + (1.0 - progress) * max(share - begun, 0.0) / length, 1.0)
+
     def share(self, config: Config, steps: int) -> float:
-        """Progress, 0 to 1; `steps`: batches of the current epoch. The larger of the shares of epochs and of hours."""
+        """Share of the plan, 0 to 1; `steps`: batches of the current epoch. The larger of the shares of epochs and of hours."""
         epochs = config.training.epochs
         done = (self.epoch + self.position / steps) / epochs if epochs else 0.0
         return min(max(done, self._share_of_time(config)), 1.0)
@@ -79,12 +109,25 @@ class Run:
     def out_of_time(self, config: Config) -> bool:
         return self._share_of_time(config) >= 1.0
 
+    def over_fits(self, config: Config) -> bool:
+        """Whether validation has become worse for so long that the rest of the plan would be spent in vain."""
+        if self.ending is not None or not self.stale or config.optimizer.schedule.kind not in ("cosine", "exponential"):
+            return False
+        return self.share(config, 1) - self.best_share >= STALLED and self.since > WORSE * self.best_score * self.stale
+
+    def bring_end_forward(self, config: Config) -> None:
+        """From the best validation on (the caller restores its weights) schedules run to their end in half the time it took."""
+        length = max(END * self.best_share, SHORTEST_END)
+        self.ending = [self.share(config, 1), self.best_share, length]
+        self.errors = []
+
     def over(self, config: Config) -> bool:
         """Whether the run has come to its end: epochs, hours, or patience."""
         epochs, patience = config.training.epochs, config.training.patience
         done = epochs is not None and self.epoch >= epochs
         impatient = patience is not None and self.stale >= patience
-        return done or impatient or self.out_of_time(config)
+        ended = self.ending is not None and self.progress(config) >= 1.0
+        return done or impatient or ended or self.out_of_time(config)
 
     def _share_of_time(self, config: Config) -> float:
         hours = config.training.max_hours
@@ -96,15 +139,27 @@ class Run:
         self.skipped += bad
         self.recent = [*self.recent[-(RECENT - 1) :], bad]
         if not bad:
+            self._watch(report.sums)
             self.totals = [old + new for old, new in zip(self.totals, (1.0, report.loss, *report.sums), strict=True)]
+
+    def _watch(self, sums: Sums) -> None:
+        squares, count = (sums.forces_squares, sums.n_forces) if sums.n_forces else (sums.energy_per_atom_squares, sums.n_energy)
+        if not count:
+            return
+        self.errors = [*self.errors[-(WINDOW - 1) :], float(np.sqrt(squares / count))]
+        if len(self.errors) == WINDOW:
+            mean = _mean(self.errors)
+            self.lowest = mean if self.lowest is None else min(mean, self.lowest)
 
     def judge(self, score: float, config: Config) -> bool:
         """Count one validation; True if it is the best so far."""
         schedule = config.optimizer.schedule
         if self.best_score is None or score < self.best_score:
             self.best_score, self.best_epoch, self.stale, self.plateau_stale = score, self.epoch, 0, 0
+            self.best_share, self.since = self.share(config, 1), 0.0
             return True
         self.stale += 1
+        self.since += score
         self.plateau_stale += 1
         if schedule.kind == "plateau" and self.plateau_stale >= schedule.patience:
             self.plateau, self.plateau_stale = max(self.plateau * schedule.factor, schedule.final), 0
@@ -114,6 +169,10 @@ class Run:
         self.epoch += 1
         self.position = 0
         self.totals = [0.0] * len(self.totals)
+
+
+def _mean(values: list[float]) -> float:
+    return sum(values) / len(values)
 
 
 def errors(sums: Sums, prefix: str) -> dict[str, float]:

@@ -16,19 +16,22 @@ from mlff.potential import Potential
 
 
 def load(config: Config) -> Potential | None:
-    """The potential of `config.start`, None without one.
-
-    Raises ModelFileError for a file that is none; ConfigError for a committee or a model other than `config.model`.
-    """
+    """The potential of `config.start`, None without one. Raises ModelFileError for a file that is none; ConfigError for a committee."""
     if config.start is None:
         return None
     potential = Potential.load(config.start)
     if potential.members > 1:
         raise ConfigError(f"start: {config.start}: is a committee; start from one of its members")
+    return potential
+
+
+def check(potential: Potential | None, config: Config) -> None:
+    """Raises ConfigError where the model of the potential to start from is not `config.model`."""
+    if potential is None:
+        return
     differing = differences(potential.config.model_dump(mode="json"), config.model.model_dump(mode="json"))
     if differing:
-        raise ConfigError(f"start: {config.start}: its model differs from the config's in {differing}; write the same model section")
-    return potential
+        raise ConfigError(f"start: {config.start}: its model differs from the config's in {differing}; write the same model section, or none")
 
 
 def elements(potential: Potential, wanted: tuple[int, ...], source: str) -> tuple[int, ...]:

@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +24,7 @@ from mlff.training import losses, optimizer
 from mlff.training.checkpoint import Checkpoints
 from mlff.training.journal import Journal, duration
 from mlff.training.losses import Sums
-from mlff.training.run import MAX_BACKOFFS, Run, errors
+from mlff.training.run import MAX_BACKOFFS, SPIKE, Run, errors
 from mlff.training.step import Apply, Params, Report, copied, initial_state, make_measure, make_step
 
 IN_FLIGHT = 2  #: steps the device may be ahead of the host's book-keeping
@@ -44,6 +44,7 @@ class Task:
     params: Params  #: initial ones
     train: Batches
     valid: Batches
+    ranges: dict = field(default_factory=dict)  #: of the potential to start from, see `mlff.training.ranges`
 
     def describe(self) -> str:
         count = sum(leaf.size for leaf in jax.tree.leaves(self.params))
@@ -60,6 +61,8 @@ class Trainer:
     def __init__(self, task: Task, checkpoints: Checkpoints, journal: Journal, identity: dict):
         self.task, self.config = task, task.config
         self.checkpoints, self.journal, self.identity = checkpoints, journal, identity
+        if self.config.training.epochs is None and self.config.training.max_hours is None:
+            raise TrainingError("neither training.epochs nor training.max_hours: nothing says how long to train (mlff.training.recipe)")
         self.run = Run()
         self.state = initial_state(self.config, task.params)
         self.best = copied(self.state)
@@ -119,7 +122,7 @@ class Trainer:
         with closing(self._batches(plan[run.position :])) as batches:
             while run.position < len(plan) and not run.out_of_time(self.config) and not self._stop.asked:
                 sizes, count, graph, labels = next(batches)
-                self._share = run.share(self.config, len(plan))
+                self._share = run.progress(self.config, len(plan))
                 controls = np.array([self._share, run.factor], graph.positions.dtype)
                 self.state, report = self._first_use("step", sizes, self.step, self.state, controls, graph, labels)
                 pending.append(report)
@@ -184,28 +187,38 @@ class Trainer:
             self._back_off("the validation loss is not finite")
         elif self.run.judge(score, self.config):
             self.best = copied(self.state)
+        elif self.run.over_fits(self.config):
+            self.run.bring_end_forward(self.config)
+            self.state = copied(self.best)
+            best = self.run.best_epoch
+            self.journal.say(f"epoch {self.run.epoch}: over-fitting since epoch {best}; on from there, with an early end")
         return {"valid_loss": score, **errors(sums, "valid")}
 
     def _take(self, pending: collections.deque) -> None:
-        """Book the oldest step; too many skipped ones throw back to the best state with half the learning rate."""
+        """Book the oldest step; too many skipped ones, or errors far above what they were, throw back to the best state."""
         self.run.take(Report.unpack(pending.popleft()))
         if self.run.unstable:
             pending.clear()
             self._back_off(f"{sum(self.run.recent)} of the last {len(self.run.recent)} steps were not finite")
+        elif self.run.spiked:
+            pending.clear()
+            self.run.spikes += 1
+            why = f"the error of the last {len(self.run.errors)} steps was more than {SPIKE:g} times what it had been"
+            self._back_off(why, halve=1 < self.run.spikes and self.run.backoffs < MAX_BACKOFFS)
 
     def _drain(self, pending: collections.deque) -> None:
         while pending:
             self._take(pending)
 
-    def _back_off(self, why: str) -> None:
+    def _back_off(self, why: str, halve: bool = True) -> None:
         run = self.run
-        if run.backoffs >= MAX_BACKOFFS:
+        if halve and run.backoffs >= MAX_BACKOFFS:
             raise TrainingError(
                 f"{why}, also after {run.backoffs} times halving the learning rate: lower optimizer.learning_rate "
                 f"(now {self.config.optimizer.learning_rate:g}) or look for wrong labels in the training data"
             )
-        run.backoffs += 1
-        run.recent = []
+        run.backoffs += halve
+        run.recent, run.errors = [], []
         self.state = copied(self.best)
         where = f"the weights of epoch {run.best_epoch}" if run.best_epoch else "the initial weights"
         self.journal.warn(f"epoch {run.epoch + 1}: {why}; back to {where} with the learning rate x {run.factor:.3g}")

@@ -10,8 +10,9 @@ import pytest
 from ase.build import molecule
 
 from mlff import MLFFCalculator
-from mlff.certificate import checks, scans
+from mlff.certificate import checks, hot, scans
 from mlff.certificate.certificate import certify
+from mlff.certificate.probe import Probe
 from mlff.certificate.scans import Scan, find_kinks
 from mlff.errors import DataError
 from tests.certificate.planted import SOUND, add_energies, directed, gaussian, pairs, planted, structures
@@ -122,6 +123,7 @@ def test_every_planted_fault_is_caught(name, monkeypatch):
     fault, lines = FAULTS[name]
     drifts = "NVE drift at 300 K" in lines
     monkeypatch.setattr(checks, "NVE_STEPS", 1000 if drifts else 200)
+    monkeypatch.setattr(hot, "STEPS", 50)
     certificate = certify(planted(fault, "float32" if fault is noisy else "float64"), structures())
     assert lines <= failed(certificate), failed(certificate)
     if name in ("wrong sign of the stress", "not extensive", "a jump of the force along a bond", "late forces"):
@@ -154,6 +156,50 @@ def test_minima_are_counted():
     assert Scan("one", r, (r - 2) ** 2, 2 * (r - 2)).minima == pytest.approx([2.0], abs=0.011)
     assert len(Scan("two", r, np.cos(2 * np.pi * r), r).minima) == 3
     assert Scan("shallow", r, r + 1e-4 * np.sin(100 * r), r).minima == []
+
+
+def hydrogen_bond(width: float, *more: float) -> ase.Atoms:
+    """C-H···C along x, the carbons `width` (Å) apart; `more` hydrogens along x."""
+    return ase.Atoms("CHC" + "H" * len(more), [[x, 0, 0] for x in (0, 1.2, width, *more)])
+
+
+def one_on_the_other(first, second):
+    return lambda potential, graph, prediction: second(potential, graph, first(potential, graph, prediction))
+
+
+def false_minima(fault, atoms: ase.Atoms):
+    ask = Probe(planted(fault), [atoms])
+    bonds = scans.bonds(ask, [atoms], 1)
+    return bonds[0], checks.smoothness(scans.dimers(ask), bonds)[1]
+
+
+def test_a_minimum_at_the_new_partner_of_a_hydrogen_is_chemistry():
+    well = gaussian(-2.0, 1.2, 0.08)  # each carbon binds the hydrogen at 1.2 Å
+    scan, line = false_minima(well, hydrogen_bond(2.9))
+    assert scan.minima == pytest.approx([1.2, 1.7], abs=0.02) and list(scan.new_bonds.values()) == ["H 1 - C 2"]
+    assert line.passed and line.value == 0
+    assert "not counted, as a new bond forms: H 1 - C 2 (of C 0 - H 1 of structure 0 at 1.7" in line.note
+
+
+def test_a_false_minimum_before_the_new_partner_is_near_is_counted():
+    fault = one_on_the_other(gaussian(-2.0, 1.2, 0.08), gaussian(-1.0, 1.55, 0.03))
+    scan, line = false_minima(fault, hydrogen_bond(3.4))  # at 1.55 Å the other carbon is 1.85 Å away
+    assert len(scan.minima) == 2 and not scan.new_bonds
+    assert line.value == 1 and not line.passed and "C 0 - H 1 of structure 0 at" in line.note and "new bond" not in line.note
+
+
+def test_of_several_minima_at_a_new_partner_one_is_chemistry():
+    fault = one_on_the_other(gaussian(-2.0, 1.2, 0.05), gaussian(-1.5, 1.34, 0.02))
+    scan, line = false_minima(fault, hydrogen_bond(2.9))
+    assert len(scan.minima) == 4 and len(scan.new_bonds) == 1  # 1.2 and 1.34 Å from the one, and from the other
+    assert line.value == 2
+
+
+def test_where_atoms_are_pressed_together_no_bond_forms():
+    (path,) = scans.bond_paths(hydrogen_bond(3.5, 2.3), "", 1)
+    assert scans.new_bond(path, 1.3) == ""  # 1.0 Å between the hydrogens, bonded up to 0.81
+    assert scans.new_bond(path, 1.7) == "H 1 - H 3"
+    assert scans.new_bond(path, 1.9) == ""  # 0.4 Å
 
 
 def test_what_hangs_on_a_bond_moves_along():

@@ -1,5 +1,6 @@
 import json
 
+import numpy as np
 import pytest
 
 from mlff.config import Config, Data, Optimizer, Schedule, Training
@@ -67,6 +68,48 @@ def test_skipped_steps_in_a_row_or_often_call_for_a_back_off():
     for index in range(100):
         often.take(report(index % 5 == 0))
     assert often.unstable and len(often.recent) == 100
+
+
+def test_an_error_that_jumps_is_seen_and_noise_is_not():
+    def step(error):
+        return Report(0.0, 0.0, 0.0, Sums(*[0.0] * len(Sums._fields))._replace(forces_squares=3 * error**2, n_forces=3))
+
+    run, rng = Run(), np.random.default_rng(0)
+    for error in np.geomspace(1.0, 0.1, 100) * rng.uniform(0.5, 2.0, 100):
+        run.take(step(error))
+        assert not run.spiked
+    for number in range(50):
+        run.take(step(1.0))
+        if run.spiked:
+            break
+    assert 5 < number < 40
+    run.spikes = 5  # often enough: the error is what it is
+    assert not run.spiked
+
+
+def test_over_fitting_brings_the_end_forward():
+    settings, run = config("cosine", epochs=100), Run()
+    for epoch in range(100):
+        run.end_epoch()
+        run.judge(1.0 - 0.02 * epoch if epoch < 20 else 0.7 + 0.002 * epoch, settings)
+        if run.over_fits(settings):
+            break
+    assert (run.best_epoch, run.epoch) == (20, 36)
+    run.bring_end_forward(settings)
+    assert run.progress(settings) == pytest.approx(0.2) and not run.over_fits(settings)
+    run.epoch = 41
+    assert run.progress(settings) == pytest.approx(0.6) and not run.over(settings)
+    run.epoch = 46
+    assert run.progress(settings) == pytest.approx(1.0) and run.over(settings)
+    assert Run.from_record({"run": json.loads(json.dumps(run.to_dict()))}, "x") == run
+
+
+def test_noise_around_the_best_validation_is_no_over_fitting():
+    settings, run = config("cosine", epochs=100), Run()
+    for _ in range(100):
+        run.end_epoch()
+        run.judge(1.0 + 0.02 * (run.epoch % 2), settings)
+        assert not run.over_fits(settings)
 
 
 def test_skipped_steps_do_not_enter_the_sums():

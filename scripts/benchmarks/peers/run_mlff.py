@@ -14,9 +14,11 @@ import jax
 import numpy as np
 import yaml
 from ase.io import read
+from dynamics import explore
 from service import Clock, cpu_seconds, errors, serve, time_calculator
 
 from mlff import MLFFCalculator, Potential, load_config, references
+from mlff.certificate.certificate import certify
 from mlff.data.structure import Structure
 from mlff.models import registry
 from mlff.models.parameters import initial_params
@@ -52,7 +54,7 @@ def train(request: dict) -> dict:
 
     def predict(structures):
         plain = [atoms.copy() for atoms in structures]
-        results = potential.predict(plain)
+        results = potential.predict(plain, stress=False)
         return [result.energy for result in results], [result.forces for result in results]
 
     return {
@@ -62,6 +64,8 @@ def train(request: dict) -> dict:
         "parameters": sum(int(np.size(leaf)) for leaf in jax.tree.leaves(potential.params)),
         **spent,
         "errors": errors(predict, request["tests"]),
+        "dynamics": explore(predict, request),
+        "certificate": [line.name for line in certify(potential).failed] if request.get("dynamics") else None,
     }
 
 

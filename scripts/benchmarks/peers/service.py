@@ -4,8 +4,8 @@ A runner `run_NAME.py` is started in its peer's own environment with one JSON ob
 JSON line, the last one, on standard output. Three tasks:
 
 train  {"task": "train", "train": FILE, "valid": FILE, "tests": {NAME: FILE}, "seconds": BUDGET,
-        "clock": "wall" or "cpu", "started": TIME, "out": FOLDER, "seed": 0}
-       -> {"model", "settings", "epochs", "parameters", "errors": {NAME: ...}, "train_wall_s", "train_cpu_s"}
+        "clock": "wall" or "cpu", "started": TIME, "out": FOLDER, "seed": 0, "dynamics": see `dynamics.py` (may be left out)}
+       -> {"model", "settings", "epochs", "parameters", "errors": {NAME: ...}, "train_wall_s", "train_cpu_s", "dynamics"}
 prepare {"task": "prepare", "structure": FILE, "out": FOLDER} -> {}: a model file with random weights for such a structure
 speed  {"task": "speed", "structure": FILE, "out": FOLDER, "started": TIME, "calls": COUNT, "seconds": LIMIT,
         "device": "cpu" or "gpu" (mlff and mace; without it, cpu)}
@@ -111,14 +111,24 @@ def errors(predict, tests: dict[str, str]) -> dict:
         truth = [labels(atoms) for atoms in structures]
         wrong = 1000 * (np.asarray(energies, float).ravel() - np.array([energy for energy, _ in truth]))
         off = 1000 * np.concatenate([(np.asarray(f, float) - g).ravel() for f, (_, g) in zip(forces, truth, strict=True)])
+        each = [np.sqrt(np.mean((1000 * (np.asarray(f, float) - g)) ** 2)) for f, (_, g) in zip(forces, truth, strict=True)]
         result[name] = {
             "structures": len(structures),
+            "forces_rmse_of_structures": quantiles(each),
             "energy_rmse": round(float(np.sqrt(np.mean(wrong**2))), 2),
             "energy_mae": round(float(np.mean(np.abs(wrong))), 2),
             "forces_rmse": round(float(np.sqrt(np.mean(off**2))), 2),
             "forces_mae": round(float(np.mean(np.abs(off))), 2),
         }
     return result
+
+
+def quantiles(each: list[float]) -> dict[str, float]:
+    """Of the force RMSE of single structures (meV/Å): 50, 90, 99 %, the worst; share above 1 eV/Å."""
+    each = np.nan_to_num(np.asarray(each, float), nan=np.inf)
+    names = {"median": 0.5, "90 %": 0.9, "99 %": 0.99, "worst": 1.0}
+    row = {name: float(f"{np.quantile(each, q, method='inverted_cdf'):.4g}") for name, q in names.items()}
+    return row | {"above 1 eV/Å": round(float(np.mean(each > 1000)), 4)}
 
 
 def time_calculator(request: dict, settings: str, make_calculator, make_bare) -> dict:

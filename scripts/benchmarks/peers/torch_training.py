@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from dynamics import explore
 from service import Clock, baseline, errors, frames, labels
 
 EMA = 0.99
@@ -81,13 +82,18 @@ def train(request: dict, make: Callable[[list, dict], Learner], per_element: dic
             parameter.copy_(mean)
     model.eval()
     save(model, request["out"])
+
+    def ask(asked):
+        return predict(learner, asked, per_element)
+
     return {
         "model": request["out"],
         "settings": learner.settings,
         "epochs": round(steps * learner.batch_size / len(structures), 1),
         "parameters": sum(p.numel() for p in parameters),
         **spent,
-        "errors": errors(lambda tests: predict(learner, tests, per_element), request["tests"]),
+        "errors": errors(ask, request["tests"]),
+        "dynamics": explore(ask, request),
     }
 
 

@@ -1,0 +1,43 @@
+"""What a config leaves open, chosen from the data: cutoff, channels, length of training.
+
+A choice is made only where the config says nothing; each comes with its reason. A potential to start from decides about
+its model.
+"""
+
+from __future__ import annotations
+
+from mlff.config import ACE, Config
+from mlff.data.batching import usual_batch
+from mlff.data.dataset import Dataset
+from mlff.potential import Potential
+
+MOLECULES, PERIODIC = 4.0, 5.0  #: Å
+STEPS = 25_000  #: of optimisation, when neither epochs nor hours are said
+EPOCHS = (20, 1000)  #: at least and at most
+
+
+def choose(config: Config, data: Dataset, beginning: Potential | None = None) -> tuple[Config, list[str]]:
+    """The config with nothing left open, and one line for each choice.
+
+    `data`: the training set. `beginning`: the potential to start from, whose model is taken where the config does not say
+    another (which `mlff.training.start` then refuses).
+    """
+    model, reasons = config.model, []
+    said = model.model_fields_set
+    if beginning is not None and isinstance(beginning.config, type(model)):
+        taken = {name: value for name, value in dict(beginning.config).items() if name not in said and value != getattr(model, name)}
+        if taken:
+            reasons.append(f"model: {', '.join(f'{k} {v}' for k, v in taken.items())}, as in the potential to start from")
+        model = model.model_copy(update=taken)
+    elif isinstance(model, ACE) and "cutoff" not in said:
+        periodic = any(structure.pbc.any() for structure in data.structures if len(structure) > 1)
+        model = model.model_copy(update={"cutoff": PERIODIC if periodic else MOLECULES})
+        reasons.append(f"model.cutoff: {model.cutoff:g} Å, for there are {'periodic cells' if periodic else 'only molecules'}")
+    training = config.training
+    if training.epochs is None and training.max_hours is None:
+        batch = training.batch_size or usual_batch([len(structure) for structure in data.structures])
+        steps = max(1, -(-len(data) // batch))
+        epochs = min(max(round(STEPS / steps), EPOCHS[0]), EPOCHS[1])
+        training = training.model_copy(update={"epochs": epochs})
+        reasons.append(f"training.epochs: {epochs}, about {epochs * steps:,} steps for {len(data):,} structures")
+    return config.model_copy(update={"model": model, "training": training}), reasons
