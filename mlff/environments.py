@@ -20,6 +20,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from mlff.coverage import Coverage, cover
 from mlff.data.neighbors import neighbor_list, pair_vectors
 from mlff.data.structure import Structure
 from mlff.models.angular import spherical_harmonics
@@ -29,6 +30,7 @@ _GAUSSIANS, _DEGREE, _MIXTURES = 6, 3, 4
 _KEPT = 256  #: fingerprints per element that travel with a potential; fewer if there are more than twelve elements
 _POOL = 10_000  #: fingerprints per element that they are chosen among
 _RIM = 0.99  #: share of the training atoms within distance 1
+_COVERAGE = "environments/coverage/"  #: before the names of its arrays
 BINS = (1.0, 2.0)  #: edges between "inside", "to twice" and "beyond"
 NAMES = ("inside", "up to twice", "beyond")
 
@@ -41,6 +43,7 @@ class Environments:
     elements: tuple[int, ...]  #: atomic numbers, ascending
     chosen: dict[int, np.ndarray]  #: Z -> (m, d) float32 fingerprints
     units: dict[int, float]  #: Z -> distance of fingerprints that counts as 1
+    coverage: Coverage | None = None  #: of bond lengths, contacts and angles; None: from an older file
 
     def distances(self, structure: Structure) -> np.ndarray:
         """(n,) distance of each atom from the training data, in units of their rim: up to 1 is inside.
@@ -52,12 +55,16 @@ class Environments:
         for z in set(structure.numbers.tolist()) & set(self.chosen):
             mine = structure.numbers == z
             result[mine] = _distances(prints[mine], self.chosen[z].astype(np.float64)).min(axis=1) / self.units[z]
-        return result
+        return result if self.coverage is None else np.maximum(result, self.coverage.distances(structure))
 
     def pack(self) -> tuple[dict, dict[str, np.ndarray]]:
         """Plain values for a header, and arrays by name."""
         header = {"reach": self.reach, "elements": list(self.elements), "units": {str(z): u for z, u in self.units.items()}}
-        return header, {f"environments/{z}": np.ascontiguousarray(prints) for z, prints in self.chosen.items()}
+        arrays = {f"environments/{z}": np.ascontiguousarray(prints) for z, prints in self.chosen.items()}
+        if self.coverage is not None:
+            header["coverage"], more = self.coverage.pack()
+            arrays |= {_COVERAGE + name: array for name, array in more.items()}
+        return header, arrays
 
     @classmethod
     def unpack(cls, header: dict, arrays: dict[str, np.ndarray]) -> Environments:
@@ -66,7 +73,9 @@ class Environments:
         units = {int(z): float(unit) for z, unit in header["units"].items()}
         chosen = {z: arrays[f"environments/{z}"] for z in units}
         width = _weights(elements).shape[1] * _GAUSSIANS * (_DEGREE + 1)
-        if len(arrays) != len(chosen) or not set(units) <= set(elements) or not all(1 <= z <= 118 for z in elements):
+        more = {name.removeprefix(_COVERAGE): array for name, array in arrays.items() if name.startswith(_COVERAGE)}
+        coverage = Coverage.unpack(header["coverage"], more) if more or "coverage" in header else None
+        if len(arrays) - len(more) != len(chosen) or not set(units) <= set(elements) or not all(1 <= z <= 118 for z in elements):
             raise ValueError("the training environments are not those of its elements")
         for prints in chosen.values():
             if prints.dtype != np.float32 or prints.ndim != 2 or prints.shape[1] != width or not len(prints):
@@ -74,7 +83,7 @@ class Environments:
         finite = all(np.isfinite(prints).all() for prints in chosen.values())
         if not finite or not (np.isfinite(reach) and reach > 0) or not all(0 < unit < np.inf for unit in units.values()):
             raise ValueError("the training environments hold values that make no sense")
-        return cls(reach, elements, chosen, units)
+        return cls(reach, elements, chosen, units, coverage)
 
 
 def summarise(structures: Sequence[Structure], elements: tuple[int, ...], cutoff: float, seed: int = 0) -> Environments:
@@ -94,7 +103,7 @@ def summarise(structures: Sequence[Structure], elements: tuple[int, ...], cutoff
     for z, parts in pools.items():
         if parts:
             chosen[z], units[z] = _choose(np.concatenate(parts), kept)
-    return Environments(reach, elements, chosen, units)
+    return Environments(reach, elements, chosen, units, cover(structures, elements, seed))
 
 
 def fingerprints(structure: Structure, elements: tuple[int, ...], reach: float) -> np.ndarray:

@@ -11,7 +11,7 @@ FLOORS = [
     {"graph"},
     {"data"},
     {"models"},
-    {"committee", "derivatives", "environments", "modelfile", "potential", "programs", "references"},
+    {"committee", "coverage", "derivatives", "environments", "modelfile", "potential", "programs", "references"},
     {"training"},
     {"calculator", "simulation", "certificate", "report", "cli"},
 ]

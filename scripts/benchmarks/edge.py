@@ -161,7 +161,7 @@ def main() -> None:
     codes: dict[str, tuple[str, list[str] | None]] = {} if args.no_default else {OURS: (OURS, [])}
     for item in args.ours:
         name, _, options = item.partition("=")
-        codes[f"{OURS} {name}"] = OURS, options.split(",")
+        codes[f"{OURS} {name}"] = OURS, [option for option in options.split(",") if option]
     codes |= {peer: (peer, None) for peer in args.peers}
     rows = json.loads(args.json.read_text(encoding="utf-8")) if args.json.exists() else []
     for system in systems:

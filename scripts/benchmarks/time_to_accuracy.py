@@ -125,7 +125,7 @@ def main() -> None:
     parser.add_argument("--structures", type=int, default=450, help="to train on, at most 450")
     parser.add_argument("--peers", nargs="*", choices=PEERS, default=list(PEERS))
     parser.add_argument("--ours", action="append", default=[], help="a further config of mlff, NAME=OPTION,OPTION")
-    parser.add_argument("--no-default", action="store_true", help="leave out mlff with 32 channels")
+    parser.add_argument("--no-default", action="store_true", help="leave out mlff with its defaults")
     parser.add_argument(
         "--clock", choices=("wall", "cpu"), default="wall", help="cpu: for a machine that others use meanwhile"
     )
@@ -137,10 +137,10 @@ def main() -> None:
     if not 1 <= args.structures <= 450:
         parser.error(f"--structures: there are 1 to 450 to train on, not {args.structures}")
     pin(args.core)
-    ours = {} if args.no_default else {OURS: ["model.channels=32"]}
+    ours: dict[str, list[str]] = {} if args.no_default else {OURS: []}
     for item in args.ours:
         name, _, options = item.partition("=")
-        ours[f"{OURS} {name}"] = options.split(",")
+        ours[f"{OURS} {name}"] = [option for option in options.split(",") if option]
     rows = json.loads(args.json.read_text(encoding="utf-8")) if args.json.exists() else []
     key = {"minutes": args.minutes, "structures": args.structures, "clock": args.clock, "seed": args.seed}
     for code in (*ours, *args.peers):
