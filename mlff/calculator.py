@@ -72,6 +72,18 @@ class MLFFCalculator(Calculator):
         """How many programs (padded shapes, with and without stress) were asked for."""
         return len(self._programs)
 
+    def distances(self, atoms: ase.Atoms | None = None) -> np.ndarray:
+        """(n,) how far each atom (default: of the last calculation) is from the training data: up to 1 is inside, beyond 2 forces are guesses.
+
+        Raises ConfigError: the model file does not know its training data; StructureError: nothing calculated yet.
+        """
+        atoms = self.atoms if atoms is None else atoms
+        if self.potential.environments is None:
+            raise ConfigError("this model file does not know its training data: it was written by an old version of mlff")
+        if atoms is None:
+            raise StructureError("no structure has been given to the calculator yet")
+        return self.potential.environments.distances(Structure.from_atoms(atoms))
+
     def neighbor_state(self) -> dict[str, np.ndarray]:
         """The reference geometry of the neighbour list: with it a restarted simulation repeats every bit."""
         return self._list.state()

@@ -2,7 +2,7 @@
 
 Bonds are changed by -12 to +20 %, as they are at 1,000 to 1,500 K. The springs are the potential's own: its curvature at
 the start along the displacement. True energies lie at 0.5 to 1.5 times theirs, and true forces are below 28 eV/Å (GFN2-xTB
-on five molecules, Stillinger-Weber silicon, effective medium theory on copper-gold).
+on four molecules, Stillinger-Weber silicon, effective medium theory on copper-gold).
 """
 
 from __future__ import annotations

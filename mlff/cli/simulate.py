@@ -193,6 +193,9 @@ def md(
     if plot is not None:
         plots.md(log, plot, title=f"{structure.name}, {ensemble.upper()}, {temperature:g} K")
     print(tables.md(summary))
+    if summary.distance_beyond:
+        share = f"{100 * summary.distance_beyond:.2g} % of the frames looked at"
+        say("warning", f"{share} have atoms more than twice as far from the training data as these reach: forces there are guesses")
     print(f"{out}, {log}")
 
 

@@ -134,6 +134,8 @@ def md(summary: Summary) -> str:
         parts.append(f"volume {summary.volume_mean:.2f} Å³")
     if summary.pressure_mean is not None:
         parts.append(f"pressure {summary.pressure_mean:.3f} GPa")
+    if summary.distance_max is not None:
+        parts.append(f"farthest from the training data {summary.distance_max:.2g}")
     return ", ".join([*parts, f"{summary.ns_per_day:.2f} ns/day"])
 
 

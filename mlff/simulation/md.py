@@ -18,6 +18,7 @@ from mlff.interruption import Stop
 from mlff.simulation.guard import Guard, Limits, SimulationError
 from mlff.simulation.integrators import Ensemble, Integrator, Settings, Thermostat, make_integrator
 from mlff.simulation.progress import MDProgress
+from mlff.simulation.reach import Reach
 from mlff.simulation.record import (
     Log,
     Trajectory,
@@ -49,6 +50,8 @@ class Summary:
     pressure_mean: float | None  #: GPa
     ns_per_day: float
     seconds: float
+    distance_max: float | None  #: from the training data, of the farthest atom in the frames looked at; None: not known
+    distance_beyond: float | None  #: share of these frames with an atom beyond 2
 
 
 def run_md(
@@ -151,6 +154,7 @@ class _Run:
         self.good: dict[str, np.ndarray] | None = state
         self.saved_at = float("-inf")
         self.first_step = self.step
+        self.reach = Reach(atoms.calc)
 
     def __enter__(self) -> _Run:
         return self
@@ -195,6 +199,7 @@ class _Run:
     def record(self, write: bool = True) -> None:
         """Check the geometry, then write a frame and a line, and remember the state as good."""
         self.guard.check_geometry(self.atoms)
+        self.reach.look(self.atoms)
         potential = float(self.atoms.get_potential_energy())
         kinetic = kinetic_energy(self.atoms.get_momenta(), self.masses)
         periodic = bool(self.atoms.pbc.all())
@@ -267,6 +272,8 @@ class _Run:
             pressure_mean=mean("pressure_gpa"),
             ns_per_day=done_ns / max(seconds, 1e-9) * 86400,
             seconds=seconds,
+            distance_max=self.reach.largest,
+            distance_beyond=self.reach.beyond,
         )
 
     def _pressure(self) -> float | None:

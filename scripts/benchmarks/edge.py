@@ -11,7 +11,7 @@ same files for the same time on one core. Then its potential runs dynamics of 16
 (`peers/dynamics.py`: NVT, then NVE), and the oracle labels frames of it: the closed loop, in which an error is met by going
 where the potential leads. `--draw` with another number draws all structures anew.
 
---quick: four systems, 200 structures, five minutes of training, 4 ps of dynamics: about half an hour for one code.
+--quick: four systems, 200 structures, five minutes of training, 2 ps of dynamics: about half an hour for one code.
 Complete: all systems, 100 and 400 structures, 50 ps of NVE after 10 ps of NVT.
 
 Rows go into the JSON one by one; a row that is there already is not repeated. `--ours NAME=OPTION,OPTION` adds a config of
@@ -135,9 +135,9 @@ def main() -> None:
     parser.add_argument("--structures", nargs="*", type=int, help="to train on, at most 400; default: 100 400, or 200")
     parser.add_argument("--minutes", type=float, help="of training; default: 15, or 5")
     parser.add_argument("--seeds", type=int, default=1, help="trainings of mlff for each system (of peers always one)")
-    parser.add_argument("--nvt", type=float, help="ps; default: 10, or 1")
-    parser.add_argument("--nve", type=float, help="ps; default: 50, or 3")
-    parser.add_argument("--replicas", type=int, help="at each temperature; default: 16, or 8")
+    parser.add_argument("--nvt", type=float, help="ps; default: 10, or 0.5")
+    parser.add_argument("--nve", type=float, help="ps; default: 50, or 1.5")
+    parser.add_argument("--replicas", type=int, help="at each temperature; default: 16, or 4")
     parser.add_argument("--peers", nargs="*", choices=PEERS, default=[])
     parser.add_argument("--ours", action="append", default=[], help="a further config of mlff, NAME=OPTION,OPTION")
     parser.add_argument("--no-default", action="store_true", help="leave out mlff with its defaults")
@@ -153,8 +153,8 @@ def main() -> None:
     systems = args.systems or (QUICK if short else tuple(SYSTEMS))
     counts = args.structures or ([200] if short else [100, 400])
     args.minutes = args.minutes or (5.0 if short else 15.0)
-    args.nvt, args.nve = args.nvt or (1.0 if short else 10.0), args.nve or (3.0 if short else 50.0)
-    args.replicas = args.replicas or (8 if short else 16)
+    args.nvt, args.nve = args.nvt or (0.5 if short else 10.0), args.nve or (1.5 if short else 50.0)
+    args.replicas = args.replicas or (4 if short else 16)
     if not all(1 <= count <= 400 for count in counts):
         parser.error("--structures: there are 1 to 400 to train on")
     pin(args.core)
