@@ -19,7 +19,7 @@ def scripts(monkeypatch):
     """The benchmark scripts, importable."""
     monkeypatch.syspath_prepend(str(SCRIPTS))
     monkeypatch.syspath_prepend(str(SCRIPTS / "peers"))
-    names = ("cost_per_step", "environments", "front", "launch", "machine", "time_to_accuracy")
+    names = ("cost_per_step", "dynamics", "edge", "environments", "front", "launch", "machine", "oracles", "service", "time_to_accuracy")
     yield
     for name in names:
         sys.modules.pop(name, None)
@@ -108,3 +108,61 @@ def test_the_front_holds_what_nothing_beats_in_both(scripts):
         "model.channels=16",
         "loss.energy=10",
     ]
+
+
+def springs(at, stiffness):
+    """What a runner's predict gives: structures to energies and forces of springs to fixed points, eV/Å²."""
+
+    def predict(structures):
+        moved = [atoms.positions - at for atoms in structures]
+        return [0.5 * stiffness * float((d**2).sum()) for d in moved], [-stiffness * d for d in moved]
+
+    return predict
+
+
+def test_replicas_live_on_a_sound_potential_and_are_lost_on_others(scripts, tmp_path):
+    from ase.build import molecule
+    from ase.io import write
+    from dynamics import explore
+
+    start = molecule("CH3OH")
+    write(tmp_path / "starts.xyz", [start] * 2)
+    asked = {"starts": str(tmp_path / "starts.xyz"), "temperatures": [300.0, 1200.0], "replicas": 3, "nvt": 150, "nve": 150}
+    request = {"seed": 0, "dynamics": asked | {"every": 50, "fragments": 1, "out": str(tmp_path / "out.xyz")}}
+    sound = explore(springs(start.positions, 20.0), request)
+    assert sound["300 K"] == {"replicas": 3, "alive": 1.0, "steps": 300.0, "lost": {}} and sound["1200 K"]["alive"] == 1.0
+    frames = read(tmp_path / "out.xyz", ":")
+    assert len(frames) == 6 * 6 and {f.info["temperature"] for f in frames} == {300.0, 1200.0}
+    np.testing.assert_allclose(frames[0].arrays["predicted_forces"], -20 * (frames[0].positions - start.positions), atol=1e-5)
+    hottest = [f for f in frames if f.info["temperature"] == 1200.0]
+    spread = np.mean([((f.positions - start.positions) ** 2).mean() for f in hottest[9:]])
+    assert spread == pytest.approx(8.617e-5 * 1200 / 20, rel=0.5)  # kT over the stiffness
+    wrong = explore(springs(start.positions, -5.0), request)
+    assert wrong["300 K"]["alive"] == 0 and set(wrong["300 K"]["lost"]) <= {"too hot", "force", "fell apart", "too near"}
+    assert explore(springs(start.positions, 1.0), {"seed": 0}) is None
+
+
+def test_the_table_of_the_edge_names_the_worst_and_the_lost(scripts):
+    from edge import table
+    from service import quantiles
+
+    found = quantiles([10.0] * 98 + [20.0, 3000.0])
+    assert found == {"median": 10.0, "90 %": 10.0, "99 %": 20.0, "worst": 3000.0, "above 1 eV/Å": 0.01}
+    errors = {name: {"forces_rmse": 12.0, "forces_rmse_of_structures": found} for name in ("300 K", "600 K", "1200 K")}
+    row = {"system": "water", "structures": 100, "code": "mlff", "epochs": 7, "errors": errors, "certificate": []}
+    row |= {"dynamics": {"300 K": {"alive": 0.5}}, "loop": {"300 K": {"forces_rmse": 99.0}}}
+    text = table([row, {"system": "water", "structures": 100, "code": "mace", "missing": "no environment"}])
+    assert "| water, 100 | mlff | 7 | 12.0 / 10.0 / 3000 |" in text and "| 0.010 | 0.50 | 99 | 1 of 1 pass |" in text
+    assert "| water, 100 | mace | no environment |" in text
+
+
+def test_oracles_change_solids_as_they_say(scripts):
+    import oracles
+
+    start = oracles.SYSTEMS["silicon"].make()
+    assert len(oracles.vacancy(start)) == len(start) - 1
+    assert oracles.surface(start).get_volume() > 1.3 * start.get_volume()
+    strain = np.linalg.solve(start.cell.array, oracles.strained(start).cell.array) - np.eye(3)
+    assert 0.02 < np.abs(strain).max() <= 0.08 + 1e-9
+    labelled = oracles.label(start, oracles.SYSTEMS["silicon"].oracle())
+    assert labelled.get_potential_energy() / len(start) == pytest.approx(-4.3366, abs=0.02)

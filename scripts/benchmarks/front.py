@@ -30,7 +30,8 @@ ATOMS = "27"
 
 def options(row: dict) -> list[str]:
     """The options of mlff's config that a row was trained with."""
-    return row["settings"].removeprefix(f"{OURS}, ").removesuffix("; otherwise defaults").split(", ")
+    given = row["settings"].removeprefix(f"{OURS}, ").removesuffix("; otherwise defaults")
+    return [option for option in given.split(", ") if option]
 
 
 def on_front(rows: list[dict]) -> list[bool]:
