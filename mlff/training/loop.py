@@ -169,7 +169,7 @@ def finish(task: Task, splits: Splits, params: Params, run: Run, journal: Journa
         metadata=metadata,
         environments=environments.summarise(splits.train.structures, task.elements, task.config.model.cutoff),
     )
-    found = ranges.measure(potential.model, params, task.train, task.ranges)
+    found = ranges.measure(potential.model, params, (task.train, task.valid), task.ranges)
     potential = dataclasses.replace(potential, params=potential.params | found)
     metadata[references.KEY] = references.record(potential, references.choose(splits.valid))
     errors = {}

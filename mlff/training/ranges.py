@@ -1,6 +1,8 @@
-"""How large the densities inside a model become on the training data: beyond that it saturates (`mlff.models.saturation`)."""
+"""How large the densities inside a model become on its data: beyond that it saturates (`mlff.models.saturation`)."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +16,7 @@ NAME = "ranges"  #: of the collection beside the parameters
 _LEAST = 1e-3  #: times the largest of all channels: a channel that the data do not use
 
 
-def measure(module, params, batches: Batches, known: dict | None = None) -> dict:
+def measure(module, params, batches: Sequence[Batches], known: dict | None = None) -> dict:
     """{"ranges": {layer: (elements, channels)}}, the largest norms on these structures; {} for a model that needs none.
 
     An element that the structures lack takes the largest of the others. `known`: the ranges of the potential that training
@@ -31,8 +33,8 @@ def measure(module, params, batches: Batches, known: dict | None = None) -> dict
 
     compiled = jax.jit(largest, compiler_options=quick_compile())
     result: dict[str, np.ndarray] = {}
-    for sizes, indices in batches.plan(None):
-        graph, _ = batches.build(sizes, indices)
+    for part, (sizes, indices) in ((part, planned) for part in batches for planned in part.plan(None)):
+        graph, _ = part.build(sizes, indices)
         for name, values in jax.device_get(compiled(params, graph)).items():
             result[name] = np.maximum(values, result.get(name, 0.0))
     for name, values in result.items():

@@ -37,7 +37,7 @@ def test_the_largest_of_the_structures_counts_and_what_the_start_knew_is_kept():
     potential = make_potential("ace")
 
     def measured(*structures, known=None):
-        return ranges.measure(potential.model, potential.params, batches(structures), known)[ranges.NAME]
+        return ranges.measure(potential.model, potential.params, [batches(structures)], known)[ranges.NAME]
 
     near, both = measured(water(1.0)), measured(water(1.0), water(1.5))
     far = measured(water(1.5))
@@ -45,7 +45,7 @@ def test_the_largest_of_the_structures_counts_and_what_the_start_knew_is_kept():
     np.testing.assert_allclose(both["1"], np.maximum(near["1"], far["1"]), rtol=1e-5)
     np.testing.assert_allclose(near["1"][1], near["1"][[0, 2]].max(axis=0), rtol=1e-6)  # no carbon there: as the others
     np.testing.assert_allclose(measured(water(1.0), known={"1": 2 * both["1"]})["1"], 2 * both["1"])
-    assert ranges.measure(make_potential("schnet").model, {}, batches([water(1.0)])) == {}
+    assert ranges.measure(make_potential("schnet").model, {}, [batches([water(1.0)])]) == {}
 
 
 def test_training_puts_them_into_the_file_and_on_training_data_nothing_changes(tmp_path):
