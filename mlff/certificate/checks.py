@@ -178,6 +178,9 @@ def errors(sets: dict[str, dict]) -> list[Line]:
             ("stress_rmse", "stress", "meV/Å³", []),
         ):
             if figures.get(key) is not None:
+                single = figures.get("forces_rmse_of_structures") or {}
+                if key == "forces_rmse" and single:
+                    more = [f"of single structures median {single['median']:.3g}, 99 % {single['99 %']:.3g}, worst {single['worst']:.3g}", *more]
                 note = "; ".join([f"{figures['structures']} structures", *more])
                 lines.append(Line(f"RMSE, {what}, {name}", figures[key], unit, None, note))
     return lines

@@ -80,7 +80,7 @@ def certify(
     unit: UnitOptions = None,
     quiet: Quiet = False,
 ) -> None:
-    """Check symmetry, forces, stress, smoothness, size, rounding and NVE drift; the lines are kept in the model file.
+    """Check symmetry, forces, stress, smoothness, size, rounding, displaced structures, hot runs and NVE drift; the lines are kept in the file.
 
     Exit code 1 if a line fails.
     """

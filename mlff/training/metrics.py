@@ -16,6 +16,8 @@ from mlff.environments import BINS, NAMES, Environments
 from mlff.errors import printable
 
 _COUNTS = ("structures", "energies", "force_components", "stress_components", "atoms")
+_DICTIONARIES = ("forces_rmse_by_element", "forces_rmse_of_structures")
+_QUANTILES = {"median": 0.5, "90 %": 0.9, "99 %": 0.99, "worst": 1.0}
 _ROW = {"name", "structures", "atoms", "energy_rmse_per_atom", "forces_rmse"}  # of by_distance
 
 
@@ -38,6 +40,8 @@ class Metrics:
     forces_mae: float | None = None  #: meV/Å
     forces_rms: float | None = None  #: meV/Å, of the labels themselves: what predicting zero would give
     forces_rmse_by_element: dict[str, float] = dataclasses.field(default_factory=dict)  #: meV/Å
+    #: meV/Å, of the force RMSE of single structures: median, "90 %", "99 %", worst; which structure is the worst (from 0)
+    forces_rmse_of_structures: dict[str, float] = dataclasses.field(default_factory=dict)
     stress_rmse: float | None = None  #: meV/Å³
     stress_mae: float | None = None  #: meV/Å³
     #: by distance from the training data (`mlff.environments`): energies by the farthest atom, forces atom by atom
@@ -51,8 +55,9 @@ class Metrics:
     def from_dict(cls, values: dict) -> Metrics:
         """What `to_dict` wrote. Raises ValueError or TypeError for anything else."""
         metrics = cls(**values)
-        figures = [item for item in vars(metrics).items() if item[0] not in ("forces_rmse_by_element", "by_distance")]
-        figures += metrics.forces_rmse_by_element.items()
+        figures = [item for item in vars(metrics).items() if item[0] not in _DICTIONARIES + ("by_distance",)]
+        for name in _DICTIONARIES:
+            figures += getattr(metrics, name).items()
         for row in metrics.by_distance:
             if set(row) != _ROW or row["name"] not in NAMES:
                 raise ValueError("by_distance has other entries")
@@ -78,6 +83,10 @@ class Metrics:
         if self.force_components:
             count = f"{self.force_components:,} components"
             table.add_row("forces", _number(self.forces_rmse), _number(self.forces_mae), "meV/Å", count)
+            if self.forces_rmse_of_structures:
+                found = " / ".join(_number(self.forces_rmse_of_structures[name]) for name in _QUANTILES)
+                worst = f"worst: number {self.forces_rmse_of_structures['index']:.0f}"
+                table.add_row("  median / 90 % / 99 % / worst structure", found, "", "meV/Å", worst)
             for element, rmse in self.forces_rmse_by_element.items():
                 table.add_row(f"  on {escape(printable(element))}", _number(rmse), "", "meV/Å", "")
         for row in self.by_distance:
@@ -98,7 +107,8 @@ class Metrics:
             per_atom = _number(self.energy_rmse_per_atom)
             parts.append(f"energy RMSE {_number(self.energy_rmse)} meV ({per_atom} meV/atom)")
         if self.force_components:
-            parts.append(f"force RMSE {_number(self.forces_rmse)} meV/Å")
+            worst = self.forces_rmse_of_structures.get("worst")
+            parts.append(f"force RMSE {_number(self.forces_rmse)} meV/Å" + (f" (worst structure {_number(worst)})" if worst else ""))
         if self.stress_components:
             parts.append(f"stress RMSE {_number(self.stress_rmse)} meV/Å³")
         return ", ".join(parts) + f" over {self.structures:,} structures" if parts else "no labels to compare with"
@@ -111,7 +121,7 @@ def compare(structures: Iterable[Structure], results: Iterable, environments: En
     """
     far: list[tuple[float, float]] = []  # distance of the farthest atom, energy error per atom
     near: list[tuple[np.ndarray, np.ndarray]] = []  # distances and squared force errors of atoms
-    energies, atoms, forces, references, elements, stresses = [], [], [], [], [], []
+    energies, atoms, forces, references, elements, stresses, single = [], [], [], [], [], [], []
     count = 0
     for structure, result in zip(structures, results, strict=True):
         count += 1
@@ -125,6 +135,8 @@ def compare(structures: Iterable[Structure], results: Iterable, environments: En
             forces.append(np.asarray(result.forces, np.float64) - structure.forces)
             references.append(structure.forces)
             elements.append(structure.numbers)
+            if len(structure):
+                single.append((_rms(forces[-1]), count - 1))
             if away is not None:
                 near.append((away, np.mean(forces[-1] ** 2, axis=1)))
         if structure.stress is not None and result.stress is not None:
@@ -137,6 +149,8 @@ def compare(structures: Iterable[Structure], results: Iterable, environments: En
     if forces:
         difference, z = np.concatenate(forces), np.concatenate(elements)
         values |= {"forces_rmse": _rms(difference), "forces_mae": _mean(difference)}
+        if single:
+            values["forces_rmse_of_structures"] = _quantiles(single)
         values["forces_rms"] = _rms(np.concatenate(references))
         values["forces_rmse_by_element"] = {chemical_symbols[e]: _rms(difference[z == e]) for e in np.unique(z)}
     if stresses:
@@ -163,6 +177,12 @@ def _binned(far: list, near: list) -> list[dict]:
             row["forces_rmse"] = float(1000 * np.sqrt(np.mean(forces))) if len(forces) else None
             rows.append(row)
     return rows
+
+
+def _quantiles(single: list[tuple[float, int]]) -> dict[str, float]:
+    errors = np.array([error for error, _ in single])
+    found = {name: float(np.quantile(errors, q, method="inverted_cdf")) for name, q in _QUANTILES.items()}
+    return found | {"index": max(single, key=lambda pair: (np.nan_to_num(pair[0], nan=np.inf), -pair[1]))[1]}
 
 
 def _rms(difference: np.ndarray) -> float:

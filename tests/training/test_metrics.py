@@ -34,12 +34,15 @@ def test_errors_by_hand():
     assert metrics.forces_mae == pytest.approx((3 * 1 + 3 * 2) / 12)
     assert metrics.forces_rms == pytest.approx(1000 * np.sqrt(0.5))
     assert metrics.forces_rmse_by_element == pytest.approx({"H": np.sqrt(3 / 9), "O": 2.0})
+    single = {"median": 0.0, "90 %": np.sqrt(2.5), "99 %": np.sqrt(2.5), "worst": np.sqrt(2.5), "index": 0}
+    assert metrics.forces_rmse_of_structures == pytest.approx(single)
     assert metrics.stress_rmse == pytest.approx(3.0)
     assert json.loads(json.dumps(metrics.to_dict()))["energy_mae"] == pytest.approx(3.0)
     console = Console(record=True, width=100)
     console.print(metrics.table("test"))
-    assert "meV/Å³" in console.export_text()
-    assert "force RMSE 1.12 meV/Å" in str(metrics)
+    text = console.export_text()
+    assert "meV/Å³" in text and "0 / 1.58 / 1.58 / 1.58" in text and "worst: number 0" in text
+    assert "force RMSE 1.12 meV/Å (worst structure 1.58)" in str(metrics)
 
 
 def test_without_labels():

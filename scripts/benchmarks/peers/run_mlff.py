@@ -61,7 +61,7 @@ def train(request: dict) -> dict:
         "model": str(Path(request["out"]) / "run" / MODEL),
         "settings": describe(request),
         "epochs": potential.metadata["training"]["epochs"],
-        "parameters": sum(int(np.size(leaf)) for leaf in jax.tree.leaves(potential.params)),
+        "parameters": sum(int(np.size(leaf)) for leaf in jax.tree.leaves(potential.params["params"])),
         **spent,
         "errors": errors(predict, request["tests"]),
         "dynamics": explore(predict, request),
