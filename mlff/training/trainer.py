@@ -191,7 +191,7 @@ class Trainer:
             self.run.bring_end_forward(self.config)
             self.state = copied(self.best)
             best = self.run.best_epoch
-            self.journal.say(f"epoch {self.run.epoch}: over-fitting since epoch {best}; on from there, with an early end")
+            self.journal.warn(f"epoch {self.run.epoch}: over-fitting since epoch {best}; on from there, with an early end")
         return {"valid_loss": score, **errors(sums, "valid")}
 
     def _take(self, pending: collections.deque) -> None:

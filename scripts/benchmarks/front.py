@@ -31,7 +31,7 @@ ATOMS = "27"
 def options(row: dict) -> list[str]:
     """The options of mlff's config that a row was trained with."""
     given = row["settings"].removeprefix(f"{OURS}, ").removesuffix("; otherwise defaults")
-    return [option for option in given.split(", ") if option]
+    return [] if given == "defaults" else given.split(", ")
 
 
 def on_front(rows: list[dict]) -> list[bool]:

@@ -11,6 +11,7 @@ from mlff.config import Schedule
 from mlff.errors import TrainingError
 from mlff.training.checkpoint import Checkpoints
 from mlff.training.journal import Journal
+from mlff.training.run import Run
 from mlff.training.step import Report, initial_state, make_step
 from mlff.training.trainer import Trainer
 
@@ -205,3 +206,23 @@ def test_hours_end_a_run_and_carry_the_schedule_to_its_end(structures, tmp_path)
     trainer.checkpoints.close()
     assert trainer.run.out_of_time(trainer.config) and trainer.run.epoch >= 1
     assert lines(tmp_path)[-1]["learning_rate"] <= lines(tmp_path)[0]["learning_rate"] <= 0.05
+
+
+def test_over_fitting_goes_back_to_the_best_weights_and_ends_early(structures, tmp_path, monkeypatch, caplog):
+    config = make_config(training={"epochs": 20}, optimizer={"schedule": Schedule(kind="cosine", warmup=0)})
+    scores = iter([3.0, 2.0, 1.0, *[1.5] * 20])
+    judge = Run.judge
+    monkeypatch.setattr(Run, "judge", lambda self, score, config: judge(self, next(scores), config))
+    trainer = fit(tmp_path, make_task(config, structures))
+    assert (trainer.run.best_epoch, trainer.run.epoch) == (3, 8)  # seen after the sixth epoch; 0.15 of the plan are three, half is 1.5
+    assert "over-fitting since epoch 3" in caplog.text
+    rates = [line["learning_rate"] for line in lines(tmp_path)]
+    assert rates[5] > rates[6] > rates[7] and rates[7] < 0.1 * rates[0]
+
+
+def test_a_jump_of_the_error_is_undone_and_counted(structures, tmp_path, monkeypatch, caplog):
+    jumps = iter([False] * 4 + [True] + [False] * 4 + [True] + [False] * 1000)
+    monkeypatch.setattr(Run, "spiked", property(lambda self: next(jumps)))
+    trainer = fit(tmp_path, make_task(make_config(), structures))
+    assert trainer.run.spikes == 2 and trainer.run.factor == 0.5  # the first costs nothing but the way back
+    assert caplog.text.count("more than 3 times what it had been") == 2

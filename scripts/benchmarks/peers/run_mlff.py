@@ -39,7 +39,7 @@ def configure(request: dict, **sections):
 
 def describe(request: dict) -> str:
     """One line for the table."""
-    return f"mlff, {', '.join(request['options'])}; otherwise defaults"
+    return f"mlff, {', '.join(request['options'])}; otherwise defaults" if request["options"] else "mlff, defaults"
 
 
 def train(request: dict) -> dict:
