@@ -31,7 +31,7 @@ def model(potential: Potential, path: Path) -> Group:
         ("architecture", options.pop("architecture")),
         ("options", ", ".join(f"{key} {value}" for key, value in options.items() if key != "cutoff")),
         ("cutoff", f"{potential.cutoff:g} Å"),
-        ("parameters", f"{sum(np.size(leaf) for leaf in jax.tree.leaves(potential.params['params'])):,}"),
+        ("parameters", f"{sum(np.size(leaf) for leaf in jax.tree.leaves(potential.params.get('params', {}))):,}"),
         *([("members", f"{potential.members}, whose mean it gives")] if potential.members > 1 else []),
         ("precision", potential.precision),
         (
