@@ -9,6 +9,8 @@ import jax
 import numpy as np
 from ase import units
 from ase.data import covalent_radii
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 
 from mlff.certificate.line import Line
 from mlff.certificate.scans import pair_name
@@ -28,7 +30,8 @@ _SKIN = 0.3  #: Å
 _FORCE = 100.0  #: eV/Å: with more a replica is lost
 _HOT = 5.0  #: times the temperature: beyond, averaged, a replica is lost; heat of a reaction makes 3 times
 _FUSED = Limits().fused  #: of the sum of covalent radii: nearer, and a replica is lost
-_SMOOTH = 25  #: steps that a temperature is averaged over
+_SMOOTH = 25  #: steps that a temperature is averaged over, and between two looks at bonds
+_BROKEN = 1.6  #: sums of covalent radii: farther, and a bond between atoms other than hydrogen is broken
 
 
 def survival(potential: Potential, structures: Sequence[ase.Atoms], rng: np.random.Generator) -> list[Line]:
@@ -65,10 +68,13 @@ def run(
     ends: list[list[tuple[int, str]]] = [[] for _ in structures]
     alive = np.ones(len(structures), bool)
     forces = batch.forces(positions)
+    whole = batch.fragments(positions)
     for step in range(steps + 1):
         now = _MASS * np.bincount(atoms, (velocities**2).sum(axis=1)) / (3 * batch.counts * units.kB)
         temperature += (now - temperature) / _SMOOTH
         lost = {int(k): f"{temperature[k]:,.0f} K" for k in np.flatnonzero(temperature > _HOT * kelvin)}
+        if step % _SMOOTH == 0:
+            lost |= {int(k): "it fell apart" for k in np.flatnonzero(batch.fragments(positions) > whole)}
         for k, why in (lost | batch.troubles(positions, forces)).items():
             if alive[k]:
                 alive[k] = False
@@ -105,7 +111,8 @@ class _Batch:
         self.structure = np.repeat(np.arange(len(counts)), counts)  #: (N,) the replica of an atom
         self._numbers = np.concatenate([structure.numbers for structure in self._structures])
         self.positions = np.concatenate([structure.positions for structure in self._structures])
-        self._periodic = any(structure.pbc.any() for structure in self._structures)
+        self._bound = np.array([structure.pbc.any() for structure in self._structures])  # replicas with a cell
+        self._periodic = bool(self._bound.any())
         self._neighbors = 1
         self._build(self.positions)
 
@@ -150,6 +157,17 @@ class _Batch:
             size = f"{norms[atom]:,.0f} eV/Å" if np.isfinite(norms[atom]) else "a force that is not finite"
             found.setdefault(k, f"{name} at {distances[atom, slot]:.2f} Å, {size}")
         return found
+
+    def fragments(self, positions: np.ndarray) -> np.ndarray:
+        """(R,) molecules of each replica, hydrogens left out, for they may move; 0 for periodic ones."""
+        heavy, others = self._numbers > 1, self._host.neighbors
+        radii = covalent_radii[self._numbers]
+        near = (self._distances(positions) < _BROKEN * (radii[:, None] + radii[others])) & heavy[:, None] & heavy[others]
+        atoms, slots = np.nonzero(near)
+        graph = coo_array((np.ones(len(atoms)), (atoms, others[atoms, slots])), shape=(len(positions),) * 2)
+        labels = connected_components(graph, directed=False)[1]
+        found = np.unique(np.stack([self.structure[heavy], labels[heavy]]), axis=1)[0]
+        return np.bincount(found, minlength=len(self.counts)) * ~self._bound
 
     def _distances(self, positions: np.ndarray) -> np.ndarray:
         """(N, K) Å to the neighbours; inf in empty slots."""
