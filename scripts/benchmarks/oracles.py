@@ -203,7 +203,7 @@ def draw(name: str, folder: Path, train: int, tests: int, seed: int = 0) -> dict
             here = change(start) if change else start
             frames = [frame for _ in range(4) for frame in trajectory(here, calculator, kelvin, -(-count // 4), rng)]
             write(files[part], frames[:count], format="extxyz")
-    return {part: file for part, file in files.items()}
+    return files
 
 
 def structures(file: Path, count: int | None = None) -> list[ase.Atoms]:
