@@ -37,6 +37,10 @@ class StructureError(DataError):
     """A structure given to a potential cannot be evaluated (unknown element, NaN, atoms on top of each other)."""
 
 
+class CompilerError(MLFFError):
+    """What XLA compiles computes wrong numbers on this machine."""
+
+
 class TrainingError(MLFFError):
     """Training keeps diverging, whatever was tried."""
 

@@ -14,10 +14,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from mlff import derivatives
+from mlff import compiler, derivatives
 from mlff.errors import StructureError
 from mlff.graph import Graph, Prediction
-from mlff.runtime import compilation_cache, free_memory, hasty_compile, quick_compile
+from mlff.runtime import compilation_cache, free_memory
 
 _LARGE = 500_000  #: padded pairs from which on a program's memory is looked at before it runs
 _EARLY = 100_000  #: padded pairs in all calls of a shape together: as long as there are fewer the hasty program will do
@@ -58,6 +58,7 @@ class Programs:
         hasty = self._early(key, graph)
         if hasty and key in self._hasty:
             return self._hasty[key](params, graph, *arguments)
+        compiler.check()
         program = self.jitted(name, hasty)
         with compilation_cache():
             if graph.neighbors.size >= _LARGE:
@@ -73,7 +74,7 @@ class Programs:
         calls = self._calls[key] = self._calls.get(key, 0) + 1
         few = _EARLY // (graph.neighbors.size * self._members)
         wanted = few > 1 and calls <= few and not self.steady and key[0] in _OFTEN
-        return wanted and jax.default_backend() == "cpu" and bool(hasty_compile())
+        return wanted and jax.default_backend() == "cpu" and bool(compiler.hasty())
 
     def jitted(self, name: str, hasty: bool = False) -> Callable:
         """The function that JAX compiles for each shape."""
@@ -85,7 +86,7 @@ class Programs:
 
                 return derive(params) if self._members == 1 else _mean(jax.lax.map(derive, params))
 
-            options = hasty_compile() if hasty else quick_compile()
+            options = compiler.hasty() if hasty else compiler.quick()
             self._jitted[name, hasty] = jax.jit(program, compiler_options=options)
         return self._jitted[name, hasty]
 

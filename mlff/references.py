@@ -8,9 +8,7 @@ as compiling one more would double the time to the first force.
 from __future__ import annotations
 
 import hashlib
-import platform
 from collections.abc import Sequence
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,6 +16,7 @@ import ase
 import jax
 import numpy as np
 
+from mlff.compiler import platform_name
 from mlff.data.batching import Sizes, make_graph, make_sample
 from mlff.data.structure import Structure
 from mlff.errors import MLFFError, ModelFileError
@@ -81,7 +80,7 @@ def verify(
     entries = potential.metadata.get(KEY)
     if not entries:
         return
-    what = f"{_platform()}, {potential.precision}, {'stress' if stress else 'forces'}"
+    what = f"{platform_name()}, {potential.precision}, {'stress' if stress else 'forces'}"
     mark = cache_folder() / "verified" / hashlib.sha256(path.read_bytes() + what.encode()).hexdigest()
     if mark.exists():
         return
@@ -111,7 +110,7 @@ def verify(
             if not difference <= limit:
                 raise ModelFileError(
                     f"{path}: on this machine {what} of reference structure {number} differ from those where the model was "
-                    f"written (off by {difference:.2g} {unit}, limit {limit:.2g}); do not use it here: {_platform()}"
+                    f"written (off by {difference:.2g} {unit}, limit {limit:.2g}); do not use it here: {platform_name()}"
                 )
     try:
         mark.parent.mkdir(parents=True, exist_ok=True)
@@ -140,9 +139,3 @@ def _in_shape_of(potential: Potential, frames: list[ase.Atoms], graph: Graph, st
     rest = [number for number in range(len(structures)) if number not in results]
     results |= zip(rest, potential.predict([structures[number] for number in rest], stress), strict=True)
     return [results[number] for number in range(len(structures))]
-
-
-def _platform() -> str:
-    device = jax.devices()[0]
-    versions = ", ".join(f"{name} {version(name)}" for name in ("mlff", "jax", "jaxlib"))
-    return f"{platform.platform()}, {device.platform} {device.device_kind}, {versions}"

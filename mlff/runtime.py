@@ -116,36 +116,6 @@ def _resident_heap() -> float:
     return total
 
 
-def quick_compile() -> dict:
-    """Compiler options: a third to a half less time to compile than XLA's default, the same speed once compiled.
-
-    XLA_FLAGS that set the level win.
-    """
-    if "xla_backend_optimization_level" in os.environ.get("XLA_FLAGS", ""):
-        return {}
-    return {"xla_backend_optimization_level": 2}
-
-
-@functools.cache
-def hasty_compile() -> dict:
-    """Compiler options for a program that will run a few times: a sixth of the time to compile, then three to seven times slower.
-
-    With an XLA that no longer has the older code generator, half the time. For programs on the CPU (`on_host`). Empty where
-    XLA_FLAGS set the level.
-    """
-    import jax
-
-    if not quick_compile():
-        return {}
-    level, older = {"xla_backend_optimization_level": 0}, {"xla_cpu_use_fusion_emitters": False}
-    try:
-        with on_host():
-            jax.jit(lambda: 0, compiler_options=level | older).lower().compile()
-    except jax.errors.JaxRuntimeError:
-        return level
-    return level | older
-
-
 def on_host():
     """Context in which JAX computes on the CPU: for what is small, and would be many programs to compile for another device.
 

@@ -7,7 +7,7 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "mlff"
 FLOORS = [
-    {"errors", "units", "numerics", "plainyaml", "config", "configfile", "files", "interruption", "provenance", "runtime"},
+    {"compiler", "errors", "units", "numerics", "plainyaml", "config", "configfile", "files", "interruption", "provenance", "runtime"},
     {"graph"},
     {"data"},
     {"models"},

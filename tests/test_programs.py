@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import jax
 import numpy as np
 import pytest
 from ase.build import bulk
 
-from mlff import MLFFCalculator, programs, runtime
+from mlff import MLFFCalculator, programs
 from mlff.simulation.md import run_md
 from tests.conftest import make_potential
 
@@ -15,7 +14,7 @@ from tests.conftest import make_potential
 @pytest.fixture
 def hasty(monkeypatch):
     """As for users: XLA_FLAGS of the tests set the level, which turns it off."""
-    monkeypatch.setattr(programs, "hasty_compile", lambda: {"xla_backend_optimization_level": 2})
+    monkeypatch.setattr(programs.compiler, "hasty", lambda: {"xla_backend_optimization_level": 2})
 
 
 def test_few_calls_compile_hastily_and_many_in_full(hasty, ethanol, monkeypatch):
@@ -58,12 +57,3 @@ def test_other_devices_have_no_hasty_program(hasty, ethanol, monkeypatch):
     potential.predict([ethanol])
     assert potential.programs._ready and not potential.programs._hasty
 
-
-def test_options_are_for_those_who_set_no_level_and_as_xla_knows_them(monkeypatch):
-    ask = runtime.hasty_compile.__wrapped__
-    assert ask() == {}, "the tests set the level"
-    monkeypatch.setenv("XLA_FLAGS", "")
-    assert ask()["xla_backend_optimization_level"] == 0
-    known = jax.jit
-    monkeypatch.setattr("jax.jit", lambda function, **_: known(function, compiler_options={"xla_no_such_option": True}))
-    assert ask() == {"xla_backend_optimization_level": 0}

@@ -51,7 +51,7 @@ def test_a_sound_file_is_checked_once_per_platform(saved, monkeypatch):
     assert [len(atoms) for atoms in potential.reference_structures] == [3, 5, 2]
     monkeypatch.setattr(Potential, "predict", lambda *_, **__: pytest.fail("computed again"))
     Potential.load(path)
-    monkeypatch.setattr(references, "_platform", lambda: "another machine")
+    monkeypatch.setattr(references, "platform_name", lambda: "another machine")
     with pytest.raises(pytest.fail.Exception):
         Potential.load(path)
     Potential.load(path, verify=False)

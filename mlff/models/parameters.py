@@ -7,16 +7,17 @@ import jax
 import numpy as np
 from flax import traverse_util
 
+from mlff import compiler
 from mlff.data.batching import Sizes, make_graph, make_sample
 from mlff.data.structure import Structure
 from mlff.graph import Graph
-from mlff.runtime import hasty_compile, on_host
+from mlff.runtime import on_host
 
 
 def initial_params(model, seed: int) -> dict:
     """Fresh parameters of a model, {"params": {name: array}}; shapes do not depend on the graph."""
     with on_host():
-        return jax.jit(model.init, compiler_options=hasty_compile())(jax.random.key(seed), _pair(model))
+        return jax.jit(model.init, compiler_options=compiler.hasty())(jax.random.key(seed), _pair(model))
 
 
 def range_shapes(model) -> dict[str, tuple[int, ...]]:

@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from mlff import compiler
 from mlff.data.batching import Batches
 from mlff.models.parameters import range_shapes
-from mlff.runtime import quick_compile
 
 NAME = "ranges"  #: of the collection beside the parameters
 _LEAST = 1e-3  #: times the largest of all channels: a channel that the data do not use
@@ -31,7 +31,7 @@ def measure(module, params, batches: Sequence[Batches], known: dict | None = Non
         mine = (graph.atomic_numbers == elements[:, None])[:, :, None]  # (elements, N, 1)
         return {name: jnp.max(jnp.where(mine, norms, 0.0), axis=1) for name, (norms,) in found["intermediates"].items()}
 
-    compiled = jax.jit(largest, compiler_options=quick_compile())
+    compiled = jax.jit(largest, compiler_options=compiler.quick())
     result: dict[str, np.ndarray] = {}
     for part, (sizes, indices) in ((part, planned) for part in batches for planned in part.plan(None)):
         graph, _ = part.build(sizes, indices)

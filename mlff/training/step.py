@@ -15,10 +15,10 @@ import numpy as np
 import optax
 from jax import Array
 
+from mlff import compiler
 from mlff.config import Config
 from mlff.derivatives import predict
 from mlff.graph import Graph, Labels
-from mlff.runtime import quick_compile
 from mlff.training import losses, optimizer
 from mlff.training.losses import Sums
 
@@ -87,7 +87,7 @@ def make_step(apply: Apply, config: Config, scale: float) -> Callable[[State, Ar
         state = jax.tree.map(lambda new, old: jnp.where(good, new, old), updated, state)
         return state, _pack(loss, norm, ~good, sums)
 
-    return jax.jit(step, donate_argnums=0, compiler_options=quick_compile())
+    return jax.jit(step, donate_argnums=0, compiler_options=compiler.quick())
 
 
 def make_measure(apply: Apply, config: Config, scale: float, stress: bool) -> Callable[[Params, Graph, Labels], Array]:
@@ -98,7 +98,7 @@ def make_measure(apply: Apply, config: Config, scale: float, stress: bool) -> Ca
         sums = losses.compare(prediction, labels, graph, config.loss, scale)
         return _pack(losses.combine(sums, losses.weights(config.loss, 1.0)), 0.0, False, sums)
 
-    return jax.jit(measure, compiler_options=quick_compile())
+    return jax.jit(measure, compiler_options=compiler.quick())
 
 
 def _update(state: State, gradient: Params, rate: Array, config: Config) -> State:

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from mlff import compiler
 from mlff.config import Config
 from mlff.data.batching import Batches, Sizes
 from mlff.errors import TrainingError
@@ -63,6 +64,7 @@ class Trainer:
         self.checkpoints, self.journal, self.identity = checkpoints, journal, identity
         if self.config.training.epochs is None and self.config.training.max_hours is None:
             raise TrainingError("neither training.epochs nor training.max_hours: nothing says how long to train (mlff.training.recipe)")
+        compiler.check()
         self.run = Run()
         self.state = initial_state(self.config, task.params)
         self.best = copied(self.state)

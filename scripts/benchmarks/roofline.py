@@ -30,10 +30,10 @@ import jax.numpy as jnp
 import numpy as np
 from machine import machine
 
+from mlff import compiler
 from mlff.configfile import load_config
 from mlff.data.dataset import load_data
 from mlff.derivatives import predict
-from mlff.runtime import quick_compile
 from mlff.training.loop import prepare
 from mlff.training.step import initial_state, make_step
 
@@ -225,7 +225,7 @@ def main() -> None:
 
     step = make_step(task.apply, config, task.statistics.energy_scale)
     rate = rates()
-    quick = quick_compile()
+    quick = compiler.quick()
     training = (initial_state(config, params), np.array([0.5, 1.0], graph.positions.dtype), graph, labels)
     programs = [
         measure("energy", energy, (params, graph), rate, args.calls, quick),
