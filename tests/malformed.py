@@ -388,7 +388,7 @@ CASES = [
     Case(
         "columns that the file cannot hold",
         evaluate(text("1\nProperties=species:S:1:pos:R:1000000000\nH 0 0 0\n")),
-        ("bad.xyz, structure 0", "line 3 has 4 columns, but Properties names 1000000001"),
+        ("bad.xyz, structure 0", "Properties must name the columns pos:R:3"),
     ),
     Case("npz archive with an array twice", evaluate(twice_npz, "bad.npz"), ("bad.npz", "'R' stands there twice")),
     Case("npz archive of atoms without a byte", evaluate(empty_npz, "bad.npz"), ("bad.npz", "key 'z'")),

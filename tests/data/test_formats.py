@@ -362,15 +362,15 @@ MALFORMED = {
     "empty file": ("", "the file is empty"),
     "blank file": ("\n \n", "holds no structures"),
     "truncated last frame": (GOOD + GOOD[: -len("H 0 0 0.8 0 0 -1\n")], "structure 1: the file ends.*2 atoms.*cut short"),
-    "truncated line": (GOOD + GOOD[:-8], "structure 1: not extended XYZ"),
+    "truncated line": (GOOD + GOOD[:-8], "structure 1: line 8 has 4 columns, but Properties names 7"),
     "wrong count of atoms": (
         GOOD.replace("2\n", "1\n", 1) + GOOD,
         "structure 1: line 4.*number of atoms is expected, found 'H 0 0 0.8",
     ),
-    "count too large": (GOOD.replace("2\n", "3\n", 1) + GOOD, "structure 0: not extended XYZ"),
+    "count too large": (GOOD.replace("2\n", "3\n", 1) + GOOD, "structure 0: line 5 has 1 columns, but Properties names 7"),
     "no number of atoms": ("hello\n" + GOOD, "structure 0: line 1: the number of atoms"),
     "unreadable number": (GOOD + GOOD.replace("0.8", "0.8.1"), "structure 1: not extended XYZ.*0.8.1"),
-    "Fortran overflow": (GOOD.replace("-1\n", "*****\n"), "structure 0: not extended XYZ.*float"),
+    "Fortran overflow": (GOOD.replace("-1\n", "*****\n"), "structure 0: not extended XYZ.*column 'forces'"),
     "energy is a word": (
         GOOD.replace("energy=-1.0", "energy=none"),
         r"structure 0: energy \(key 'energy'\) is not a number: 'none'",
@@ -385,7 +385,7 @@ MALFORMED = {
     "columns without a name": (GOOD.replace(":forces:R:3", ""), "structure 0: line 3 has 7 columns, but Properties names 4"),
     "NaN position": (GOOD + GOOD.replace("0.8", "nan"), "structure 1: position of atom 1 is not finite"),
     "no such element": (GOOD.replace("H 0 0 0 ", "Xq 0 0 0 "), "structure 0: 'Xq' is not an element"),
-    "dummy atom": (GOOD.replace("H 0 0 0 ", "X 0 0 0 "), "structure 0: atom 0 has atomic number 0"),
+    "dummy atom": (GOOD.replace("H 0 0 0 ", "X 0 0 0 "), "structure 0: 'X' is not an element"),
     "periodic without a cell": (
         GOOD.replace('Lattice="5 0 0 0 5 0 0 0 5" ', "").replace("F F F", "T F F"),
         "structure 0: periodic along a",

@@ -410,15 +410,15 @@ BROKEN = {
     "extxyz with a long count": (text("a.xyz", "9" * 30 + "\n\nH 0 0 0\n"), "line 1: the number of atoms is expected"),
     "extxyz with bytes in the comment": (
         text("a.xyz", "1\nenergy=\x02\nH 0 0 0\n"),
-        "line 2 .the comment. holds bytes that are no text",
+        "line 2 .the comment.: holds bytes that are no text",
     ),
     "extxyz with an open quote": (
         text("a.xyz", '1\nProperties=species:S:1:pos:R:3 energy="-1\nH 0 0 0\n'),
-        "line 2 .the comment.: a quotation mark",
+        "line 2 .the comment.: the value of 'energy': a quotation mark",
     ),
     "extxyz with an open bracket": (
         text("a.xyz", "1\nProperties=species:S:1:pos:R:3 a=[1 2 energy=-1\nH 0 0 0\n"),
-        "line 2 .the comment.: a bracket",
+        "line 2 .the comment.: the value of 'a': a bracket",
     ),
     "extxyz with two energies": (
         text("a.xyz", "1\nProperties=species:S:1:pos:R:3 energy=-1 energy=-2\nH 0 0 0\n"),

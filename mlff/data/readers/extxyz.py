@@ -1,22 +1,58 @@
-"""Extended XYZ, frame by frame: ASE parses them, what it would swallow in silence is refused."""
+"""XYZ, frame by frame: extended XYZ, plain XYZ, and what other programs call XYZ, each known by its comment line.
+
+Nothing is dropped in silence: a column that nobody names, a cell under another name, a symbol that is no element is an error.
+"""
 
 from __future__ import annotations
 
-import io
 import re
-from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import ase
-from ase.io.extxyz import read_xyz
+import numpy as np
+from ase.calculators.calculator import all_properties
+from ase.calculators.singlepoint import SinglePointCalculator
+from ase.constraints import FixAtoms, FixCartesian
+from ase.data import atomic_masses, atomic_numbers
+from ase.stress import full_3x3_to_voigt_6_stress
 
-from mlff.data.facts import Reading
+from mlff.data.facts import Facts, Reading
+from mlff.data.readers.comment import parse
 from mlff.errors import DataError
 
-_PROPERTIES = re.compile(r'Properties\s*=\s*"?([^\s"]+)')
-_QUOTED = re.compile(r'"(?:\\.|[^"\\])*"')
 _CONTROL = re.compile(r"[\x00-\x08\x0e-\x1f]")
+_PLAIN = "species:S:1:pos:R:3"
+_COLUMNS = {"species": "symbols", "Z": "numbers", "pos": "positions", "charge": "charges"}  #: as ASE calls them
+_TYPES: dict[str, Callable] = {"R": float, "I": int, "S": str, "L": {"T": True, "F": False, "True": True, "False": False}.__getitem__}
+_ISOTOPES = {"D": 2.01410178, "T": 3.01604928}  #: amu, of hydrogen
+_CELLS = {"lattice", "cell", "unitcell", "unit_cell", "box", "cell_vectors", "lattice_vectors"}
+_OF_STRUCTURE = {"energy", "free_energy", "stress", "dipole", "magmom"}  #: results of ASE's calculators that are no columns
+
+
+class Dialect(NamedTuple):
+    """XYZ of another program: how its comment line looks, and what is in it."""
+
+    comment: re.Pattern  #: groups are kept in `info` under their names
+    facts: Facts = Facts()
+    refusal: str = ""  #: why it cannot be read, and what to do
+
+
+_HARTREE = Facts(by_format={"energy": "Hartree", "length": "Angstrom"})
+_REAL = r"[+-]?\d+\.?\d*(?:[eEdD][+-]?\d+)?"
+DIALECTS = {
+    "CP2K": Dialect(re.compile(rf"i\s*=\s*(?P<step>\d+),(?:\s*time\s*=\s*(?P<time>{_REAL}),)?\s*E\s*=\s*(?P<energy>{_REAL})"), _HARTREE),
+    "xtb": Dialect(re.compile(rf"energy:\s*(?P<energy>{_REAL})\s+gnorm:\s*{_REAL}.*"), _HARTREE),
+    "ORCA": Dialect(re.compile(rf"Coordinates from ORCA-job \S+ E\s+(?P<energy>{_REAL})"), _HARTREE),
+    "i-PI": Dialect(
+        re.compile(r"#\s*CELL.*"), refusal="an i-PI trajectory, whose cell and units stand in its own way; convert it, e.g. with i-PI's tools"
+    ),
+    "DFTB+": Dialect(
+        re.compile(r"(MD iter|Geometry Step):.*"),
+        refusal="a DFTB+ trajectory, whose columns after the positions nobody names; keep the first four, or give Properties",
+    ),
+}
 
 
 def is_extxyz(path: Path, head: bytes) -> bool:
@@ -39,11 +75,31 @@ def _is_number(text: str) -> bool:
 
 
 def read_extxyz(path: Path) -> Reading:
-    """Every frame; blank lines between frames are skipped."""
-    return Reading(_frames(path))
+    """Every frame; blank lines between frames are skipped.
+
+    Energies in comments of CP2K, xtb and ORCA are in Hartree; units of all others are the user's business.
+    """
+    with open(path, encoding="utf-8-sig", errors="replace") as file:
+        _next_line(file, 0)
+        first = file.readline()
+    name = dialect(first)
+    if name == "CP2K" and (found := re.search(r"-(frc|vel)-\d*\.xyz$", path.name)):
+        what = {"frc": "forces", "vel": "velocities"}[found[1]]
+        raise DataError(f"a CP2K file of {what} where positions are expected; give the file of positions (-pos-), or join both in extended XYZ")
+    return Reading(_frames(path, name), DIALECTS[name].facts if name else Facts())
 
 
-def _frames(path: Path) -> Iterator[ase.Atoms]:
+def dialect(comment: str) -> str | None:
+    """The program whose manner a comment line has; None for extended and plain XYZ. Raises DataError for one that is not read."""
+    for name, known in DIALECTS.items():
+        if known.comment.fullmatch(comment.strip()):
+            if known.refusal:
+                raise DataError(f"this is {known.refusal}")
+            return name
+    return None
+
+
+def _frames(path: Path, name: str | None) -> Iterator[ase.Atoms]:
     size = path.stat().st_size
     with open(path, encoding="utf-8-sig", errors="replace") as file:
         number, header = _next_line(file, 0)
@@ -55,15 +111,23 @@ def _frames(path: Path) -> Iterator[ase.Atoms]:
                 raise DataError(
                     f"line {number} promises {n} atoms, more than the file of {size} bytes can hold; is it cut short?"
                 )
-            lines = [header, *(file.readline() for _ in range(n + 1))]
-            if not lines[-1].strip() and n:
+            comment, *lines = (file.readline() for _ in range(n + 1))
+            if lines and not lines[-1].strip():
                 raise DataError(f"the file ends, or a line is blank, before the last of its {n} atoms; is it cut short?")
             end, header = _next_line(file, number + n + 1)
+            vectors = []
             while header.startswith("VEC"):
-                lines.append(header)
+                vectors.append(header)
                 end, header = _next_line(file, end)
-            yield _parse_extxyz(lines, number)
+            try:
+                yield _atoms(comment, lines, vectors, number + 2, name)
+            except _Comment as error:
+                raise DataError(f"line {number + 1} (the comment): {error}") from None
             number = end
+
+
+class _Comment(DataError):
+    """Something is wrong with the comment line."""
 
 
 def _next_line(file, number: int) -> tuple[int, str]:
@@ -75,38 +139,168 @@ def _next_line(file, number: int) -> tuple[int, str]:
     return number, ""
 
 
-def _parse_extxyz(lines: list[str], number: int) -> ase.Atoms:
-    _check_comment(lines[1], number + 1)
-    declared = _PROPERTIES.search(lines[1])
-    if declared and len(lines) > 2:
-        columns = sum(int(width) for width in declared.group(1).split(":")[2::3] if width.isdecimal())
-        if len(lines[2].split()) != columns:
-            raise DataError(f"line {number + 2} has {len(lines[2].split())} columns, but Properties names {columns}")
-    try:
-        (atoms,) = read_xyz(io.StringIO("".join(lines)), 0)
-    except KeyError as error:
-        raise DataError(
-            f"{error} is not an element or not a known column (lines {number} to {number + len(lines) - 1})"
-        ) from None
-    except (ValueError, TypeError, IndexError, OSError, StopIteration, RuntimeError) as error:
-        text = " ".join(str(error).split())[:120]
-        raise DataError(f"not extended XYZ (lines {number} to {number + len(lines) - 1}): {text}") from None
+def _atoms(comment: str, lines: list[str], vectors: list[str], number: int, name: str | None) -> ase.Atoms:
+    """One frame; `number`: of its first line of atoms."""
+    info = _info(comment, name)
+    extended = "Properties" in info
+    columns = _declared(str(info.pop("Properties", _PLAIN)))
+    arrays = _arrays(columns, lines, number, extended)
+    cell, pbc = _cell(info, vectors)
+    symbols, numbers = arrays.pop("symbols", None), arrays.pop("numbers", None)
+    kinds, masses = _elements(symbols, numbers, number)
+    atoms = ase.Atoms(kinds, positions=arrays.pop("positions").reshape(-1, 3), cell=cell, pbc=pbc, info=info)
+    if masses is not None:
+        atoms.set_masses(masses)
+    if "move_mask" in arrays:
+        _constrain(atoms, arrays.pop("move_mask"))
+    results = {key: arrays.pop(key) for key in list(arrays) if key in all_properties}
+    results |= {key: info[key] for key in _OF_STRUCTURE & info.keys() if np.size(info[key]) != 6}  # six numbers: their order is not said
+    atoms.info = {key: value for key, value in info.items() if key not in results}
+    for key, array in arrays.items():
+        atoms.set_array(key, array)
+    if "stress" in results and np.shape(results["stress"]) in ((9,), (3, 3)):
+        results["stress"] = full_3x3_to_voigt_6_stress(np.reshape(results["stress"], (3, 3)))
+    if results:
+        atoms.calc = SinglePointCalculator(atoms)
+        atoms.calc.results = results
     return atoms
 
 
-def _check_comment(line: str, number: int) -> None:
-    """Refuse what ASE would take in silence: bytes that are no text, quotes left open, a key that stands twice."""
+def _info(comment: str, name: str | None) -> dict[str, object]:
+    """What the comment says; of one that is plain text, the text."""
+    line = comment.strip()
     if _CONTROL.search(line):
-        raise DataError(f"line {number} (the comment) holds bytes that are no text; is the file damaged?")
-    if "Properties" not in line and "Lattice" not in line:
-        return
-    bare = _QUOTED.sub("", line)
-    if '"' in bare:
-        raise DataError(f"line {number} (the comment): a quotation mark is not closed")
-    if bare.count("{") != bare.count("}") or bare.count("[") != bare.count("]"):
-        raise DataError(f"line {number} (the comment): a bracket is not closed")
-    words = (part.replace(",", " ").split() for part in bare.split("=")[:-1])
-    keys = Counter(before[-1] for before in words if before)
-    if keys and max(keys.values()) > 1:
-        twice = keys.most_common(1)[0][0]
-        raise DataError(f"line {number} (the comment): the key {twice[:40]!r} stands there twice; remove one")
+        raise _Comment("holds bytes that are no text; is the file damaged?")
+    if name is not None:
+        match = DIALECTS[name].comment.fullmatch(line)
+        if match is None:
+            raise _Comment(f"{line[:40]!r} is not as {name} writes it, unlike the first of the file")
+        values = {key: text for key, text in match.groupdict().items() if text is not None}
+        return {key: int(text) if text.isdecimal() else float(re.sub("[dD]", "e", text)) for key, text in values.items()}
+    try:
+        info = parse(line)
+    except DataError as error:
+        if re.search(r"(Properties|Lattice)\s*=", line):
+            raise _Comment(str(error)) from None
+        info = {}
+    if not any(value is not True for value in info.values()):
+        return {"comment": line} if line else {}
+    return info
+
+
+def _declared(text: str) -> list[tuple[str, str, int]]:
+    """(name, type, width) of the columns."""
+    parts = text.split(":")
+    names, types, widths = parts[::3], parts[1::3], parts[2::3]
+    if len(parts) % 3 or not all(kind in _TYPES for kind in types) or not all(width.isdecimal() and int(width) for width in widths):
+        raise _Comment(f"Properties={text[:60]!r} is not NAME:TYPE:WIDTH with the types S, R, I and L")
+    named = [_COLUMNS.get(name, name) for name in names]
+    twice = next((name for name in named if named.count(name) > 1), None)
+    if twice is not None:
+        raise _Comment(f"Properties names the column {twice!r} twice")
+    widths = dict(zip(named, map(int, widths), strict=True))
+    if widths.get("positions") != 3 or not {"symbols", "numbers"} & widths.keys() or widths.get("symbols", 1) != 1:
+        raise _Comment("Properties must name the columns pos:R:3 and species:S:1 (or Z:I:1)")
+    return [(name, kind, width) for (name, width), kind in zip(widths.items(), types, strict=True)]
+
+
+def _arrays(columns: list[tuple[str, str, int]], lines: list[str], number: int, extended: bool) -> dict[str, np.ndarray]:
+    """name -> (n,) or (n, width)."""
+    wanted = sum(width for _, _, width in columns)
+    rows = [line.split() for line in lines]
+    for k, row in enumerate(rows):
+        if len(row) != wanted:
+            if extended:
+                raise DataError(f"line {number + k} has {len(row)} columns, but Properties names {wanted}")
+            raise DataError(f"line {number + k} has {len(row)} columns, a symbol and three numbers are expected; name others with Properties")
+    arrays, start = {}, 0
+    for name, kind, width in columns:
+        try:
+            values = [list(map(_TYPES[kind], row[start : start + width])) for row in rows]
+        except (ValueError, KeyError):
+            k, text = next((k, text) for k, row in enumerate(rows) for text in row[start : start + width] if not _fits(kind, text))
+            raise DataError(f"not extended XYZ (line {number + k}): {text[:40]!r} in the column {name!r} is not of the type {kind}") from None
+        array = np.array(values, dtype=object if kind == "S" else None).reshape(len(rows), width)
+        if kind == "I" and array.dtype.kind == "O":
+            raise DataError(f"the column {name!r} has an integer that is too large")
+        arrays[name] = (array.astype(float) if kind == "R" else array)[:, 0] if width == 1 else array.astype(float) if kind == "R" else array
+        start += width
+    return arrays
+
+
+def _fits(kind: str, text: str) -> bool:
+    try:
+        _TYPES[kind](text)
+    except (ValueError, KeyError):
+        return False
+    return True
+
+
+def _cell(info: dict, vectors: list[str]) -> tuple[np.ndarray | None, np.ndarray | bool]:
+    """Lattice (rows are vectors, Å) or VEC lines, and pbc; taken out of `info`."""
+    lattice, pbc = info.pop("Lattice", None), info.pop("pbc", None)
+    if lattice is None and not vectors:
+        other = next((key for key in info if key.lower() in _CELLS), None)
+        if other is not None and info[other] is not True:
+            raise _Comment(f"has a cell under the key {other!r}; extended XYZ calls it Lattice")
+    cell = None
+    if lattice is not None:
+        if np.size(lattice) != 9 or np.asarray(lattice).dtype.kind not in "if":
+            raise _Comment("Lattice must be nine numbers, three for each vector")
+        cell = np.reshape(np.asarray(lattice, float), (3, 3))
+    elif vectors:
+        cell = np.zeros((3, 3))
+        for k, line in enumerate(vectors):
+            head, *numbers = line.split()
+            if head != f"VEC{k + 1}" or k > 2 or len(numbers) != 3 or not all(map(_is_number, numbers)):
+                raise DataError(f"VEC{k + 1} and three numbers are expected, found {line.strip()[:40]!r}")
+            cell[k] = [float(number) for number in numbers]
+        return cell, np.arange(3) < len(vectors)
+    return cell, lattice is not None if pbc is None else _periodic(pbc)
+
+
+def _periodic(value: object) -> np.ndarray:
+    """(3,) booleans from "T T F", "TTF", "[True, True, False]", 1 1 0, or one for all."""
+    words = np.ravel(value).tolist()
+    if len(words) == 1 and isinstance(words[0], str):
+        text = re.sub(r"(?i)true", "T", re.sub(r"(?i)false", "F", words[0]))
+        words = [letter.upper() for letter in text if letter.isalnum()]
+    elif len(words) == 1 and isinstance(words[0], int) and not isinstance(words[0], bool):
+        words = list(f"{words[0]:03d}")
+    meant = {True: True, False: False, "T": True, "F": False, 1: True, 0: False, "1": True, "0": False}
+    if len(words) not in (1, 3) or any(word not in meant for word in words):
+        raise _Comment(f"pbc={str(value)[:40]!r}: three of T or F are expected")
+    return np.array([meant[word] for word in words] * (3 // len(words)))
+
+
+def _elements(symbols, numbers, line: int) -> tuple[np.ndarray, np.ndarray | None]:
+    """(n,) atomic numbers, and masses (amu) where there are isotopes of hydrogen."""
+    if symbols is None:
+        bad = (numbers < 1) | (numbers > 118)
+        if bad.any():
+            raise DataError(f"line {line + int(np.flatnonzero(bad)[0])}: {numbers[bad][0]} is not an atomic number")
+        return numbers.astype(int), None
+    found = np.zeros(len(symbols), int)
+    for k, symbol in enumerate(symbols):
+        if symbol.isdecimal() and 1 <= int(symbol) <= 118:
+            found[k] = int(symbol)
+        else:
+            name = symbol.capitalize()
+            found[k] = 1 if name in _ISOTOPES else atomic_numbers.get(name, 0)
+        if found[k] == 0:
+            raise DataError(f"{symbol[:20]!r} is not an element or not a known column (line {line + k})")
+    if numbers is not None and (numbers != found).any():
+        k = int(np.flatnonzero(numbers != found)[0])
+        raise DataError(f"line {line + k}: the symbol {symbols[k]} and the atomic number {numbers[k]} contradict each other")
+    isotopes = np.array([_ISOTOPES.get(symbol.capitalize(), 0.0) for symbol in symbols])
+    return found, np.where(isotopes > 0, isotopes, atomic_masses[found]) if isotopes.any() else None
+
+
+def _constrain(atoms: ase.Atoms, moves: np.ndarray) -> None:
+    moves = np.asarray(moves).astype(bool)
+    if moves.ndim == 1:
+        atoms.set_constraint(FixAtoms(mask=~moves))
+    elif moves.shape[1] == 3:
+        atoms.set_constraint([FixCartesian(int(k), mask=~moves[k]) for k in np.flatnonzero(~moves.all(axis=1))])
+    else:
+        raise _Comment("move_mask must have one or three columns")
