@@ -63,12 +63,12 @@ class ReadOptions(_Section):
     keys: KeyNames = KeyNames()
     units: Units = Units()
     skip: Annotated[
-        list[Literal["unreadable", "duplicates", "outliers"]],
+        list[Literal["unreadable", "unconverged", "duplicates", "outliers"]],
         pydantic.BeforeValidator(lambda value: [value] if isinstance(value, str) else value),
     ] = Field(
         [],
-        description="leave out, count and name: unreadable structures (broken labels or geometry, a file cut short), later copies of a "
-        "geometry (all where their labels contradict each other), outliers as mlff lint finds them; these two of training data only",
+        description="leave out, count and name: unreadable structures (broken labels or geometry, a file cut short), unconverged ones as the file marks them, later copies of a "
+        "geometry (all where their labels contradict each other), outliers as mlff lint finds them; the last two of training data only",
     )
 
 

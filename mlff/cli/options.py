@@ -37,7 +37,7 @@ UnitOptions = Annotated[
 ]
 Skip = Annotated[
     list[str] | None,
-    typer.Option("--skip", help="leave out, count and name: unreadable, duplicates or outliers (repeatable)"),
+    typer.Option("--skip", help="leave out, count and name: unreadable, unconverged, duplicates or outliers (repeatable)"),
 ]
 AsPrecision = Annotated[Precision | None, typer.Option(help="override the model's precision", show_default="the model's")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="no progress bars")]

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from ase.data import chemical_symbols
 
 from mlff.config import KeyNames
+from mlff.data.facts import Remark
 from mlff.data.skipping import Skipped
 from mlff.data.structure import Structure
 from mlff.errors import DataError
@@ -31,6 +32,7 @@ class Census:
     origins: tuple[tuple[str, str], ...] = ()  #: (label, 'key "energy", calculator, eV assumed') for every label found
     keys: tuple[tuple[str, str], ...] = ()  #: every (key, place) in the file
     skipped: tuple[Skipped, ...] = ()  #: structures left out because the user says so
+    remarks: tuple[tuple[str, Remark], ...] = ()  #: (structure, what its reader must say of it)
 
     def counted(self, structures: list[Structure], isolated: int) -> Census:
         """The same file(s), with counts over these structures."""
@@ -56,6 +58,7 @@ class Census:
             origins=tuple(dict.fromkeys(self.origins + other.origins)),
             keys=tuple(dict.fromkeys(self.keys + other.keys)),
             skipped=self.skipped + other.skipped,
+            remarks=self.remarks + other.remarks,
             **{name: getattr(self, name) + getattr(other, name) for name in totals},
         )
 
@@ -100,6 +103,7 @@ class Census:
             first = self.skipped[0]
             counts = ", ".join(f"{count} {kind}" for kind, count in kinds.items())
             parts.append(f"skipped {counts} (the first: {first.source}, {first.why})")
+        parts += [f"{text} ({count} structures)" for text, count in Counter(item.text for _, item in self.remarks).items()]
         return "; ".join(parts)
 
     def _origin(self, name: str) -> str:

@@ -25,6 +25,25 @@ class Facts(NamedTuple):
         return keys.model_copy(update={label: key for label, key in self.keys.items() if label not in stated})
 
 
+REMARKS = "mlff_remarks"  #: key in the `info` of a frame under which a reader leaves what must be said of it
+
+
+class Remark(NamedTuple):
+    """Something that a reader could not take over, or a mark of quality that the file itself has."""
+
+    code: str  #: "unconverged", "cell", "isotope": for programs
+    text: str
+
+
+UNCONVERGED = Remark("unconverged", "the SCF did not converge, says the file")
+
+
+def remark(atoms: ase.Atoms, *remarks: Remark) -> ase.Atoms:
+    """The same atoms, with remarks for those who read them."""
+    atoms.info[REMARKS] = (*atoms.info.get(REMARKS, ()), *remarks)
+    return atoms
+
+
 class Reading(NamedTuple):
     """What a reader returns; errors of single frames come up while `frames` is walked through."""
 

@@ -12,6 +12,7 @@ import itertools
 import lzma
 import re
 import tempfile
+import warnings
 import zlib
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -27,15 +28,19 @@ from ase.io.formats import filetype, ioformats
 from mlff.config import ReadOptions, Units
 from mlff.data.census import Census
 from mlff.data.conversion import Conversion
-from mlff.data.facts import ASE, Facts, Reading
+from mlff.data.facts import ASE, REMARKS, Facts, Reading, Remark
 from mlff.data.labels import label_frames
+from mlff.data.readers import lammps, programs
 from mlff.data.readers.arrays import check_size
+from mlff.data.readers.cif import is_cif, read_cif
 from mlff.data.readers.converted import dpdata_format, read_dpdata
+from mlff.data.readers.cp2k import is_cp2k, read_cp2k
 from mlff.data.readers.database import read_database
 from mlff.data.readers.deepmd import is_deepmd, read_deepmd
 from mlff.data.readers.extxyz import is_extxyz, read_extxyz
 from mlff.data.readers.fitsnap import read_fitsnap
-from mlff.data.readers.mlearn import read_mlearn
+from mlff.data.readers.pdb import is_pdb, read_pdb
+from mlff.data.readers.pymatgen import is_pymatgen, read_pymatgen
 from mlff.data.readers.n2p2 import read_n2p2
 from mlff.data.readers.npz import read_npz
 from mlff.data.skipping import Skipped
@@ -44,6 +49,8 @@ from mlff.errors import DataError
 
 _COMPRESSED = {b"\x1f\x8b": gzip.open, b"\xfd7zXZ\x00": lzma.open, b"BZh": bz2.open}
 _CONNECTIONS = {"postgresql", "mysql", "bundletrajectory"}
+#: Formats of ASE that have rows below: a file that is none of these by its contents is none because its name ends in .out either.
+_BY_CONTENTS = {"espresso-out", "gaussian-out", "orca-output", "aims-output", "castep-castep", "lammps-dump-text", "lammps-data", "runnerdata"}
 
 
 class Format(NamedTuple):
@@ -115,8 +122,13 @@ def read_atoms(path: str | Path, index: int | None = None, length: str | None = 
                     some = deque(frames, maxlen=-index) if index < 0 else itertools.islice(frames, index, index + 1)
                     frames = itertools.islice(some, 1) if index >= 0 or len(some) == -index else ()
             scale = Conversion(Units(length=length), facts, str(path)).length
+            said: set[Remark] = set()
             for atoms in frames:
                 count += 1
+                for item in atoms.info.pop(REMARKS, ()):
+                    if item not in said:
+                        said.add(item)
+                        warnings.warn(f"{path}: {item.text}", stacklevel=2)
                 if scale != 1.0:
                     atoms.set_cell(atoms.cell.array * scale)
                     atoms.positions *= scale
@@ -136,7 +148,9 @@ def _reason(error: Exception, name: str) -> str:
     if isinstance(error, DataError):
         return str(error)
     text = " ".join(str(error).split())[:120]
-    return f"cannot be read as {name}, is it damaged or cut short? ({type(error).__name__}: {text})"
+    if isinstance(error, KeyError) and text.strip("'") in ("D", "T"):
+        return f"the reader of {name} does not know {text}, an isotope of hydrogen; write H"
+    return f"cannot be read as {name}: it is damaged, cut short, or of a kind that its reader does not know ({type(error).__name__}: {text})"
 
 
 @contextmanager
@@ -195,7 +209,9 @@ def _recognise(plain: Path, path: Path) -> tuple[str, Callable[[Path], Reading]]
         name = None
     if name in ("db", "json"):
         return f"ASE {name}", read_database
-    if name not in ioformats or not ioformats[name].can_read or name in _CONNECTIONS:
+    if name == "vasp-out":  # by its name, what stands before its first line or without one
+        return "VASP OUTCAR", FORMATS["VASP OUTCAR"].read
+    if name in _BY_CONTENTS or name not in ioformats or not ioformats[name].can_read or name in _CONNECTIONS:
         if other := dpdata_format(plain):
             return f"dpdata {other}", read_dpdata
         raise DataError(
@@ -205,14 +221,26 @@ def _recognise(plain: Path, path: Path) -> tuple[str, Callable[[Path], Reading]]
     return name, _ase(name)
 
 
-def _ase(name: str, facts: Facts = ASE, index: int | str = ":") -> Callable[[Path], Reading]:
-    return lambda path: Reading(ase.io.iread(str(path.resolve()), index, format=name, do_not_split_by_at_sign=True), facts)
+#: Units by the format: of those that a test has read a real file of. All others are ASE's word, "assumed".
+_OWN = {"traj": ASE, "vasp": Facts(by_format={"length": "Angstrom"})}
+
+
+def _ase(name: str, index: int | str = ":") -> Callable[[Path], Reading]:
+    return lambda path: Reading(ase.io.iread(str(path.resolve()), index, format=name, do_not_split_by_at_sign=True), _OWN.get(name, Facts()))
 
 
 def _read_hdf5(path: Path) -> Reading:
     from mlff.data.readers.hdf5 import read_hdf5  # h5py takes 0.2 s to import
 
     return read_hdf5(path)
+
+
+def _holds(text: str) -> Callable[[Path, bytes], bool]:
+    return lambda path, head: text.encode() in head
+
+
+def _castep(suffix: str) -> Callable[[Path, bytes], bool]:
+    return lambda path, head: path.suffix == suffix and b"BEGIN header" in head
 
 
 def _starts(pattern: str) -> Callable[[Path, bytes], bool]:
@@ -224,11 +252,23 @@ FORMATS: dict[str, Format] = {
     "DeePMD folder": Format(lambda path, head: is_deepmd(path), read_deepmd),
     "npz": Format(_starts("PK\x03\x04"), read_npz),
     "HDF5": Format(_starts("\x89HDF\r\n\x1a\n"), _read_hdf5),
-    "mlearn JSON": Format(_starts(r"\[\s*\{"), read_mlearn),
+    "pymatgen JSON": Format(is_pymatgen, read_pymatgen),
     "FitSNAP JSON": Format(_starts(r'(#[^\n]*\n\s*)?\{\s*"Dataset"'), read_fitsnap),
     "n2p2": Format(_starts(r"(#[^\n]*\n\s*)*begin\s"), read_n2p2),
     "extended XYZ": Format(is_extxyz, read_extxyz),
     "ASE database": Format(_starts("SQLite format 3"), read_database),
-    "VASP OUTCAR": Format(_starts(r"vasp\."), _ase("vasp-out")),
-    "vasprun.xml": Format(lambda path, head: b"<modeling>" in head[:500], _ase("vasp-xml")),
+    "VASP OUTCAR": Format(_starts(r"vasp\."), programs.reader("vasp-out", programs.outcar)),
+    "vasprun.xml": Format(_holds("<modeling>"), programs.reader("vasp-xml", programs.vasprun)),
+    "CP2K output": Format(is_cp2k, read_cp2k),
+    "Quantum ESPRESSO output": Format(_holds("Program PWSCF"), programs.reader("espresso-out", programs.espresso)),
+    "Gaussian output": Format(_holds("Entering Gaussian System"), programs.reader("gaussian-out", programs.gaussian)),
+    "ORCA output": Format(_holds("* O   R   C   A *"), programs.reader("orca-output", programs.orca)),
+    "FHI-aims output": Format(_holds("Invoking FHI-aims"), programs.reader("aims-output", programs.aims)),
+    "CASTEP output": Format(_holds("CCC   AA    SSS  TTTTT  EEEEE  PPPP"), programs.reader("castep-castep", programs.castep)),
+    "CASTEP md": Format(_castep(".md"), programs.reader("castep-md", programs.nothing)),
+    "CASTEP geom": Format(_castep(".geom"), programs.reader("castep-geom", programs.nothing)),
+    "LAMMPS dump": Format(lammps.is_dump, lammps.read_dump),
+    "LAMMPS data": Format(lammps.is_data, lammps.read_data),
+    "CIF": Format(is_cif, read_cif),
+    "PDB": Format(is_pdb, read_pdb),
 }

@@ -15,7 +15,7 @@ import numpy as np
 from mlff.config import KeyNames, ReadOptions
 from mlff.data.census import Census
 from mlff.data.conversion import Conversion
-from mlff.data.facts import Facts
+from mlff.data.facts import REMARKS, UNCONVERGED, Facts
 from mlff.data.neighbors import coincident_pair
 from mlff.data.skipping import Skipped
 from mlff.data.structure import COINCIDENT, Structure
@@ -47,9 +47,14 @@ def label_frames(
     keys = tuple(dict.fromkeys(item for atoms in frames for item in _all_keys(atoms)))
     chosen = {label: _choose(label, frames, keys, source, names) for label in KeyNames.model_fields}
     convert = Conversion(options.units, facts, source)
-    structures, dropped, origins, skipped = [], Counter(), {}, []
+    structures, dropped, origins, skipped, remarks = [], Counter(), {}, [], []
     for index, atoms in enumerate(frames):
         where = f"{source}, structure {index}"
+        said = atoms.info.pop(REMARKS, ())
+        if UNCONVERGED in said and UNCONVERGED.code in options.skip:
+            skipped.append(Skipped(UNCONVERGED.code, where, UNCONVERGED.text))
+            continue
+        remarks += [(where, item) for item in said]
         try:
             structure, reason, found = _label(atoms, where, chosen, convert)
         except DataError as error:
@@ -73,6 +78,7 @@ def label_frames(
         origins=(("positions", convert.said_of_positions), *described),
         keys=keys,
         skipped=tuple(skipped),
+        remarks=tuple(remarks),
     )
     return structures, census.counted(rest, len(isolated))
 

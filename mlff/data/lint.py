@@ -14,6 +14,7 @@ from ase.data import chemical_symbols
 from mlff.data import baseline, consistency, contacts, duplicates, magnitudes, outliers, stress_order
 from mlff.data.comparison import Comparison
 from mlff.data.dataset import Dataset
+from mlff.data.facts import UNCONVERGED
 from mlff.data.nearby import Pairs, find_pairs
 from mlff.data.structure import Structure
 from mlff.errors import DataError
@@ -106,6 +107,7 @@ def lint(
     findings += _units(data, measured)
     findings += _labels(structures, {item.code for item in comparisons})
     findings += _skipped(data)
+    findings += _remarks(data)
     findings += _balance(structures)
     findings += _outliers(structures)
     findings += _copies(structures, some, measured, pairs)
@@ -221,6 +223,16 @@ def _units(data: Dataset, measured: contacts.Contacts) -> list[Finding]:
         magnitudes.length_unit(measured, origins.get("positions", "")),
     ]
     return [Finding("error" if item.sure else "warning", f"{item.label}-unit", item.what, item.do) for item in found if item]
+
+
+def _remarks(data: Dataset) -> list[Finding]:
+    """What the readers must say, e.g. of calculations that did not converge."""
+    findings = []
+    for item in dict.fromkeys(item for _, item in data.census.remarks):
+        where = tuple(source for source, other in data.census.remarks if other == item)
+        do = "leave them out with data.skip: unconverged" if item == UNCONVERGED else ""
+        findings.append(Finding("warning", item.code, f"{len(where)} structures: {item.text}", do, where))
+    return findings
 
 
 def _skipped(data: Dataset) -> list[Finding]:

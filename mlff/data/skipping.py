@@ -12,7 +12,7 @@ from mlff.data.structure import Structure
 class Skipped(NamedTuple):
     """One structure that was left out."""
 
-    kind: str  #: unreadable, duplicate or outlier
+    kind: str  #: unreadable, unconverged, duplicate or outlier
     source: str  #: "file.xyz, structure 12"
     why: str
 

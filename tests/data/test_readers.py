@@ -1,6 +1,7 @@
 """The readers: every format gives the same structures, says its units, and refuses broken files in one line."""
 
 import gzip
+import json
 import sys
 import time
 import types
@@ -16,7 +17,7 @@ from hypothesis import strategies as st
 
 from mlff.config import Data, Loss, ReadOptions
 from mlff.data.dataset import load_data, read_dataset
-from mlff.data.formats import read_structures
+from mlff.data.formats import read_atoms, read_structures
 from mlff.errors import DataError, MLFFError
 from mlff.units import spelled
 from tests import samples
@@ -342,7 +343,7 @@ BROKEN = {
     ),
     "HDF5 that promises 10^9 atoms": (
         hdf5(samples.ani, replaced("water/mol00", "coordinates", shape=(2, 10**9, 3), dtype="f8", chunks=(1, 1000, 3))),
-        r"where \(1000000000,\) is expected",
+        r"where \(1000000000,\) or \(2, 1000000000\) is expected",
     ),
     "HDF5 that promises 10^9 frames": (
         hdf5(samples.ani, replaced("water/mol00", "coordinates", shape=(10**9, 3, 3), dtype="f8", chunks=(1000, 3, 3))),
@@ -357,7 +358,7 @@ BROKEN = {
         hdf5(samples.spice, lambda f: f["b/conformations"].attrs.update(units="angstrom")),
         "group 'b': 'conformations' is in angstrom",
     ),
-    "mlearn cut short": (cut(samples.mlearn), "cannot be read as mlearn JSON"),
+    "mlearn cut short": (cut(samples.mlearn), "the file ends in the middle of an entry"),
     "mlearn of something else": (text("a.json", '[{"a": 1}]'), "structure 0: the entry lacks 'structure'"),
     "mlearn of numbers": (entry(outputs=[1]), "structure 1: the entry is not built as"),
     "mlearn without sites": (entry(structure={"lattice": {"matrix": np.eye(3).tolist()}, "sites": []}), "structure 1"),
@@ -552,3 +553,82 @@ def test_dpdata_reads_what_else_it_knows_by_name(tmp_path, monkeypatch):
     assert [s.energy for s in structures] == [-1.0, -2.0] and structures[0].numbers.tolist() == [8, 1, 1]
     assert structures[1].forces.shape == (3, 3) and np.allclose(structures[0].stress, -np.diag([1.0, 2.0, 3.0]) / 1000)
     assert "by the format" in str(census)
+
+
+def test_hdf5_of_ani2x_has_the_elements_of_every_row(tmp_path):
+    """Grouped by the number of atoms, so that the molecules of a group differ."""
+    with h5py.File(tmp_path / "ani2x.h5", "w") as file:
+        group = file.create_group("003")
+        group["species"] = np.array([[8, 1, 1], [16, 1, 1]])
+        group["coordinates"] = np.array([[[0, 0, 0], [0.96, 0, 0], [-0.24, 0.93, 0]], [[0, 0, 0], [1.34, 0, 0], [-0.05, 1.34, 0]]])
+        group["energies"] = [-76.4, -399.4]
+        group["forces"] = np.zeros((2, 3, 3))
+    data = read_dataset(tmp_path / "ani2x.h5", units={"energy": "Hartree"})
+    assert [s.formula for s in data] == ["H2O", "H2S"] and data[1].energy == pytest.approx(-399.4 * units.Hartree)
+    with h5py.File(tmp_path / "ani2x.h5", "a") as file:
+        del file["003/species"]
+        file["003/species"] = np.array([[8, 1], [16, 1]])
+    with pytest.raises(DataError, match=r"group '003': 'species' has the shape \(2, 2\) where \(3,\) or \(2, 3\) is expected"):
+        read_dataset(tmp_path / "ani2x.h5")
+
+
+def test_hdf5_of_transition1x_is_in_ev(tmp_path):
+    with h5py.File(tmp_path / "t1x.h5", "w") as file:
+        group = file.create_group("data/H2O/rxn0001")
+        group["atomic_numbers"] = [8, 1, 1]
+        group["positions"] = np.array([[[0, 0, 0], [0.96, 0, 0], [-0.24, 0.93, 0]]] * 2)
+        group["wB97x_6-31G(d).energy"] = [-2078.3, -2079.8]
+        group["wB97x_6-31G(d).forces"] = np.full((2, 3, 3), 0.5)
+        file["train"] = h5py.SoftLink("/data")
+    data = read_dataset(tmp_path / "t1x.h5")
+    assert len(data) == 2 and data[1].energy == -2079.8 and (data[0].forces == 0.5).all()
+    assert 'key "wB97x_6-31G(d).energy", info, eV by the format' in str(data.census)
+
+
+def silicon_of_pymatgen(x=1.35, species=({"element": "Si", "occu": 1},)):
+    sites = [{"species": [{"element": "Si", "occu": 1}], "abc": [0, 0, 0], "xyz": [0, 0, 0], "label": "Si", "properties": {}}]
+    sites.append({"species": list(species), "abc": [0.25] * 3, "xyz": [x, 1.35, 1.35], "label": "Si", "properties": {}})
+    lattice = {"matrix": [[0, 2.7, 2.7], [2.7, 0, 2.7], [2.7, 2.7, 0]], "pbc": [True, True, True]}
+    return {"@module": "pymatgen.core.structure", "@class": "Structure", "charge": 0, "lattice": lattice, "sites": sites}
+
+
+def write_json(path, content):
+    path.write_text(json.dumps(content))
+    return path
+
+
+def test_pymatgen_mptrj(tmp_path, monkeypatch):
+    labels = {"corrected_total_energy": -11.0, "uncorrected_total_energy": -10.8, "energy_per_atom": -5.4, "force": [[0.01, 0, 0], [-0.01, 0, 0]]}
+    labels |= {"stress": [[10.0, 0, 1], [0, 20.0, 0], [1, 0, 30.0]], "magmom": None}
+    frames = {f"mp-149-0-{k}": {"structure": silicon_of_pymatgen(1.3 + 0.02 * k)} | labels for k in range(3)}
+    frames["mp-149-0-1"]["force"] = [[0.02, 0, 0], [-0.02, 0, 0]]
+    path = write_json(tmp_path / "MPtrj_2022.9_full.json", {"mp-149": frames, "mp-150": frames})
+    for piece in (1 << 20, 50):
+        monkeypatch.setattr("mlff.data.readers.pymatgen._PIECE", piece)
+        data = read_dataset(path)
+        assert len(data) == 6 and data[0].energy == -10.8 and data[4].positions[1, 0] == 1.32 and data[4].info["id"] == "mp-149-0-1"
+    expected = -np.array([[10.0, 0, 1], [0, 20.0, 0], [1, 0, 30.0]]) * 0.1 * units.GPa
+    np.testing.assert_allclose(data[0].stress, expected, rtol=1e-12)
+    np.testing.assert_array_equal(data[0].forces, labels["force"])
+    assert 'key "uncorrected_total_energy", info, eV by the format' in str(data.census)
+    path.write_text(path.read_text()[:-200])
+    with pytest.raises(DataError, match="structure 3: the file ends in the middle of an entry"):
+        read_dataset(path)
+
+
+def test_pymatgen_matpes_and_structures_by_themselves(tmp_path):
+    entry = {"structure": silicon_of_pymatgen(), "energy": -10.8, "forces": [[0.01, 0, 0], [-0.01, 0, 0]], "stress": [1, 2, 3, 4, 5, 6], "matpes_id": "m-1"}
+    path = write_json(tmp_path / "MatPES.json", [entry, entry])
+    data = read_dataset(path)
+    assert data[0].energy == -10.8 and data.census.unordered_stress == 2
+    data = read_dataset(path, units={"stress_order": "vasp"})
+    assert data[0].stress[0, 1] == pytest.approx(-4 * 0.1 * units.GPa)
+    for content in (silicon_of_pymatgen(), [silicon_of_pymatgen()]):
+        (atoms,) = read_atoms(write_json(tmp_path / "structure.json", content))
+        assert atoms.pbc.all() and atoms.positions[1].tolist() == [1.35] * 3
+    molecule = {"@class": "Molecule"} | {key: value for key, value in silicon_of_pymatgen(species=({"element": "D", "occu": 1},)).items() if key not in ("lattice", "@class")}
+    (atoms,) = read_atoms(write_json(tmp_path / "molecule.json", molecule | {"charge": 1}))
+    assert not atoms.pbc.any() and atoms.info["charge"] == 1 and atoms.get_masses()[1] == pytest.approx(2.014, abs=1e-3)
+    half = silicon_of_pymatgen(species=({"element": "Si", "occu": 0.5}, {"element": "Ge", "occu": 0.5}))
+    with pytest.raises(DataError, match="occupied in part"):
+        list(read_atoms(write_json(tmp_path / "half.json", half)))

@@ -12,6 +12,7 @@ from mlff.errors import DataError
 
 _UNPACKED = 2**26  # bytes that any file may unpack to
 _RATIO = 200  # and how many times its size a larger one may
+ISOTOPES = {"D": 2.01410178, "T": 3.01604928}  #: amu, of hydrogen: symbols that files have for them
 
 
 def check_size(unpacked: int, stored: int, what: str) -> None:

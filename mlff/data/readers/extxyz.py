@@ -19,6 +19,8 @@ from ase.data import atomic_masses, atomic_numbers
 from ase.stress import full_3x3_to_voigt_6_stress
 
 from mlff.data.facts import Facts, Reading
+from mlff.data.readers import cp2k
+from mlff.data.readers.arrays import ISOTOPES
 from mlff.data.readers.comment import parse
 from mlff.errors import DataError
 
@@ -26,7 +28,6 @@ _CONTROL = re.compile(r"[\x00-\x08\x0e-\x1f]")
 _PLAIN = "species:S:1:pos:R:3"
 _COLUMNS = {"species": "symbols", "Z": "numbers", "pos": "positions", "charge": "charges"}  #: as ASE calls them
 _TYPES: dict[str, Callable] = {"R": float, "I": int, "S": str, "L": {"T": True, "F": False, "True": True, "False": False}.__getitem__}
-_ISOTOPES = {"D": 2.01410178, "T": 3.01604928}  #: amu, of hydrogen
 _CELLS = {"lattice", "cell", "unitcell", "unit_cell", "box", "cell_vectors", "lattice_vectors"}
 _OF_STRUCTURE = {"energy", "free_energy", "stress", "dipole", "magmom"}  #: results of ASE's calculators that are no columns
 
@@ -40,9 +41,10 @@ class Dialect(NamedTuple):
 
 
 _HARTREE = Facts(by_format={"energy": "Hartree", "length": "Angstrom"})
+_CP2K = Facts(by_format={"energy": "Hartree", "length": "Angstrom", "forces": "Hartree/Bohr"})
 _REAL = r"[+-]?\d+\.?\d*(?:[eEdD][+-]?\d+)?"
 DIALECTS = {
-    "CP2K": Dialect(re.compile(rf"i\s*=\s*(?P<step>\d+),(?:\s*time\s*=\s*(?P<time>{_REAL}),)?\s*E\s*=\s*(?P<energy>{_REAL})"), _HARTREE),
+    "CP2K": Dialect(re.compile(rf"i\s*=\s*(?P<step>\d+),(?:\s*time\s*=\s*(?P<time>{_REAL}),)?\s*E\s*=\s*(?P<energy>{_REAL})"), _CP2K),
     "xtb": Dialect(re.compile(rf"energy:\s*(?P<energy>{_REAL})\s+gnorm:\s*{_REAL}.*"), _HARTREE),
     "ORCA": Dialect(re.compile(rf"Coordinates from ORCA-job \S+ E\s+(?P<energy>{_REAL})"), _HARTREE),
     "i-PI": Dialect(
@@ -85,7 +87,10 @@ def read_extxyz(path: Path) -> Reading:
     name = dialect(first)
     if name == "CP2K" and (found := re.search(r"-(frc|vel)-\d*\.xyz$", path.name)):
         what = {"frc": "forces", "vel": "velocities"}[found[1]]
-        raise DataError(f"a CP2K file of {what} where positions are expected; give the file of positions (-pos-), or join both in extended XYZ")
+        raise DataError(f"a CP2K file of {what} where positions are expected; give the file of positions (-pos-), beside which that of forces is found")
+    if name == "CP2K":
+        forces, cells = cp2k.beside(path)
+        return Reading(cp2k.join(_frames(path, name), forces and _frames(forces, name), cells), DIALECTS[name].facts)
     return Reading(_frames(path, name), DIALECTS[name].facts if name else Facts())
 
 
@@ -286,13 +291,13 @@ def _elements(symbols, numbers, line: int) -> tuple[np.ndarray, np.ndarray | Non
             found[k] = int(symbol)
         else:
             name = symbol.capitalize()
-            found[k] = 1 if name in _ISOTOPES else atomic_numbers.get(name, 0)
+            found[k] = 1 if name in ISOTOPES else atomic_numbers.get(name, 0)
         if found[k] == 0:
             raise DataError(f"{symbol[:20]!r} is not an element or not a known column (line {line + k})")
     if numbers is not None and (numbers != found).any():
         k = int(np.flatnonzero(numbers != found)[0])
         raise DataError(f"line {line + k}: the symbol {symbols[k]} and the atomic number {numbers[k]} contradict each other")
-    isotopes = np.array([_ISOTOPES.get(symbol.capitalize(), 0.0) for symbol in symbols])
+    isotopes = np.array([ISOTOPES.get(symbol.capitalize(), 0.0) for symbol in symbols])
     return found, np.where(isotopes > 0, isotopes, atomic_masses[found]) if isotopes.any() else None
 
 

@@ -1,4 +1,4 @@
-"""HDF5 in the manner of ANI and COMP6 (coordinates, species) and of SPICE (conformations, atomic_numbers)."""
+"""HDF5 in the manner of ANI and COMP6 (coordinates, species), SPICE (conformations, atomic_numbers) and Transition1x (positions)."""
 
 from __future__ import annotations
 
@@ -15,9 +15,10 @@ from mlff.data.facts import Facts, Reading
 from mlff.data.readers.arrays import check_size, elements, numbers, rows
 from mlff.errors import DataError
 
-_POSITIONS = ("conformations", "coordinates")
+_POSITIONS = ("conformations", "coordinates", "positions")
 _SPECIES = ("atomic_numbers", "species")
 _PLAIN = (h5py.h5t.TypeIntegerID, h5py.h5t.TypeFloatID, h5py.h5t.TypeStringID, h5py.h5t.TypeEnumID)  # an enum: booleans
+_T1X = "wB97x_6-31G(d)"
 _SPICE = {
     "conformations": "length",
     "dft_total_energy": "energy",
@@ -28,8 +29,8 @@ _SPICE = {
 def read_hdf5(path: Path) -> Reading:
     """Groups in alphabetical order; `info` of a frame has its group as `molecule`.
 
-    SPICE is in Hartree and Bohr with gradients, in its own words where they stand there; the units of others are the
-    user's business. What lies in other files (links, external or virtual storage) is not read.
+    SPICE is in Hartree and Bohr with gradients, in its own words where they stand there, Transition1x in eV and Å; the units
+    of others are the user's business. What lies in other files (links, external or virtual storage) is not read.
     """
     _check_heaps(path)
     with h5py.File(path, "r", locking=False) as file:
@@ -52,8 +53,14 @@ def read_hdf5(path: Path) -> Reading:
         )  # many may share what is stored once
         manners = {positions for positions, _ in found.values()}
         if len(manners) > 1:
-            raise DataError("some groups hold conformations and some coordinates, which differ in units; divide the file")
-        facts = _spice(file, found) if "conformations" in manners else Facts(keys=_ani(file[next(iter(found))]))
+            raise DataError(f"some groups hold {' and some '.join(sorted(manners))}, which differ in units; divide the file")
+        first = file[next(iter(found))]
+        if "conformations" in manners:
+            facts = _spice(file, found)
+        elif _dataset(first, f"{_T1X}.energy") is not None:
+            facts = Facts(by_format={"energy": "eV", "length": "Angstrom"}, keys={"energy": f"{_T1X}.energy", "forces": f"{_T1X}.forces"})
+        else:
+            facts = Facts(keys=_ani(first))
     return Reading(_frames(path, found), facts)
 
 
@@ -73,8 +80,8 @@ def _molecule(group, positions_key, species_key) -> Iterator[ase.Atoms]:
     if len(shape) != 3 or shape[2] != 3:
         raise DataError(f"{positions_key!r} has the shape {shape} where (structures, atoms, 3) is expected")
     n, size = shape[:2]
-    if group[species_key].shape != (size,):
-        raise DataError(f"{species_key!r} has the shape {group[species_key].shape} where {(size,)} is expected")
+    if group[species_key].shape not in ((size,), (n, size)):
+        raise DataError(f"{species_key!r} has the shape {group[species_key].shape} where {(size,)} or {(n, size)} is expected")
     species = elements(_values(group, species_key), repr(species_key))
     if not species.all():
         raise DataError(f"{species_key!r}: atomic numbers between 1 and 118 are expected")
