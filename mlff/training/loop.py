@@ -28,6 +28,7 @@ from mlff.interruption import Terminated
 from mlff.models import registry
 from mlff.models.parameters import initial_params
 from mlff.potential import Potential
+from mlff.runtime import refuse_forked
 from mlff.training import losses, ranges, recipe, start, statistics
 from mlff.training.checkpoint import Checkpoints
 from mlff.training.evaluate import evaluate
@@ -53,9 +54,10 @@ def train(config: Config, out_dir: str | Path, *, progress: bool = True, data: S
 
     Raises ConfigError when the directory holds a run with another configuration or other data, or one at work; DataError
     for unusable data, TrainingError when training keeps diverging, FileError where nothing can be written,
-    KeyboardInterrupt (Terminated) after Ctrl-C (SIGTERM), once a checkpoint is written.
+    ProcessError in a process that was forked after JAX had started, KeyboardInterrupt (Terminated) after Ctrl-C (SIGTERM), once a checkpoint is written.
     """
     started = time.monotonic()
+    refuse_forked()
     out = Path(out_dir)
     if out.exists() and not out.is_dir():
         raise ConfigError(f"{out}: is a file, not a run directory; choose another --out")
