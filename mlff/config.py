@@ -199,8 +199,8 @@ class Loss(_Section):
     """Weighted sum of energy, force and stress terms.
 
     The terms are means over structures of |ΔE/n| (or its square), over force components and over stress components, in
-    units of the data's own scale (force RMS s_F of the training set, or what varies where all forces are zero: energies per atom in s_F·Å, forces in s_F, stresses
-    in s_F/Å²), so weights mean the same for soft and stiff systems.
+    units of the data's own scale (force RMS s_F of the training set, or what varies where all forces are zero: energies per
+    atom in s_F·Å, forces in s_F, stresses in s_F/Å²), so weights mean the same for soft and stiff systems.
     """
 
     energy: float = Field(0.5, ge=0, description="weight of the energy term; more than 1 costs forces with mae, about 10 is good with mse")
@@ -224,7 +224,8 @@ class Loss(_Section):
     def _some_weight(self) -> Loss:
         for start in sorted({0.0, *(stage.start for stage in self.schedule)}):
             if not any(self.at(start).values()):
-                raise ValueError(f"energy, forces and stress all have weight 0 from {start:g} of training on: nothing is learned then")
+                what = f"energy, forces and stress all have weight 0 from {start:g} of training on"
+                raise ValueError(f"{what}: nothing is learned then")
         return self
 
     @pydantic.model_validator(mode="before")

@@ -55,9 +55,9 @@ class Certificate:
 
 
 def suitable(potential: Potential, structures: Sequence[Structure | ase.Atoms]) -> list[ase.Atoms]:
-    """The structures to measure on, by default those that travel in the potential's file; cells of one atom twice along each vector.
+    """The structures to measure on, by default those that travel in the potential's file.
 
-    Raises DataError: none.
+    Cells of one atom are taken twice along each periodic vector. Raises DataError: none.
     """
     frames = [s if isinstance(s, ase.Atoms) else s.to_atoms() for s in structures or potential.reference_structures]
     frames = [atoms.repeat(np.where(atoms.pbc, 2, 1)) if len(atoms) == 1 else atoms for atoms in frames]

@@ -213,7 +213,8 @@ def check_labels(splits: Splits, loss: Loss, own: bool = True) -> None:
     source = splits.valid.census.source
     if len(missing) == len(weights):
         names = " or ".join(f"{label} (loss.{label}: {weights[label]:g})" for label in missing)
-        do = f"name them with {', '.join(f'data.keys.{label}' for label in missing)}, for this file alone as data.valid: {{file: ..., keys: ...}}"
+        keys = ", ".join(f"data.keys.{label}" for label in missing)
+        do = f"name them with {keys}, for this file alone as data.valid: {{file: ..., keys: ...}}"
         if any(getattr(structure, label) is not None for structure in splits.valid for label in missing):
             do = "those that have one count with weight 0 (data.keys.weight)"
         elif not own:
@@ -223,7 +224,8 @@ def check_labels(splits: Splits, loss: Loss, own: bool = True) -> None:
             f"keys there: {splits.valid.census.keys_there}; {do}"
         )
     if missing:
-        warnings.warn(f"{source}: no validation structure has {' or '.join(missing)}: epochs are judged without", stacklevel=2)
+        names = " or ".join(missing)
+        warnings.warn(f"{source}: no validation structure has {names}: epochs are judged without", stacklevel=2)
     for data in splits.test.values():
         data.require_labels()
 

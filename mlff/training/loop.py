@@ -54,7 +54,8 @@ def train(config: Config, out_dir: str | Path, *, progress: bool = True, data: S
 
     Raises ConfigError when the directory holds a run with another configuration or other data, or one at work; DataError
     for unusable data, TrainingError when training keeps diverging, FileError where nothing can be written,
-    ProcessError in a process that was forked after JAX had started, KeyboardInterrupt (Terminated) after Ctrl-C (SIGTERM), once a checkpoint is written.
+    ProcessError in a process that was forked after JAX had started, KeyboardInterrupt (Terminated) after Ctrl-C (SIGTERM),
+    once a checkpoint is written.
     """
     started = time.monotonic()
     refuse_forked()
