@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import threading
 import warnings
 from pathlib import Path
 
@@ -14,15 +14,19 @@ from mlff import references
 from mlff.data.structure import Structure
 from mlff.errors import ConfigError, StructureError
 from mlff.potential import Potential
+from mlff.runtime import refuse_forked
 from mlff.simulation.verlet import VerletList
+
+_SPREADS = "energy_std", "forces_std"  #: of a committee: no properties of ASE's, which lets no others into `results`
 
 
 class MLFFCalculator(Calculator):
     """ASE calculator of a potential. Units: eV, Å, eV/Å, eV/Å³ (Voigt order xx yy zz yz xz xy, positive under tension).
 
     `energies` are per atom, reference energies included, and sum to `energy`; `free_energy` equals `energy`; `stress`
-    needs a cell that is periodic in three directions. A committee also has `energy_std` (eV) and `forces_std` (n, 3): how
-    far its members lie apart. Atoms, elements, cell and periodicity may change between calls.
+    needs a cell that is periodic in three directions. A committee also gives `get_property("energy_std")` (eV) and
+    `get_property("forces_std")` (n, 3): how far its members lie apart. Atoms, elements, cell and periodicity may change
+    between calls. Threads may share a calculator (one computes, the others wait), other processes get a copy by pickle.
     """
 
     name = "mlff"
@@ -34,10 +38,12 @@ class MLFFCalculator(Calculator):
         """`potential`: a model file or a Potential. `skin` (Å): neighbours are searched again when an atom moved half of it.
 
         `precision`: float32 or float64; default: that of the potential. With `check`, every result is tested for being
-        finite. Warns of checks that the potential's certificate says it failed. Raises ConfigError, ModelFileError; in use
-        StructureError: unknown element, positions that are not finite, atoms on top of each other; in the first use of a
+        finite and not absurdly large. Warns of checks that the potential's certificate says it failed. Raises ConfigError,
+        ModelFileError; in use StructureError: unknown element, positions that are not finite, atoms on top of each other,
+        results that are nonsense; ProcessError: in a process that was forked after JAX had started; in the first use of a
         file ModelFileError: its reference structures come out otherwise on this machine.
         """
+        self._lock = threading.RLock()
         super().__init__()
         if not (np.isfinite(skin) and skin >= 0):
             raise ConfigError(f"skin must be a length in Å, not {skin}")
@@ -50,8 +56,6 @@ class MLFFCalculator(Calculator):
         if failed := potential.failed_checks:
             warnings.warn(f"this potential failed checks of its certificate: {'; '.join(failed)}", stacklevel=2)
         self.potential = potential
-        if potential.members > 1:
-            self.implemented_properties = [*self.implemented_properties, "energy_std", "forces_std"]
         self.always_stress: bool | None = None  #: compute the stress in every call? None: learn it from use
         self._check = check
         self._list = VerletList(potential.cutoff, skin, np.dtype(potential.precision))
@@ -61,6 +65,19 @@ class MLFFCalculator(Calculator):
             self._baseline[z] = potential.baseline[z]
         self._stress_read = False
         self._stress_streak = 0
+
+    def __getstate__(self) -> dict:
+        """What a copy takes along, in this process or another: all but the neighbour list, which it searches anew."""
+        with self._lock:
+            fresh = VerletList(self._list.cutoff, self._list.skin, self._list.dtype)
+            fresh.sizes = list(self._list.sizes)
+            own = {name: getattr(self, name).copy() for name in ("results", "_spreads", "_programs", "_unverified")}
+            state = self.__dict__ | own | {"_list": fresh}
+        del state["_lock"]
+        return state
+
+    def __setstate__(self, state: dict) -> None:
+        self.__dict__.update(state, _lock=threading.RLock())
 
     @property
     def rebuilds(self) -> int:
@@ -104,6 +121,7 @@ class MLFFCalculator(Calculator):
 
     @atoms.setter
     def atoms(self, atoms: ase.Atoms | None) -> None:
+        self._spreads: dict[str, float | np.ndarray] = {}  # what `results` are for ASE's properties
         self._geometry = None if atoms is None else _geometry(atoms)
         self._seen = None if atoms is None else tuple(array.tobytes() for array in self._geometry)
 
@@ -122,29 +140,44 @@ class MLFFCalculator(Calculator):
         return changes
 
     def get_property(self, name: str, atoms: ase.Atoms | None = None, allow_calculation: bool = True):
-        """As in ASE; arrays are copies."""
-        if name not in self.implemented_properties:
-            raise PropertyNotImplementedError(f"{name}: not among {', '.join(self.implemented_properties)}")
+        """As in ASE, and `energy_std` and `forces_std` of a committee; arrays are copies."""
+        if name not in (known := self._known):
+            raise PropertyNotImplementedError(f"{name}: not among {', '.join(known)}")
+        with self._lock:
+            if atoms is None:
+                atoms = self.atoms
+                if atoms is None:
+                    raise StructureError("no structure has been given to the calculator yet")
+            changes = self.check_state(atoms)
+            if changes or not (name in self.results or name in self._spreads):
+                if not allow_calculation:
+                    return None
+                self.calculate(atoms, (name,), changes)
+            if name == "stress":
+                self._stress_read = True
+            value = self._spreads[name] if name in _SPREADS else self.results[name]
+            return value.copy() if isinstance(value, np.ndarray) else value
+
+    @property
+    def _known(self) -> list[str]:
+        """What `get_property` gives."""
+        return self.implemented_properties if self.potential.members == 1 else [*self.implemented_properties, *_SPREADS]
+
+    def calculate(self, atoms: ase.Atoms | None = None, properties=("energy",), system_changes=all_changes) -> None:
+        """One call of the compiled potential; fills `results`. What is known of unchanged atoms stays as it is."""
+        refuse_forked()
+        with self._lock:
+            self._calculate(atoms, properties, system_changes)
+
+    def _calculate(self, atoms: ase.Atoms | None, properties, system_changes) -> None:
         if atoms is None:
             atoms = self.atoms
             if atoms is None:
                 raise StructureError("no structure has been given to the calculator yet")
-        changes = self.check_state(atoms)
-        if changes or name not in self.results:
-            if not allow_calculation:
-                return None
-            self.calculate(atoms, (name,), changes)
-        if name == "stress":
-            self._stress_read = True
-        value = self.results[name]
-        return value.copy() if isinstance(value, np.ndarray) else value
-
-    def calculate(self, atoms: ase.Atoms | None = None, properties=("energy",), system_changes=all_changes) -> None:
-        """One call of the compiled potential; fills `results`. What is known of unchanged atoms stays as it is."""
         if system_changes:
             self._stress_streak = self._stress_streak + 1 if self._stress_read else 0
             self._stress_read = False
-            self.results = {}
+            self.results, self._spreads = {}, {}
             if self._seen is not None and system_changes == ["positions"]:
                 self._move(atoms.positions)
             else:
@@ -163,6 +196,7 @@ class MLFFCalculator(Calculator):
         except BaseException:
             self.reset()
             raise
+        self._spreads = {name: results.pop(name) for name in _SPREADS if name in results} | self._spreads
         self.results = results | self.results if self.results else results
 
     def _rebuild(self) -> None:
@@ -186,8 +220,8 @@ class MLFFCalculator(Calculator):
         energies = np.asarray(prediction.energies)[:n] + self._references
         forces = np.asarray(prediction.forces)[:n].astype(np.float64)
         energy = float(energies.sum())
-        if self._check and not math.isfinite(energy + forces.sum()):
-            raise StructureError("the potential gives energies or forces that are not finite for this structure")
+        if self._check:
+            self.potential.check_result(energy, forces, lambda: Structure.from_atoms(self.atoms))
         results = {"energy": energy, "free_energy": energy, "energies": energies, "forces": forces}
         if self.potential.members > 1:
             results["energy_std"] = float(prediction.energy_std[0])

@@ -199,8 +199,8 @@ class Loss(_Section):
     """Weighted sum of energy, force and stress terms.
 
     The terms are means over structures of |ΔE/n| (or its square), over force components and over stress components, in
-    units of the data's own scale (force RMS s_F of the training set: energies per atom in s_F·Å, forces in s_F, stresses
-    in s_F/Å²), so weights mean the same for soft and stiff systems.
+    units of the data's own scale (force RMS s_F of the training set, or what varies where all forces are zero: energies per
+    atom in s_F·Å, forces in s_F, stresses in s_F/Å²), so weights mean the same for soft and stiff systems.
     """
 
     energy: float = Field(0.5, ge=0, description="weight of the energy term; more than 1 costs forces with mae, about 10 is good with mse")
@@ -211,6 +211,22 @@ class Loss(_Section):
     )
     huber_delta: float = Field(0.01, gt=0, description="where Huber goes from squared to absolute, in the scaled units")
     schedule: list[WeightStage] = Field([], description="changes of the weights in the course of training")
+
+    def at(self, progress: float) -> dict[str, float]:
+        """The weights of energy, forces and stress at this share of training (0 to 1)."""
+        current = {"energy": self.energy, "forces": self.forces, "stress": self.stress}
+        for stage in sorted(self.schedule, key=lambda stage: stage.start):
+            if stage.start <= progress:
+                current |= {name: value for name in current if (value := getattr(stage, name)) is not None}
+        return current
+
+    @pydantic.model_validator(mode="after")
+    def _some_weight(self) -> Loss:
+        for start in sorted({0.0, *(stage.start for stage in self.schedule)}):
+            if not any(self.at(start).values()):
+                what = f"energy, forces and stress all have weight 0 from {start:g} of training on"
+                raise ValueError(f"{what}: nothing is learned then")
+        return self
 
     @pydantic.model_validator(mode="before")
     @classmethod

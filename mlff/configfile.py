@@ -116,7 +116,7 @@ def _sentence(item: dict, path: tuple[str, ...]) -> tuple[str, str]:
         return f"unknown key {name!r}; {hint}", ""
     if item["type"] == "missing":
         return f"{name!r} is missing", ""
-    message = item["msg"]
+    message = item["msg"].removeprefix("Value error, ")
     if item["type"] in ("model_type", "model_attributes_type"):
         message = "input should be a section of keys and values"
     elif item["type"] == "union_tag_invalid":

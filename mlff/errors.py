@@ -41,6 +41,10 @@ class CompilerError(MLFFError):
     """What XLA compiles computes wrong numbers on this machine."""
 
 
+class ProcessError(MLFFError):
+    """JAX cannot compute in this process: it was forked from one that had used JAX."""
+
+
 class TrainingError(MLFFError):
     """Training keeps diverging, whatever was tried."""
 

@@ -6,8 +6,8 @@ import contextlib
 import functools
 import hashlib
 import json
-from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from rich.progress import track
 from mlff import modelfile, references
 from mlff.data import baseline as baselines
 from mlff.data.batching import Batches, Sample, Sizes, make_graph, make_sample, round_up
+from mlff.data.neighbors import neighbor_list, pair_vectors
 from mlff.data.structure import Structure
 from mlff.environments import Environments
 from mlff.errors import StructureError
@@ -27,9 +28,12 @@ from mlff.graph import Graph, Prediction
 from mlff.models import registry
 from mlff.models.atoms import Statistics
 from mlff.programs import Programs
+from mlff.runtime import refuse_forked
 
 _ATOMS = 512  #: atoms evaluated at once: enough to keep two cores busy, little enough for their caches
 _PAIRS_PER_COMPILATION = 1e6  #: padded pairs evaluated in the time of one compilation (many-body model, two cores)
+LARGEST_FORCE = 1e6  #: eV/Å: a larger one is no result but nonsense
+_LARGEST_ENERGY = 1e7  #: eV per atom, the same; all electrons of the heaviest atoms have some 1e6
 
 
 @dataclass(frozen=True)
@@ -46,7 +50,10 @@ class Result:
 
 @dataclass(frozen=True, eq=False)
 class Potential:
-    """Immutable; `with_precision` and `dataclasses.replace` make new ones."""
+    """Immutable; `with_precision` and `dataclasses.replace` make new ones. Threads may share it.
+
+    A pickled one leaves behind what is compiled; a copy is the object itself.
+    """
 
     config: Any  #: the model section of the config (mlff.config.ACE, SchNet, ...)
     params: dict  #: flax parameters, {"params": {name: array}}; of a committee each with an axis of the members in front
@@ -108,12 +115,23 @@ class Potential:
             raise ValueError(f"precision is float32 or float64, not {precision!r}")
         return self if precision == self.precision else replace(self, precision=precision)
 
+    def __getstate__(self) -> dict:
+        """The fields; what belongs to this process stays here."""
+        params = jax.tree.map(np.asarray, self.params)  # not of JAX, which would bring float64 back as float32
+        return {f.name: getattr(self, f.name) for f in fields(self)} | {"params": params}
+
+    def __copy__(self) -> Potential:
+        return self
+
+    def __deepcopy__(self, memo: dict) -> Potential:
+        return self
+
     # --- asking -------------------------------------------------------------------------------------------------
 
     def compute(self, graph: Graph, stress: bool = False) -> Prediction:
         """Energies, forces (and stress) of a padded graph, on the device; baseline not added. One compilation per shape.
 
-        Raises StructureError for a large graph that needs more memory than there is.
+        Raises StructureError for a large graph that needs more memory than there is; ProcessError as `predict`.
         """
         return self._run("stress" if stress else "forces", graph)
 
@@ -123,6 +141,7 @@ class Potential:
         return Programs(self.model.apply, self.members)
 
     def _run(self, name: str, graph: Graph, *arguments):
+        refuse_forked()
         with self.scope():
             return self.programs.run(name, self._device_params, graph, *arguments)
 
@@ -132,8 +151,10 @@ class Potential:
         """Evaluate many structures, batched by size; results in the order given. No atoms: zeros in the shapes of n = 0.
 
         `stress`: False never computes it; else it is computed where a structure is periodic in three directions. Raises
-        StructureError (unknown element, NaN, atoms on top of each other) before anything is computed.
+        StructureError (unknown element, NaN, atoms on top of each other) before anything is computed, and for results that
+        are nonsense (`check_result`); ProcessError in a process that was forked after JAX had started.
         """
+        refuse_forked()
         if isinstance(structures, ase.Atoms | Structure):
             raise TypeError("predict takes a list of structures; put the one structure into a list")
         structures = [
@@ -173,6 +194,7 @@ class Potential:
                 if self.members > 1:
                     spread = prediction.forces_std[start:stop].astype(np.float64)
                     result = replace(result, energy_std=float(prediction.energy_std[row]), forces_std=spread)
+                self.check_result(result.energy, result.forces, lambda structure=structure: structure)
                 results[index] = result
                 start = stop
         return results
@@ -199,6 +221,37 @@ class Potential:
                 f"{structure.source}: atom {atom} is {_symbol(z)}, which this potential does not know; "
                 f"it knows {' '.join(_symbol(e) for e in self.elements)}"
             )
+
+    def check_result(self, energy: float, forces: np.ndarray, structure: Callable[[], Structure]) -> None:
+        """Raise StructureError for an energy (eV) or forces (n, 3; eV/Å) that are not finite or absurdly large.
+
+        The message names the two nearest atoms of `structure()`.
+        """
+        sane = abs(energy) < _LARGEST_ENERGY * max(1, len(forces))
+        if sane and np.vdot(forces, forces) < LARGEST_FORCE**2:  # which costs a third of the next line
+            return
+        largest = np.abs(forces).max(initial=0.0)
+        if sane and largest < LARGEST_FORCE:
+            return
+        numbers = f"an energy of {energy:.2g} eV and forces of up to {largest:.2g} eV/Å"
+        what = numbers if np.isfinite([energy, largest]).all() else "energies or forces that are not finite"
+        culprit = structure()
+        raise StructureError(
+            f"{culprit.source}: the potential gives {what}: {self._nearest(culprit)}; look at positions, cell, pbc and their unit"
+        )
+
+    def _nearest(self, structure: Structure) -> str:
+        """The two nearest atoms and their distance; one of them may be the other's periodic image."""
+        geometry = structure.positions, structure.cell, structure.pbc
+        for reach in (1.0, self.cutoff):
+            i, j, shifts = neighbor_list(*geometry, reach)
+            if len(i):
+                distances = np.linalg.norm(pair_vectors(*geometry[:2], i, j, shifts), axis=1)
+                k = int(distances.argmin())
+                a, b = (f"{_symbol(structure.numbers[x])} {x}" for x in (i[k], j[k]))
+                image = "its periodic image" if i[k] == j[k] else f"{b} (a periodic image)" if shifts[k].any() else b
+                return f"{a} and {image} are {distances[k]:.3g} Å apart"
+        return f"no two atoms are nearer than {self.cutoff:g} Å"
 
     def hessian(self, atoms: ase.Atoms | Structure) -> np.ndarray:
         """d²E/dR² (3n, 3n), eV/Å²; use float64 for vibrations."""

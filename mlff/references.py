@@ -21,7 +21,7 @@ from mlff.data.batching import Sizes, make_graph, make_sample
 from mlff.data.structure import Structure
 from mlff.errors import MLFFError, ModelFileError
 from mlff.graph import Graph
-from mlff.runtime import cache_folder
+from mlff.runtime import cache_folder, refuse_forked
 
 if TYPE_CHECKING:
     from mlff.potential import Potential, Result
@@ -84,6 +84,7 @@ def verify(
     mark = cache_folder() / "verified" / hashlib.sha256(path.read_bytes() + what.encode()).hexdigest()
     if mark.exists():
         return
+    refuse_forked()
     try:
         frames = atoms(entries)
         expected = [(float(e["energy"]), np.asarray(e["forces"], np.float64).reshape(-1, 3)) for e in entries]

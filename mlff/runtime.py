@@ -20,6 +20,8 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
+from mlff.errors import ProcessError
+
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4
 _MADV_HUGEPAGE, _HUGE_PAGE = 14, 2**21
 _ON_HUGE_PAGES = 3 * 2**29  #: bytes at the start of the heap, less than what is trimmed; taken from the system only when used
@@ -48,6 +50,31 @@ def run_where_called() -> None:
 
     if tune_allocator():
         jax.config.update("jax_cpu_enable_async_dispatch", False)
+
+
+def refuse_forked() -> None:
+    """Raise ProcessError in a process that was forked after JAX had started in its parent: a computation would hang.
+
+    JAX's threads do not come along with a fork. It costs nothing: the process has been told when it was forked.
+    """
+    if _forked:
+        raise ProcessError(
+            "this process was forked from one that had used JAX, which cannot compute here (it would wait for ever): start "
+            "processes by the 'spawn' method, multiprocessing.get_context('spawn'), or use mlff in the child processes only"
+        )
+
+
+_forked = False
+
+
+def _note_fork() -> None:
+    global _forked
+    bridge = sys.modules.get("jax._src.xla_bridge")
+    _forked = _forked or bridge is not None and bool(getattr(bridge, "_backends", True))  # not known: as if it had started
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_note_fork)
 
 
 def _use_huge_pages(libc) -> None:

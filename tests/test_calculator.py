@@ -1,21 +1,35 @@
 """The ASE calculator: right for every geometry, few searches, few compilations, at home in ASE's tools."""
 
+import copy
+import os
+import pickle
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+
+import jax
 import numpy as np
 import pytest
 from ase import Atoms
 from ase.build import bulk, molecule
-from ase.calculators.calculator import PropertyNotImplementedError
+from ase.calculators.calculator import PropertyNotImplementedError, all_properties
 from ase.calculators.fd import calculate_numerical_forces, calculate_numerical_stress
+from ase.calculators.mixing import SumCalculator
+from ase.calculators.singlepoint import SinglePointCalculator
 from ase.constraints import FixAtoms
 from ase.filters import FrechetCellFilter
-from ase.io import read, write
+from ase.io import Trajectory, read, write
 from ase.mep import NEB
 from ase.optimize import BFGS, FIRE
 from ase.vibrations import Vibrations
 
 from mlff.calculator import MLFFCalculator
+from mlff.committee import committee
 from mlff.errors import ConfigError, ModelFileError, StructureError
 from mlff.simulation.md import run_md
+from tests.conftest import make_potential
 from tests.potentials import lennard_jones, morse
 
 
@@ -351,3 +365,194 @@ def test_unusable_input_is_one_line(potential, copper, tmp_path):
         MLFFCalculator(potential, skin=-1)
     with pytest.raises(ModelFileError, match="no such model file"):
         MLFFCalculator(tmp_path / "nothing.safetensors")
+
+
+# --- as users use calculators ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def together():
+    """A committee of two, far apart."""
+    one, other = make_potential("ace", "float64"), make_potential("ace", "float64")
+    other = replace(other, params=jax.tree.map(lambda leaf: 1.1 * np.asarray(leaf), other.params))
+    return committee([one, other])
+
+
+def test_results_of_a_committee_are_properties_of_ase(together, ethanol, tmp_path):
+    ethanol.calc = calculator = MLFFCalculator(together)
+    (expected,) = together.predict([ethanol])
+    ethanol.get_forces()
+    assert set(calculator.results) <= set(all_properties) and "energy_std" not in calculator.implemented_properties
+    assert calculator.export_properties()["energy"] == pytest.approx(expected.energy, abs=1e-9)
+    frozen = SinglePointCalculator(ethanol, **calculator.results)
+    assert frozen.get_property("energy") == calculator.results["energy"]
+    for name in ("energy_std", "forces_std"):
+        np.testing.assert_allclose(calculator.get_property(name), getattr(expected, name), atol=1e-9)
+        assert calculator.get_property(name, allow_calculation=False) is not None
+    assert expected.energy_std > 1e-3
+    calculator.get_property("forces_std")[:] = 0
+    assert calculator.get_property("forces_std").any(), "a copy"
+    ethanol.positions[0] += 0.1
+    assert calculator.get_property("energy_std", ethanol, allow_calculation=False) is None
+    assert calculator.get_property("energy_std", ethanol) == pytest.approx(together.predict([ethanol])[0].energy_std)
+    for name in ("a.xyz", "a.traj", "a.json", "a.db"):
+        write(tmp_path / name, ethanol)
+        assert read(tmp_path / name).get_potential_energy() == pytest.approx(calculator.results["energy"], abs=1e-7), name
+    with Trajectory(tmp_path / "b.traj", "w", ethanol) as trajectory:
+        trajectory.write()
+    np.testing.assert_array_equal(read(tmp_path / "b.traj").get_forces(), ethanol.get_forces())
+
+
+def test_what_a_potential_does_not_give_is_refused_by_name(potential, copper):
+    copper.calc = calculator = MLFFCalculator(potential)
+    for name in ("magmoms", "dipole", "stresses", "energy_std"):
+        with pytest.raises(PropertyNotImplementedError, match=f"{name}: not among energy"):
+            calculator.get_property(name, copper)
+    with pytest.raises(PropertyNotImplementedError):
+        copper.get_stresses()
+    assert copper.copy().calc is None and calculator.todict() == {} and calculator.name == "mlff"
+
+
+def test_called_as_ase_calls_it(exact):
+    atoms = bulk("Cu", cubic=True)
+    atoms.rattle(0.1, seed=2)
+    calculator = MLFFCalculator(exact)
+    with pytest.raises(StructureError, match="no structure"):
+        calculator.calculate()
+    assert calculator.calculation_required(atoms, ["energy"])
+    calculator.calculate(atoms, ["energy", "forces"])
+    assert not calculator.calculation_required(atoms, ["forces"])
+    calculator.calculate()
+    energy = calculator.results["energy"]
+    assert energy == pytest.approx(exact.predict([atoms])[0].energy, abs=1e-9)
+    mixed = SumCalculator([calculator, MLFFCalculator(exact)])
+    assert mixed.get_property("energy", atoms) == pytest.approx(2 * energy, abs=1e-9)
+    atoms.calc = calculator
+    assert atoms.get_properties(["energy", "stress"])["stress"] == pytest.approx(atoms.get_stress())
+
+
+@pytest.mark.parametrize("again", [lambda x: pickle.loads(pickle.dumps(x)), copy.copy, copy.deepcopy], ids=["pickle", "copy", "deepcopy"])
+def test_a_used_calculator_can_be_copied(together, ethanol, again):
+    original = ethanol.calc = MLFFCalculator(together)
+    energy, forces, spread = ethanol.get_potential_energy(), ethanol.get_forces(), original.get_property("energy_std")
+    twin = again(original)
+    assert twin.results["energy"] == energy and twin.rebuilds == 0
+    assert twin.get_property("energy_std", ethanol, allow_calculation=False) == spread
+    other = molecule("CH3OH")
+    assert twin.get_property("energy", other) == pytest.approx(together.predict([other])[0].energy, abs=1e-9)
+    ethanol.positions[0, 0] += 1e-3  # the list of the original is its own
+    np.testing.assert_allclose(ethanol.get_forces(), together.predict([ethanol])[0].forces, atol=1e-9)
+    ethanol.positions[0, 0] -= 1e-3
+    np.testing.assert_allclose(twin.get_property("forces", ethanol), forces, atol=1e-9)
+    assert twin.potential.precision == "float64" and twin.potential.fingerprint == together.fingerprint
+
+
+def test_atoms_are_copied_with_their_calculator(potential, copper):
+    copper.calc = MLFFCalculator(potential)
+    copper.get_forces()
+    for twin in (copy.deepcopy(copper), pickle.loads(pickle.dumps(copper))):
+        assert twin.calc is not copper.calc
+        assert_agrees(twin, potential)
+
+
+def test_threads_may_share_a_calculator(exact):
+    calculator = MLFFCalculator(exact)
+    calculator.get_property("energy", bulk("Cu"))
+
+    def walk(repeats):
+        atoms, rng = bulk("Cu", cubic=True).repeat((repeats, 1, 1)), np.random.default_rng(repeats)
+        atoms.calc, off = calculator, []
+        for _ in range(15):
+            atoms.positions += rng.normal(0, 0.02, atoms.positions.shape)
+            forces, (expected,) = atoms.get_forces(), exact.predict([atoms])
+            off.append(max(np.abs(forces - expected.forces).max(), abs(atoms.get_potential_energy() - expected.energy)))
+        return max(off)
+
+    with ThreadPoolExecutor(3) as pool:
+        assert max(pool.map(walk, (1, 2, 1))) < 1e-8
+
+
+def test_threads_have_potentials_of_their_own(ethanol):
+    def forces(precision):
+        potential, atoms = morse(precision=precision), ethanol.copy()
+        atoms.calc = MLFFCalculator(potential)
+        return atoms.get_forces()
+
+    expected = forces("float64")
+    with ThreadPoolExecutor(4) as pool:
+        for number, found in enumerate(pool.map(forces, ["float64", "float32"] * 4)):
+            assert np.abs(found - expected).max() < (1e-4 if number % 2 else 1e-10)
+
+
+FORKED = """
+import os, pickle, sys, warnings
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from ase.build import bulk
+from mlff.calculator import MLFFCalculator
+from mlff.training.loop import train
+from tests.potentials import lennard_jones
+
+def energy(calculator, atoms=bulk("Cu", cubic=True)):
+    return calculator.get_property("energy", atoms)
+
+def outcome(pool, *job):
+    try:
+        return pool.submit(*job).result(timeout=60)
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+
+if __name__ == "__main__":
+    warnings.simplefilter("ignore")
+    calculator, moved = MLFFCalculator(lennard_jones()), bulk("Cu", a=3.7, cubic=True)
+    with ProcessPoolExecutor(1, get_context("fork")) as pool:  # before JAX has started
+        print(outcome(pool, energy, calculator))
+    print(energy(calculator))
+    for method in ("fork", "spawn"):
+        with ProcessPoolExecutor(1, get_context(method)) as pool:
+            print(outcome(pool, energy, calculator))  # known: nothing is computed
+            print(outcome(pool, energy, calculator, moved))
+            if method == "fork":
+                print(outcome(pool, calculator.potential.predict, [moved]))
+                print(outcome(pool, train, None, "run"))
+    print(energy(calculator, moved))
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+def test_forked_processes_compute_or_say_spawn(tmp_path):
+    """They hung: the threads of JAX do not come along."""
+    script = tmp_path / "forked.py"
+    script.write_text(FORKED, encoding="utf-8")
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=120, env=environment, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    early, first, known, *refused, copied, spawned, last = done.stdout.splitlines()
+    assert float(early) == float(first) == float(known) == float(copied)
+    assert len(refused) == 3 and float(last) == pytest.approx(float(spawned), abs=1e-4) and last != first
+    for line in refused:
+        assert line.startswith("ProcessError: this process was forked") and "'spawn'" in line
+
+
+def test_results_that_are_nonsense_are_refused_with_the_nearest_atoms(potential):
+    def refused(atoms, message):
+        atoms.calc = MLFFCalculator(potential)
+        for ask in (atoms.get_forces, lambda: potential.predict([molecule("H2O"), atoms])):
+            with pytest.raises(StructureError, match=message) as caught:
+                ask()
+            assert "\n" not in str(caught.value)
+
+    refused(Atoms("CuArCu", positions=[[0, 0, 0], [3, 0, 0], [3, 0.1, 0]]), r"eV/Å: Ar 1 and Cu 2 are 0.1 Å apart")
+    refused(Atoms("Cu", cell=[0.3] * 3, pbc=True), "Cu 0 and its periodic image are 0.3 Å apart")
+    near = Atoms("CuAr", positions=[[0.05, 0, 0], [2.95, 0, 0]], cell=[3, 9, 9], pbc=True)
+    refused(near, r"Cu 0 and Ar 1 \(a periodic image\) are 0.1 Å apart")
+    unlimited = MLFFCalculator(potential, check=False)
+    assert unlimited.get_property("energy", near) > 1e10
+
+
+def test_a_potential_that_gives_no_numbers_is_refused(ethanol):
+    broken = replace(morse(), baseline=dict.fromkeys(morse().elements, np.nan))
+    ethanol.calc = MLFFCalculator(broken)
+    for ask in (ethanol.get_forces, lambda: broken.predict([ethanol])):
+        with pytest.raises(StructureError, match="energies or forces that are not finite: .* Å apart"):
+            ask()

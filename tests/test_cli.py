@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 
 from mlff import MLFFCalculator, Potential
 from mlff.certificate import checks, full
+from mlff.certificate.certificate import Certificate
 from mlff.cli import app
 from tests import samples
 from tests.potentials import lennard_jones, morse
@@ -417,3 +418,14 @@ def test_certify_writes_into_the_model_and_fails_on_a_failed_line(folder, tmp_pa
     assert stored["errors"]["labelled.xyz"]["forces_rmse_by_element"].keys() == {"H", "O"}
     assert call("certify", model, tmp_path / "water.xyz", "--quiet")[0] == 1
     assert [line["name"] for line in Potential.load(model).metadata["certificate"]["full"]] == kept
+
+
+def test_nothing_to_compare_is_said(folder, tmp_path, monkeypatch):
+    bare = fails("evaluate", folder / "bonds.safetensors", folder / "water.xyz", "--json", tmp_path / "e.json")
+    assert "water.xyz: no structure has energy, forces or stress: nothing to compare with; keys there: none" in bare
+    assert not (tmp_path / "e.json").exists()
+    monkeypatch.setattr("mlff.cli.measure.write_certificate", lambda *arguments: Certificate(()))
+    code, _, err = call("certify", folder / "bonds.safetensors", folder / "water.xyz", "--quiet")
+    assert code == 0 and "note: " in err and "no labels, nothing to compare" in err
+    write(tmp_path / "large.xyz", bulk("Cu", cubic=True).repeat(4))
+    assert "holds no structure of up to 200 atoms" in fails("certify", folder / "copper.safetensors", tmp_path / "large.xyz", "--quiet")

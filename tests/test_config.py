@@ -197,3 +197,11 @@ def test_lint_off_is_a_word_though_yaml_reads_a_truth_value(tmp_path):
     assert load_config(file).data.lint == "off"
     with pytest.raises(ConfigError, match="data.lint.*'stop', 'warn' or 'off'"):
         load_config(file, ["data.lint=ignore"])
+
+
+def test_a_loss_without_any_weight_is_refused():
+    """Every error would count as 0."""
+    assert _message({"loss": {"energy": 0, "forces": 0}}).startswith("'loss': energy, forces and stress all have weight 0 from 0 of")
+    late = {"forces": 0, "schedule": [{"start": 0.5, "energy": 0}, {"start": 0.8, "energy": 1}]}
+    assert "all have weight 0 from 0.5 of training on" in _message({"loss": late})
+    make_config({"data": DATA, "loss": {"energy": 0, "forces": 0, "schedule": [{"start": 0, "stress": 1}]}})

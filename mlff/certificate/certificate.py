@@ -55,8 +55,12 @@ class Certificate:
 
 
 def suitable(potential: Potential, structures: Sequence[Structure | ase.Atoms]) -> list[ase.Atoms]:
-    """The structures to measure on, by default those that travel in the potential's file. Raises DataError: none."""
+    """The structures to measure on, by default those that travel in the potential's file.
+
+    Cells of one atom are taken twice along each periodic vector. Raises DataError: none.
+    """
     frames = [s if isinstance(s, ase.Atoms) else s.to_atoms() for s in structures or potential.reference_structures]
+    frames = [atoms.repeat(np.where(atoms.pbc, 2, 1)) if len(atoms) == 1 else atoms for atoms in frames]
     frames = [atoms for atoms in frames if 1 < len(atoms) <= _LARGEST]
     if not frames:
         raise DataError(f"nothing to certify the potential on: give structures of 2 to {_LARGEST} atoms")

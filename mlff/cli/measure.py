@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mlff.cli.app import app
+from mlff.cli.app import app, say
 from mlff.cli.options import AsPrecision, DataFile, Keys, Model, Quiet, Skip, UnitOptions, load, read_data
 from mlff.errors import DataError, ModelFileError
 from mlff.files import keep_inputs, write_text
@@ -45,6 +45,7 @@ def evaluate(
     structures = list(dataset)
     if not structures:
         raise DataError(f"{data}: no structures to evaluate")
+    dataset.require_labels()
     stress = any(structure.stress is not None for structure in structures)
     results = potential.predict(structures, stress=stress, progress=not quiet)
     metrics = compare(structures, results, potential.environments)
@@ -85,16 +86,19 @@ def certify(
     Exit code 1 if a line fails.
     """
     keep_inputs([json_file, plot], [model, *([] if data is None else [data])])
-    from mlff.references import choose
+    from mlff.references import LARGEST, choose
     from mlff.training.evaluate import evaluate as measure
 
     path = model / "model.safetensors" if model.is_dir() else model
     potential, structures, errors = load(path), [], {}
     if data is not None:
         dataset = read_data(data, key, unit, progress=not quiet)
-        structures = choose(dataset, count=5)
-        if any(s.energy is not None or s.forces is not None for s in dataset):
+        if not (structures := choose(dataset, count=5)):
+            raise DataError(f"{data}: holds no structure of up to {LARGEST} atoms to measure on")
+        if any(s.energy is not None or s.forces is not None or s.stress is not None for s in dataset):
             errors[data.name] = measure(potential, dataset, progress=not quiet).to_dict()
+        else:
+            say("note", f"{data}: no labels, nothing to compare: no errors are listed; where they stand is said with --key")
     certificate = write_certificate(potential, path, structures, plot, quiet, errors, length if full else None)
     if json_file is not None:
         write_text(json_file, json.dumps(certificate.to_dict(), indent=2) + "\n")

@@ -59,6 +59,14 @@ class Dataset:
         total.update(json.dumps(sorted(self.isolated_atoms.items())).encode())
         return total.hexdigest()
 
+    def require_labels(self) -> None:
+        """Raise DataError if no structure has an energy, forces or a stress: there is nothing to compare with."""
+        if not any(_has(self, label) for label in _LABELS):
+            raise DataError(
+                f"{self.census.source}: no structure has energy, forces or stress: nothing to compare with; keys there: "
+                f"{self.census.keys_there}; name them with keys.energy, keys.forces or keys.stress (--key energy=NAME)"
+            )
+
     def subset(self, indices) -> Dataset:
         """The structures with these indices, in this order; isolated atoms stay."""
         structures = [self.structures[int(index)] for index in indices]
@@ -150,8 +158,8 @@ def load_data(config: Data, seed: int, loss: Loss, progress: bool = False) -> Sp
 
     `n_train` structures are left for training; the validation set is split off first and keeps its share
     (`valid_fraction`) of what is used. Identical geometries in training and other sets are warned of.
-    Raises DataError: as `read_dataset`; a label with weight that no training structure has; an empty training or
-    validation set; a group split without groups; an element in validation or test that training lacks.
+    Raises DataError: as `read_dataset`; as `check_labels`; an empty training or validation set; a group split without
+    groups; an element in validation or test that training lacks.
     """
     data = _read_training(config.train, config, progress)
     if len(data) == 0:
@@ -171,7 +179,7 @@ def load_data(config: Data, seed: int, loss: Loss, progress: bool = False) -> Sp
             part = part[: max(share, 1)]
         valid = data.subset(np.sort(part))
     test = {name: _read_held_out(files, config, progress) for name, files in _test_files(config.test).items()}
-    _require_labels(train, loss)
+    splits = Splits(train, valid, test)
     for what, name, other in (
         ("validation", "valid", valid),
         *(("test", f"test.{name}", item) for name, item in test.items()),
@@ -188,7 +196,38 @@ def load_data(config: Data, seed: int, loss: Loss, progress: bool = False) -> Sp
                 "will look better than they are",
                 stacklevel=2,
             )
-    return Splits(train, valid, test)
+    check_labels(splits, loss, own=config.valid is not None)
+    return splits
+
+
+def check_labels(splits: Splits, loss: Loss, own: bool = True) -> None:
+    """Whether there is something to learn from and to compare with; structures of weight 0 do not count.
+
+    Raises DataError: a label with weight in the loss that no training structure has; none of those that have a weight at the
+    end of training, which decide about the best epoch, in the validation set (`own`: of files of its own, not split off); a
+    test set without labels. Warns of one of several that the validation set lacks.
+    """
+    _require_labels(splits.train, loss)
+    weights = {label: weight for label, weight in loss.at(1.0).items() if weight > 0}
+    missing = [label for label in weights if not _has(splits.valid, label)]
+    source = splits.valid.census.source
+    if len(missing) == len(weights):
+        names = " or ".join(f"{label} (loss.{label}: {weights[label]:g})" for label in missing)
+        keys = ", ".join(f"data.keys.{label}" for label in missing)
+        do = f"name them with {keys}, for this file alone as data.valid: {{file: ..., keys: ...}}"
+        if any(getattr(structure, label) is not None for structure in splits.valid for label in missing):
+            do = "those that have one count with weight 0 (data.keys.weight)"
+        elif not own:
+            do = "give data.valid a file that has them, or choose another seed or a larger data.valid_fraction"
+        raise DataError(
+            f"{source}: no validation structure has {names}: nothing to compare with, all epochs would count as perfect; "
+            f"keys there: {splits.valid.census.keys_there}; {do}"
+        )
+    if missing:
+        names = " or ".join(missing)
+        warnings.warn(f"{source}: no validation structure has {names}: epochs are judged without", stacklevel=2)
+    for data in splits.test.values():
+        data.require_labels()
 
 
 def expand(path: str | Path | Source | list) -> list[Path]:
@@ -294,10 +333,12 @@ def _test_files(test) -> dict[str, object]:
 def _require_labels(data: Dataset, loss: Loss) -> None:
     for label in _LABELS:
         weights = [getattr(loss, label), *(getattr(stage, label) or 0.0 for stage in loss.schedule)]
-        if max(weights) == 0 or any(getattr(structure, label) is not None for structure in data):
+        if max(weights) == 0 or _has(data, label):
             continue
         ignored = ""
-        if label == "stress" and data.census.unordered_stress:
+        if any(getattr(structure, label) is not None for structure in data):
+            ignored = " and a weight above 0 (data.keys.weight)"
+        elif label == "stress" and data.census.unordered_stress:
             ignored = " in a known order (units.stress_order)"
         elif label == "stress" and data.census.ignored_stress:
             ignored = " on a fully periodic structure"
@@ -305,6 +346,11 @@ def _require_labels(data: Dataset, loss: Loss) -> None:
             f"{data.census.source}: no training structure has {label}{ignored}, but loss.{label} has weight "
             f"{max(weights):g}; keys there: {data.census.keys_there}; name it with data.keys.{label} or set loss.{label}: 0"
         )
+
+
+def _has(data: Dataset, label: str) -> bool:
+    """Whether a structure that counts has this label."""
+    return any(structure.weight > 0 and getattr(structure, label) is not None for structure in data)
 
 
 def _require_elements(train: Dataset, other: Dataset, what: str) -> None:

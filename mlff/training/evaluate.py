@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
+from mlff.data.dataset import Dataset
 from mlff.data.structure import Structure
 from mlff.errors import DataError
 from mlff.training.metrics import Metrics, compare
@@ -16,11 +17,15 @@ if TYPE_CHECKING:
 def evaluate(potential: Potential, data: Iterable[Structure], progress: bool = False) -> Metrics:
     """Predict every structure of `data` (a `Dataset` or structures) and compare with its labels, in float64.
 
-    Stress is computed where a structure has one to compare with. Raises DataError for an empty set, StructureError for a
-    structure that the potential cannot take.
+    Stress is computed where a structure has one to compare with. Raises DataError for an empty set or one without labels,
+    StructureError for a structure that the potential cannot take.
     """
     structures = list(data)
     if not structures:
         raise DataError("nothing to evaluate: no structures")
+    if isinstance(data, Dataset):
+        data.require_labels()
+    elif all(s.energy is None and s.forces is None and s.stress is None for s in structures):
+        raise DataError(f"{structures[0].source}: no structure has energy, forces or stress: nothing to compare with")
     stress = any(structure.stress is not None for structure in structures)
     return compare(structures, potential.predict(structures, stress=stress, progress=progress), potential.environments)

@@ -20,14 +20,15 @@ from mlff.config import Config
 from mlff.configfile import differences, dump_config
 from mlff.data import baseline as baselines
 from mlff.data.batching import Batches, make_sample
-from mlff.data.dataset import Dataset, Splits, load_data
+from mlff.data.dataset import Dataset, Splits, check_labels, load_data
 from mlff.data.lint import lint
-from mlff.errors import ConfigError, DataError
+from mlff.errors import ConfigError, DataError, StructureError
 from mlff.files import alone, write_text, writing
 from mlff.interruption import Terminated
 from mlff.models import registry
 from mlff.models.parameters import initial_params
 from mlff.potential import Potential
+from mlff.runtime import refuse_forked
 from mlff.training import losses, ranges, recipe, start, statistics
 from mlff.training.checkpoint import Checkpoints
 from mlff.training.evaluate import evaluate
@@ -53,14 +54,18 @@ def train(config: Config, out_dir: str | Path, *, progress: bool = True, data: S
 
     Raises ConfigError when the directory holds a run with another configuration or other data, or one at work; DataError
     for unusable data, TrainingError when training keeps diverging, FileError where nothing can be written,
-    KeyboardInterrupt (Terminated) after Ctrl-C (SIGTERM), once a checkpoint is written.
+    ProcessError in a process that was forked after JAX had started, KeyboardInterrupt (Terminated) after Ctrl-C (SIGTERM),
+    once a checkpoint is written.
     """
     started = time.monotonic()
+    refuse_forked()
     out = Path(out_dir)
     if out.exists() and not out.is_dir():
         raise ConfigError(f"{out}: is a file, not a run directory; choose another --out")
     journal = Journal(out, progress, config.training.tensorboard)
     splits = load_data(config.data, config.seed, config.loss, progress) if data is None else data
+    if data is not None and len(data.valid):
+        check_labels(data, config.loss)
     with writing(out):
         out.mkdir(parents=True, exist_ok=True)
     with alone(out / ".lock", f"{out}: another process trains there; wait for it or choose another --out"):
@@ -139,7 +144,7 @@ def prepare(config: Config, splits: Splits, progress: bool = False, beginning: P
         samples = [make_sample(structure, config.model.cutoff, baseline) for structure in listed]
         batches.append(Batches(samples, config.training.batch_size, config.training.max_atoms, dtype))
     train, valid = batches
-    measured = statistics.measure(train.samples, elements, forces=losses.terms(config.loss)[0])
+    measured = statistics.measure(train.samples, elements, losses.learned(config.loss))
     if beginning is not None:
         measured = start.statistics(beginning, measured, present)
     module = registry.build(config.model, elements, measured)
@@ -174,7 +179,11 @@ def finish(task: Task, splits: Splits, params: Params, run: Run, journal: Journa
     metadata[references.KEY] = references.record(potential, references.choose(splits.valid))
     errors = {}
     for name, dataset in _held_out(splits):
-        metrics = evaluate(potential, dataset, progress)
+        try:
+            metrics = evaluate(potential, dataset, progress)
+        except StructureError as error:  # what was learned is worth more than its errors on one set
+            journal.warn(f"{name}: no errors: {error}")
+            continue
         errors[name] = metrics.to_dict()
         journal.print(metrics.table(name))
     return dataclasses.replace(potential, metadata=metadata | {"errors": errors})

@@ -39,12 +39,14 @@ class Sums(NamedTuple):
     n_stress: Array  #: stress components with a label
 
 
+def learned(config: Loss) -> tuple[str, ...]:
+    """The labels that ever have a weight."""
+    return tuple(name for name in Weights._fields if any(weight > 0 for weight in _all(config, name)))
+
+
 def terms(config: Loss) -> tuple[bool, bool]:
     """Whether forces and stress ever have a weight: what has none is never differentiated."""
-    return (
-        any(weight > 0 for weight in _all(config, "forces")),
-        any(weight > 0 for weight in _all(config, "stress")),
-    )
+    return "forces" in learned(config), "stress" in learned(config)
 
 
 def weights(config: Loss, progress: Array | float) -> Weights:

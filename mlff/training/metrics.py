@@ -99,6 +99,8 @@ class Metrics:
         if self.stress_components:
             count = f"{self.stress_components:,} components"
             table.add_row("stress", _number(self.stress_rmse), _number(self.stress_mae), "meV/Å³", count)
+        if not table.rows:
+            table.add_row("no labels to compare with", "", "", "", f"{self.structures:,} structures")
         return table
 
     def __str__(self) -> str:

@@ -15,6 +15,7 @@ from mlff.training.step import Report
 IN_A_ROW, OF_RECENT, RECENT = 5, 20, 100  #: skipped steps (in a row, or of so many recent ones) that call for a back-off
 MAX_BACKOFFS = 5
 SPIKE, WINDOW = 3.0, 50  #: mean error of so many steps, over the lowest such mean before it, that calls for going back
+ROUNDING = 1e-5  #: eV/Å or eV: such errors are those of float32 where all forces are zero by symmetry
 MAX_SPIKES = 5  #: after so many a run takes its error as it is
 STALLED, WORSE = 0.15, 1.03  #: share of the plan without a better validation, and how much worse they are on average: over-fitting
 END, SHORTEST_END = 0.5, 0.05  #: the end that follows: this share of the time up to the best validation, at least that of the plan
@@ -90,7 +91,7 @@ class Run:
     def spiked(self) -> bool:
         """Whether the error of the last steps is far above what it was: the weights were thrown off."""
         full = len(self.errors) == WINDOW and self.lowest is not None and self.spikes < MAX_SPIKES
-        return full and _mean(self.errors) > SPIKE * self.lowest
+        return full and _mean(self.errors) > SPIKE * max(self.lowest, ROUNDING)
 
     def progress(self, config: Config, steps: int = 1) -> float:
         """What schedules follow, 0 to 1: the share of the plan, or how far the end is that was brought forward."""

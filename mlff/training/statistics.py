@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from ase.data import covalent_radii
 
@@ -10,15 +12,17 @@ from mlff.errors import DataError
 from mlff.models.atoms import Statistics
 
 NEARER = 0.95  #: of the shortest distance of the training data: how near a pair may come before it looks to the network as if it came no nearer
+_VARIES = 1e-6  #: eV or eV/Å: less is rounding
 FARTHEST = 1.0  #: Å: a core reaches at most so far beyond the sum of the covalent radii
 
 
-def measure(samples: list[Sample], elements: tuple[int, ...], forces: bool) -> Statistics:
-    """Statistics of the training samples (baseline removed).
+def measure(samples: list[Sample], elements: tuple[int, ...], learned: Sequence[str]) -> Statistics:
+    """Statistics of the training samples (baseline removed), of which `learned` are the labels with a weight in the loss.
 
-    energy_scale: RMS of the force components (eV/Å) when `forces` are learned and present, else the standard deviation
-    of the energy per atom. shifts: least squares of the energies over the composition; core: shortest distances. Raises DataError when the
-    labels do not vary: there is nothing to learn.
+    energy_scale: RMS of the force components (eV/Å); where forces are not learned, or all zero by symmetry, the standard
+    deviation of the energy per atom, and where that does not vary either the RMS of stress times volume per atom. shifts:
+    least squares of the energies over the composition; core: shortest distances. Raises DataError when none of the labels
+    that are learned varies: there is nothing to learn.
     """
     energies = np.array([s.energy for s in samples if s.energy is not None], np.float64)
     counts = np.array([_composition(s.numbers, elements) for s in samples if s.energy is not None], np.float64)
@@ -26,18 +30,26 @@ def measure(samples: list[Sample], elements: tuple[int, ...], forces: bool) -> S
     if len(energies):
         n = counts.sum(axis=1, keepdims=True)
         shifts = np.linalg.lstsq(counts / n, energies / n[:, 0], rcond=1e-8)[0]
-    labelled = [s.forces for s in samples if s.forces is not None]
-    if forces and labelled:
-        what, scale = "forces", float(np.sqrt(np.mean(np.concatenate(labelled) ** 2)))
-    elif len(energies):
-        what, scale = "energies", float(np.std((energies - counts @ shifts) / counts.sum(axis=1)))
-    else:
-        raise DataError("no training structure has an energy, and forces have no weight: nothing to learn from")
-    if scale < 1e-6:
-        raise DataError(f"the {what} of the training structures do not vary (RMS {scale:.1e} eV/Å): nothing to learn")
+    sizes = {
+        "forces": [s.forces for s in samples if s.forces is not None],
+        "energy": [(energies - counts @ shifts) / counts.sum(axis=1)] if len(energies) else [],
+        "stress": [s.stress * abs(np.linalg.det(s.cell)) / len(s.numbers) for s in samples if s.stress is not None],
+    }
+    scales = {label: _rms(parts) for label, parts in sizes.items() if label in learned and parts}
+    scale = next((scale for scale in scales.values() if scale >= _VARIES), None)
+    if scale is None:
+        found = ", ".join(f"{label} RMS {scale:.1e}" for label, scale in scales.items()) or "none is there"
+        raise DataError(
+            f"no label of the training structures that has a weight in the loss varies ({found}): nothing to learn; give "
+            "others, or a weight to one that varies (loss.energy, loss.forces, loss.stress)"
+        )
     neighbors = float(np.sum([s.mask.sum() for s in samples]) / np.sum([len(s.numbers) for s in samples]))
     shifts = tuple(float(shift) for shift in shifts)
     return Statistics(scale, max(neighbors, 1.0), shifts, _core(samples, elements))
+
+
+def _rms(parts: list[np.ndarray]) -> float:
+    return float(np.sqrt(np.mean(np.concatenate([np.ravel(part) for part in parts]) ** 2)))
 
 
 def _core(samples: list[Sample], elements: tuple[int, ...]) -> tuple[float, ...]:

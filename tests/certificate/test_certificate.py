@@ -11,7 +11,7 @@ from ase.build import molecule
 
 from mlff import MLFFCalculator
 from mlff.certificate import checks, hot, scans
-from mlff.certificate.certificate import certify
+from mlff.certificate.certificate import certify, suitable
 from mlff.certificate.probe import Probe
 from mlff.certificate.scans import Scan, find_kinks
 from mlff.errors import DataError
@@ -225,3 +225,10 @@ def test_without_structures_there_is_nothing_to_measure():
         certify(SOUND["float32"])
     with pytest.raises(DataError, match="nothing to certify"):
         certify(SOUND["float32"], [ase.Atoms("H")])
+
+
+def test_a_cell_of_one_atom_is_repeated():
+    frames = suitable(SOUND["float64"], [ase.Atoms("C", cell=[2, 2, 9], pbc=(True, True, False))])
+    assert [len(atoms) for atoms in frames] == [4] and frames[0].cell.lengths() == pytest.approx([4, 4, 9])
+    with pytest.raises(DataError, match="nothing to certify"):
+        suitable(SOUND["float64"], [ase.Atoms("C")])

@@ -272,6 +272,48 @@ def test_a_weighted_label_that_is_absent_stops_the_run(write, tmp_path):
         load(train=silent)
 
 
+def test_a_validation_set_with_nothing_to_compare_stops_the_run(write):
+    """Its loss of 0 in the first epoch would never be beaten."""
+    train = write("train.xyz", [frame(k) for k in range(6)])
+    hidden = write("valid.xyz", [frame(k, labels=(), E_dft=-1.0) for k in (10, 11)])
+    with pytest.raises(
+        DataError,
+        match=r"valid.xyz: no validation structure has energy \(loss.energy: 0.5\) or forces \(loss.forces: 1\).*E_dft \(info\); "
+        "name them with data.keys.energy, data.keys.forces, for this file alone as data.valid",
+    ):
+        load(train=train, valid=hidden)
+    energies = write("energies.xyz", [frame(k, labels=("energy",)) for k in (10, 11)])
+    with pytest.raises(DataError, match="energies.xyz: no validation structure has forces"):
+        load(train=train, valid=energies, loss=Loss(energy=0))
+    late = Loss(energy=1, forces=1, schedule=[{"start": 0.9, "energy": 0}])
+    with pytest.raises(DataError, match="no validation structure has forces"):  # the score takes the last weights
+        load(train=train, valid=energies, loss=late)
+    with pytest.warns(UserWarning, match="no validation structure has forces: epochs are judged without"):
+        assert len(load(train=train, valid=energies).valid) == 2
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        load(train=train, valid=energies, loss=ENERGY_ONLY)
+    few = write("few.xyz", [frame(0), *(frame(k, labels=("energy",)) for k in range(1, 20))])
+    with pytest.raises(DataError, match="few.xyz: no validation structure has forces.*another seed or a larger data.valid_fraction"):
+        load(train=few, loss=Loss(energy=0))
+
+
+def test_structures_of_weight_0_are_no_labels(write):
+    light = write("light.xyz", [frame(k, w=0.0) for k in range(3)])
+    train = write("train.xyz", [frame(k, w=1.0) for k in range(6)])
+    with pytest.raises(DataError, match=r"light.xyz: no training structure has energy and a weight above 0 \(data.keys.weight\)"):
+        load(train=light, keys={"weight": "w"})
+    with pytest.raises(DataError, match=r"light.xyz: no validation structure has energy .*count with weight 0 \(data.keys.weight\)"):
+        load(train=train, valid=light, keys={"weight": "w"})
+
+
+def test_a_test_set_without_labels_stops_the_run(write):
+    train = write("train.xyz", [frame(k) for k in range(6)])
+    bare = write("bare.xyz", [frame(10, labels=(), E_dft=-1.0)])
+    with pytest.raises(DataError, match=r"bare.xyz: no structure has energy, forces or stress: nothing to compare.*E_dft \(info\)"):
+        load(train=train, test={"hot": bare})
+
+
 def test_a_group_split_needs_groups(write):
     frames = [frame(k, trajectory=f"run {k // 5}") for k in range(20)]
     path = write("train.xyz", frames)

@@ -6,6 +6,7 @@ import ase.io
 import jax
 import numpy as np
 import pytest
+from ase.build import bulk
 from ase.calculators.singlepoint import SinglePointCalculator
 
 from mlff.configfile import make_config
@@ -17,6 +18,8 @@ from mlff.training.evaluate import evaluate
 from mlff.training.journal import Journal
 from mlff.training.loop import inspect, train
 from mlff.training.trainer import Trainer
+
+from tests.potentials import lennard_jones
 
 from .toy import make_structures
 
@@ -148,6 +151,42 @@ def test_two_runs_in_one_directory_are_refused(files, tmp_path):
     with alone(tmp_path / ".lock", "busy"), pytest.raises(ConfigError, match="another process trains there"):
         train(settings(files), tmp_path, progress=False)
     assert not (tmp_path / "config.yaml").exists()
+
+
+def test_sets_given_in_place_of_files_are_checked_too(files, tmp_path, monkeypatch):
+    config = settings(files)
+    splits = load_data(config.data, config.seed, config.loss)
+    bare = tuple(replace(s, energy=None, forces=None) for s in splits.valid)
+    monkeypatch.setattr(Trainer, "fit", lambda self: pytest.fail("began to train"))
+    with pytest.raises(DataError, match="no validation structure has energy .* or forces"):
+        train(config, tmp_path / "run", progress=False, data=replace(splits, valid=replace(splits.valid, structures=bare)))
+
+
+def test_one_atom_cells_train_on_energies_and_stresses(tmp_path):
+    """An equation of state: all forces are zero by symmetry."""
+    potential, frames = lennard_jones(), []
+    for a in np.linspace(3.3, 4.2, 30):
+        atoms = bulk("Cu", a=a)
+        (result,) = potential.predict([atoms])
+        atoms.calc = SinglePointCalculator(atoms, energy=result.energy, forces=np.zeros((1, 3)), stress=result.stress)
+        frames.append(atoms)
+    ase.io.write(tmp_path / "eos.xyz", frames)
+    model = {"cutoff": 4.0}
+    config = settings((str(tmp_path / "eos.xyz"), None), data={"test": None}, model=model, loss={"stress": 1.0}, training={"epochs": 15})
+    trained = train(config, tmp_path / "run", progress=False)
+    energies = [atoms.get_potential_energy() for atoms in frames]
+    assert trained.statistics.energy_scale == pytest.approx(np.std(energies), rel=0.2)
+    history = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert history[-1]["train_loss"] < history[0]["train_loss"]
+
+
+def test_a_test_set_that_cannot_be_evaluated_costs_its_errors_alone(finished, files, tmp_path, caplog):
+    config = settings(files)
+    splits = load_data(config.data, config.seed, config.loss)
+    crushed = tuple(replace(s, positions=1e-5 * s.positions) for s in splits.test["cold"])
+    test = {"crushed": replace(splits.test["cold"], structures=crushed)}
+    trained = train(config, tmp_path / "run", progress=False, data=replace(splits, test=test))
+    assert set(trained.metadata["errors"]) == {"validation"} and "crushed: no errors: " in caplog.text
 
 
 def test_contradictory_labels_stop_before_anything_is_spent(tmp_path, monkeypatch):

@@ -89,6 +89,14 @@ def test_schedule_of_weights():
     assert got == [(1, 10, 0), (5, 2, 0), (5, 2, 0), (50, 2, 0), (50, 2, 0)]
 
 
+def test_the_weights_of_the_config_are_those_of_the_loss():
+    stages = [WeightStage(start=0.8, energy=50.0), WeightStage(start=0.5, energy=5.0, forces=0.0)]
+    config = Loss(energy=1.0, forces=10.0, schedule=stages)
+    for progress in (0.0, 0.5, 0.79, 0.8, 1.0):
+        assert tuple(config.at(progress).values()) == tuple(map(float, losses.weights(config, progress)))
+    assert losses.learned(config) == ("energy", "forces")
+
+
 def test_terms_that_ever_have_a_weight():
     assert losses.terms(Loss(forces=0.0)) == (False, False)
     assert losses.terms(Loss(forces=0.0, schedule=[WeightStage(start=0.5, forces=1.0)])) == (True, False)

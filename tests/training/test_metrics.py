@@ -5,7 +5,11 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from mlff.data.census import Census
+from mlff.data.dataset import Dataset
 from mlff.data.structure import Structure
+from mlff.errors import DataError
+from mlff.training.evaluate import evaluate
 from mlff.training.metrics import compare
 
 
@@ -49,3 +53,14 @@ def test_without_labels():
     metrics = compare([structure([1])], [SimpleNamespace(energy=0.0, forces=np.zeros((1, 3)), stress=None)])
     assert metrics.energy_rmse is None and metrics.stress_rmse is None
     assert "no labels" in str(metrics)
+    console = Console(record=True, width=100)
+    console.print(metrics.table())
+    assert "no labels to compare with" in console.export_text()
+
+
+def test_nothing_to_compare_is_refused_before_anything_is_computed():
+    with pytest.raises(DataError, match="structure: no structure has energy, forces or stress: nothing to compare with"):
+        evaluate(None, [structure([1])])
+    data = Dataset((structure([1]),), {}, Census("a.xyz", keys=(("E_dft", "info"),)))
+    with pytest.raises(DataError, match=r"a.xyz: no structure has energy.*keys there: E_dft \(info\); name them with keys.energy"):
+        evaluate(None, data)

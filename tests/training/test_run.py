@@ -87,6 +87,13 @@ def test_an_error_that_jumps_is_seen_and_noise_is_not():
     assert not run.spiked
 
 
+def test_rounding_of_forces_that_are_zero_by_symmetry_is_no_jump():
+    run = Run()
+    for error in [1e-9] * 50 + [1e-7] * 50:
+        run.take(Report(0.0, 0.0, 0.0, Sums(*[0.0] * len(Sums._fields))._replace(forces_squares=3 * error**2, n_forces=3)))
+        assert not run.spiked
+
+
 def test_over_fitting_brings_the_end_forward():
     settings, run = config("cosine", epochs=100), Run()
     for epoch in range(100):

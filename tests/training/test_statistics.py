@@ -6,6 +6,8 @@ from mlff.data.structure import Structure
 from mlff.errors import DataError
 from mlff.training.statistics import measure
 
+BOTH = "energy", "forces"
+
 
 def sample(numbers, energy=None, forces=None):
     positions = 1.2 * np.arange(len(numbers))[:, None] * [1.0, 0, 0]
@@ -16,7 +18,7 @@ def sample(numbers, energy=None, forces=None):
 
 def test_scale_shifts_and_neighbors_of_labelled_data():
     samples = [sample([1, 8], -5.0, np.full((2, 3), 2.0)), sample([1, 1, 8], -6.0), sample([8, 8], -8.0)]
-    statistics = measure(samples, (1, 8), forces=True)
+    statistics = measure(samples, (1, 8), BOTH)
     assert statistics.energy_scale == pytest.approx(2.0)
     assert statistics.shifts == pytest.approx((-1.0, -4.0))
     assert statistics.mean_neighbors == pytest.approx((2 + 4 + 2) / 7)
@@ -24,14 +26,28 @@ def test_scale_shifts_and_neighbors_of_labelled_data():
 
 def test_energies_only_take_their_spread_per_atom_and_not_the_forces():
     samples = [sample([1, 1], energy, np.full((2, 3), 2.0)) for energy in (-2.2, -1.8)]
-    assert measure(samples, (1,), forces=False).energy_scale == pytest.approx(0.1)
+    assert measure(samples, (1,), ("energy",)).energy_scale == pytest.approx(0.1)
+
+
+def test_forces_that_are_zero_by_symmetry_leave_the_scale_to_what_varies():
+    """One-atom cells: energies and stresses of an equation of state, all forces zero or rounding."""
+
+    def cell(energy, stress):
+        labels = {"energy": energy, "forces": np.full((1, 3), 1e-9), "stress": stress * np.eye(3)}
+        return make_sample(Structure(np.array([29], np.int32), np.zeros((1, 3)), 2 * np.eye(3), np.ones(3, bool), **labels), 2.5)
+
+    assert measure([cell(-2.2, 0.1), cell(-1.8, 0.1)], (29,), BOTH).energy_scale == pytest.approx(0.2)
+    same = [cell(-2.0, 0.3), cell(-2.0, -0.3)]
+    assert measure(same, (29,), ("energy", "forces", "stress")).energy_scale == pytest.approx(0.3 * 8 / np.sqrt(3))
+    with pytest.raises(DataError, match=r"no label .* varies \(forces RMS 1.0e-09, energy RMS .*\): nothing to learn; .*loss.stress"):
+        measure(same, (29,), BOTH)
 
 
 def test_labels_that_do_not_vary_are_an_error():
-    with pytest.raises(DataError, match="do not vary"):
-        measure([sample([1, 1], -2.0), sample([1, 1], -2.0)], (1,), forces=True)
     with pytest.raises(DataError, match="nothing to learn"):
-        measure([sample([1, 1], forces=np.ones((2, 3)))], (1,), forces=False)
+        measure([sample([1, 1], -2.0), sample([1, 1], -2.0)], (1,), BOTH)
+    with pytest.raises(DataError, match="nothing to learn"):
+        measure([sample([1, 1], forces=np.ones((2, 3)))], (1,), ("energy",))
 
 
 def test_the_core_is_a_little_less_than_the_shortest_distance_but_not_far_beyond_a_bond():
@@ -39,7 +55,7 @@ def test_the_core_is_a_little_less_than_the_shortest_distance_but_not_far_beyond
         near = np.array([*positions, [5.0, 0, 0]])
         labels = {"forces": np.ones((3, 3))}
         structure = Structure(np.array([1, 8, 8], np.int32), near, np.zeros((3, 3)), np.zeros(3, bool), **labels)
-        return np.array(measure([make_sample(structure, 2.5)], (1, 8), forces=True).core).reshape(2, 2)
+        return np.array(measure([make_sample(structure, 2.5)], (1, 8), BOTH).core).reshape(2, 2)
 
     most = [[1.62, 1.97], [1.97, 2.32]]  # an ångström more than the sums of 0.31 and 0.66 Å
     assert core([0.0, 0, 0], [2.4, 0, 0]) == pytest.approx(np.array(most))
