@@ -6,7 +6,7 @@ import json
 
 import ase
 
-from mlff.errors import ConfigError
+from mlff.errors import StructureError
 
 #: Those that ASE's integrators keep. Others project momenta like forces, whatever the masses, or are made for saddle points.
 KEPT = (
@@ -25,11 +25,11 @@ KEPT = (
 
 
 def check_constraints(atoms: ase.Atoms) -> None:
-    """Raise ConfigError if dynamics cannot keep a constraint of the atoms."""
+    """Raise StructureError if dynamics cannot keep a constraint of the atoms."""
     for constraint in atoms.constraints:
         name = type(constraint).__name__
         if name not in KEPT:
-            raise ConfigError(f"dynamics cannot keep the constraint {name}; remove it, or use one of {', '.join(KEPT)}")
+            raise StructureError(f"dynamics cannot keep the constraint {name}; remove it, or use one of {', '.join(KEPT)}")
 
 
 def fix_lengths(atoms: ase.Atoms) -> None:

@@ -13,7 +13,7 @@ import numpy as np
 from mlff import provenance
 from mlff.data.structure import Structure
 from mlff.errors import ConfigError, DataError, FileError, MLFFError, StructureError
-from mlff.files import alone, writing
+from mlff.files import alone, check_output, writing
 from mlff.interruption import Stop
 from mlff.simulation.constraints import check_constraints, describe, fix_lengths
 from mlff.simulation.guard import Guard, Limits, SimulationError
@@ -21,6 +21,7 @@ from mlff.simulation.integrators import Ensemble, Integrator, Settings, Thermost
 from mlff.simulation.progress import MDProgress
 from mlff.simulation.reach import Reach
 from mlff.simulation.record import (
+    LOGS,
     Log,
     Trajectory,
     check_state,
@@ -54,6 +55,7 @@ class Summary:
     seconds: float
     distance_max: float | None  #: from the training data, of the farthest atom in the frames looked at; None: not known
     distance_beyond: float | None  #: share of these frames with an atom beyond 2
+    settings: Settings  #: as simulated, after a restart those of the earlier run where nothing else was said
 
 
 def run_md(
@@ -81,12 +83,12 @@ def run_md(
 
     temperature K, pressure GPa, tau and tau_pressure fs: by default those of `Settings`, with `restart` those of the earlier
     run. Every `interval` steps (10) a frame goes to `trajectory` (.traj or .xyz) and a line to `log` (JSON lines, or .csv).
-    Momenta are drawn at `temperature` with `seed` (0), or with `keep_velocities` taken from the atoms (`stored_velocities`).
+    Momenta are drawn at `temperature` with `seed` (0), or with `keep_velocities` taken from the atoms (`take_velocities`).
     With `restart`, `atoms` are only the starting structure of the earlier run: the state beside `trajectory` is taken up
     (bitwise for NVE and Langevin on the same machine) until `steps` steps are done in all.
-    Raises ConfigError, before anything is computed: an option that has no effect, a constraint that dynamics cannot keep;
-    DataError: no velocities, no state, or a structure whose elements, masses, charges, magnetic moments, tags, constraints
-    or periodicity are not those of the earlier run; SimulationError when the run blows up, FileError where nothing can be
+    Raises, before anything is computed, ConfigError: an option that has no effect; StructureError: a constraint that dynamics
+    cannot keep, no velocities to keep; DataError: no state, or a structure whose elements, masses, charges, magnetic moments,
+    tags, constraints, cell or periodicity are not those of the earlier run. Raises SimulationError when the run blows up, FileError where nothing can be
     written; Ctrl-C (SIGTERM) ends it after the current step with KeyboardInterrupt (Terminated). The trajectory and the
     state of the last good record are then on disk, beside a record of versions, machine and settings (.run.json).
     """
@@ -100,6 +102,8 @@ def run_md(
         raise ConfigError("a restart needs the trajectory of the earlier run")
     if trajectory is not None:
         check_trajectory_name(trajectory)
+    if log is not None:
+        check_output(Path(log), LOGS)
     check_constraints(atoms)
     given = {"ensemble": ensemble, "temperature": temperature, "timestep": timestep, "thermostat": thermostat}
     given |= {"tau": tau, "pressure": pressure, "tau_pressure": tau_pressure}
@@ -298,6 +302,7 @@ class _Run:
             seconds=seconds,
             distance_max=self.reach.largest,
             distance_beyond=self.reach.beyond,
+            settings=self.settings,
         )
 
     def _pressure(self) -> float | None:

@@ -19,6 +19,7 @@ from mlff.errors import DataError
 from mlff.files import replacing, sync, write_text, writing
 
 SUFFIXES = (".traj", ".xyz", ".extxyz")
+LOGS = (".jsonl", ".json", ".csv")
 GO_ON = "go on with --restart (with --force where there is no state yet)"
 
 

@@ -19,7 +19,7 @@ from ase.io import read, write
 from typer.testing import CliRunner
 
 from mlff.cli import app
-from mlff.errors import ConfigError, DataError
+from mlff.errors import ConfigError, DataError, StructureError
 from mlff.simulation.md import run_md
 from mlff.simulation.record import load_state, save_state, state_path
 from tests.potentials import morse
@@ -85,7 +85,7 @@ def test_constraints_that_dynamics_cannot_keep_are_refused_by_name(tmp_path):
     water = molecule("H2O")
     for constraint in (FixInternals(bonds=[[1.0, [0, 1]]]), MirrorForce(0, 1)):
         water.set_constraint(constraint)
-        with pytest.raises(ConfigError, match=f"dynamics cannot keep the constraint {type(constraint).__name__}"):
+        with pytest.raises(StructureError, match=f"dynamics cannot keep the constraint {type(constraint).__name__}"):
             run_md(water, Springs(water), trajectory=tmp_path / "a.traj")
     assert not list(tmp_path.iterdir())
 
