@@ -105,10 +105,14 @@ def test_a_disk_that_cannot_be_written_is_refused(tmp_path, monkeypatch):
         check_outputs([(None, ()), (tmp_path / "a.xyz", ())], [])
 
 
-@pytest.mark.parametrize("name", ["r.xyz.gz", "r.extxyz.bz2", "r.xyz.xz", "r.traj", "r.json", "POSCAR", "r.vasp", "r.cif", "r.xsf"])
+NAMES = ["r.xyz.gz", "r.extxyz.bz2", "r.xyz.xz", "r.traj", "r.json", "POSCAR", "r.vasp", "r.cif", "r.xsf"]
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_what_can_be_held_is_saved(folder, tmp_path, name):
     out = tmp_path / name
-    code, stderr = call("relax", folder / "copper.safetensors", folder / "copper.xyz", "--steps", 2, "--out", out, "--quiet")
+    inputs = folder / "copper.safetensors", folder / "copper.xyz"
+    code, stderr = call("relax", *inputs, "--steps", 2, "--out", out, "--quiet")
     assert code == 1 and "not converged" in stderr
     relaxed = read(out)
     assert len(relaxed) == 4 and relaxed.get_volume() == pytest.approx(read(folder / "copper.xyz").get_volume(), rel=1e-4)
@@ -127,11 +131,14 @@ def test_a_format_that_loses_the_cell_is_refused(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize(("page", "command"), [("gbk", "relax"), ("ascii", "relax"), ("cp1252", "schema"), ("cp932", "md --help")])
+PAGES = [("gbk", "relax"), ("ascii", "relax"), ("cp1252", "schema"), ("cp932", "md --help")]
+
+
+@pytest.mark.parametrize(("page", "command"), PAGES)
 def test_any_code_page_will_do(folder, tmp_path, page, command):
     arguments = command.split()
     if command == "relax":
-        arguments += [folder / "model.safetensors", folder / "water.xyz", "--quiet", "--out", tmp_path / "naïve.xyz"]
+        arguments += [folder / "model.safetensors", folder / "water.xyz", "--out", tmp_path / "naïve.xyz"]
     environment = os.environ | {"PYTHONUTF8": "0", "PYTHONIOENCODING": page}
     line = [sys.executable, "-c", "from mlff.cli import main; main()", *map(str, arguments)]
     done = subprocess.run(line, capture_output=True, env=environment)

@@ -89,7 +89,8 @@ def certify(
     if length is not None and not full:
         raise ConfigError("--length has no effect without --full: leave it out, or add --full")
     if (key or unit) and data is None:
-        raise ConfigError(f"--{'key' if key else 'unit'} has no effect without structures to measure on: leave it out, or name them")
+        option = "--key" if key else "--unit"
+        raise ConfigError(f"{option} has no effect without structures to measure on: leave it out, or name them")
     from mlff.references import choose
     from mlff.training.evaluate import evaluate as measure
 
@@ -196,7 +197,7 @@ def info(
 
     if (file.is_dir() and not (file / "type.raw").exists()) or file.suffix == ".safetensors":
         if key or unit:
-            raise ConfigError(f"{file}: --{'key' if key else 'unit'} has no effect on a model; leave it out")
+            raise ConfigError(f"{file}: {'--key' if key else '--unit'} has no effect on a model; leave it out")
         Console().print(tables.model(load(file, verify=False), file))
     else:
         Console().print(tables.data(read_data(file, key, unit, progress=True), file))

@@ -149,12 +149,15 @@ def md(
     seed: Annotated[int | None, typer.Option(min=0, help="seed of velocities and thermostat", show_default="0")] = None,
     keep_velocities: Annotated[
         bool,
-        typer.Option("--keep-velocities", help="start with the velocities of the file: momenta, or vel, velo, velocities in Å/fs"),
+        typer.Option(
+            "--keep-velocities", help="start with the velocities of the file: momenta, or vel, velo, velocities in Å/fs"
+        ),
     ] = False,
     frame: Frame = -1,
     length: Length = None,
     restart: Annotated[
-        bool, typer.Option("--restart", help="continue the run that wrote OUT, with its settings, up to --steps steps in all")
+        bool,
+        typer.Option("--restart", help="continue the run that wrote OUT, with its settings, up to --steps steps in all"),
     ] = False,
     skin: Annotated[float, typer.Option(help="skin of the neighbour list, Å")] = 0.5,
     max_force: Annotated[float, typer.Option(help="stop when a force gets larger, eV/Å")] = 300.0,

@@ -27,16 +27,15 @@ _LARGEST = 1000  #: numbers of one value; longer arrays are data of their own
 
 
 def write_frames(file, frames: Iterable[ase.Atoms]) -> set[str]:
-    """Append frames to an open text file, with info, arrays, results of the calculator and fixed atoms. What was left out."""
+    """Append frames to an open text file: info, arrays, results of the calculator, fixed atoms. Returns what was left out."""
     left_out: set[str] = set()
     for atoms in frames:
         info, arrays = _with_results(atoms, left_out)
         plain = ase.Atoms(atoms.numbers, positions=atoms.positions, cell=atoms.cell, pbc=atoms.pbc)
         plain.set_constraint([each for each in atoms.constraints if isinstance(each, FixAtoms | FixCartesian)])
-        left_out |= {
-            f"constraint {type(each).__name__}" for each in atoms.constraints if not isinstance(each, FixAtoms | FixCartesian)
-        }
-        taken = {"symbols", "species", "move_mask", *(f"{name}{axis}" for name in ("pos", "positions", "move_mask") for axis in "012")}
+        others = [each for each in atoms.constraints if not isinstance(each, FixAtoms | FixCartesian)]
+        left_out |= {f"constraint {type(each).__name__}" for each in others}
+        taken = {*_COLUMNS, *(f"{name}{axis}" for name in ("pos", "positions", "move_mask") for axis in "012")}
         for name, array in arrays.items():
             kept, reason = _column(name, array, taken)
             if kept is None:
@@ -67,7 +66,8 @@ def tell_left_out(path: str | Path, left_out: set[str]) -> None:
 
 def _with_results(atoms: ase.Atoms, left_out: set[str]) -> tuple[dict, dict]:
     """Info and arrays with the results of the calculator, which win over keys of the same name."""
-    info, arrays = dict(atoms.info), {name: array for name, array in atoms.arrays.items() if name not in ("numbers", "positions")}
+    info = dict(atoms.info)
+    arrays = {name: array for name, array in atoms.arrays.items() if name not in ("numbers", "positions")}
     for name, value in (getattr(atoms.calc, "results", None) or {}).items():
         if name in per_config_properties:
             if name in info:

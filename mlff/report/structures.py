@@ -26,6 +26,7 @@ from mlff.errors import DataError, StructureError
 from mlff.files import COMPRESSED, EXTXYZ, check_output, replacing
 from mlff.potential import Potential
 
+_GOOD = ", e.g. relaxed.xyz, relaxed.cif or POSCAR"
 _CHUNK = 256  #: structures predicted, and held in memory, at a time
 
 
@@ -98,9 +99,10 @@ def check_relaxed(atoms: ase.Atoms, out: Path) -> None:
             again = ase.io.read(there, format=form) if form != "extxyz" else next(read_atoms(there))
         except Exception as error:  # noqa: BLE001  ASE's writers and readers raise anything
             text = " ".join(str(error).split())[:120] or type(error).__name__
-            raise DataError(f"{out}: {form} does not hold this structure ({text}); choose another name, e.g. relaxed.xyz") from None
-    if sorted(again.numbers) != sorted(atoms.numbers) or (atoms.pbc.any() and not np.allclose(again.cell.cellpar(), atoms.cell.cellpar(), atol=0.01)):
-        raise DataError(f"{out}: {form} does not hold this structure (it is read back as another); choose another name, e.g. relaxed.xyz")
+            raise DataError(f"{out}: {form} does not hold this structure ({text}); choose another name{_GOOD}") from None
+    same_cell = not atoms.pbc.any() or np.allclose(again.cell.cellpar(), atoms.cell.cellpar(), atol=0.01)
+    if sorted(again.numbers) != sorted(atoms.numbers) or not same_cell:
+        raise DataError(f"{out}: {form} does not hold this structure (it is read back as another); choose another name{_GOOD}")
 
 
 def write_relaxed(atoms: ase.Atoms, out: Path) -> None:
@@ -141,8 +143,9 @@ def _format(out: Path) -> str:
         form = filetype(name, read=False)
     except UnknownFileTypeError:
         form = None
-    if form not in ioformats or not (ioformats[form].can_write and ioformats[form].can_read) or form == "bundletrajectory":
-        raise DataError(f"{out}: the name tells no format that ASE writes and reads; end it in .xyz, .cif or .traj, say, or call it POSCAR")
+    known = form in ioformats and ioformats[form].can_write and ioformats[form].can_read
+    if not known or form == "bundletrajectory":
+        raise DataError(f"{out}: the name tells no format that ASE writes and reads; choose another{_GOOD}")
     return form
 
 

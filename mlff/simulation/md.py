@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import ase
@@ -15,7 +15,7 @@ from mlff.data.structure import Structure
 from mlff.errors import ConfigError, DataError, FileError, MLFFError, StructureError
 from mlff.files import alone, check_output, writing
 from mlff.interruption import Stop
-from mlff.simulation.constraints import check_constraints, describe, fix_lengths
+from mlff.simulation.constraints import check_constraints, fix_lengths
 from mlff.simulation.guard import Guard, Limits, SimulationError
 from mlff.simulation.integrators import Ensemble, Integrator, Settings, Thermostat, make_integrator
 from mlff.simulation.progress import MDProgress
@@ -33,11 +33,11 @@ from mlff.simulation.record import (
     state_path,
     truncate_trajectory,
 )
+from mlff.simulation.restart import check_chance, choose_settings, earlier_settings, identity, place
 from mlff.simulation.velocities import degrees_of_freedom, kinetic_energy, maxwell_boltzmann, take_velocities
 from mlff.units import KB, STRESS
 
 SAVE_EVERY = 30.0  #: seconds between states on disk (and one at the end)
-_SINGLE = ("interval", "seed", "keep_velocities", "constraints")  #: of a state, besides what `check_state` knows
 
 
 @dataclass(frozen=True)
@@ -86,11 +86,12 @@ def run_md(
     Momenta are drawn at `temperature` with `seed` (0), or with `keep_velocities` taken from the atoms (`take_velocities`).
     With `restart`, `atoms` are only the starting structure of the earlier run: the state beside `trajectory` is taken up
     (bitwise for NVE and Langevin on the same machine) until `steps` steps are done in all.
-    Raises, before anything is computed, ConfigError: an option that has no effect; StructureError: a constraint that dynamics
-    cannot keep, no velocities to keep; DataError: no state, or a structure whose elements, masses, charges, magnetic moments,
-    tags, constraints, cell or periodicity are not those of the earlier run. Raises SimulationError when the run blows up, FileError where nothing can be
-    written; Ctrl-C (SIGTERM) ends it after the current step with KeyboardInterrupt (Terminated). The trajectory and the
-    state of the last good record are then on disk, beside a record of versions, machine and settings (.run.json).
+    Raises, before anything is computed, ConfigError: an option that has no effect; StructureError: a constraint that
+    dynamics cannot keep, no velocities to keep; DataError: no state, or a structure whose elements, masses, charges,
+    magnetic moments, tags, constraints, cell or periodicity are not those of the earlier run.
+    Raises SimulationError when the run blows up, FileError where nothing can be written; Ctrl-C (SIGTERM) ends it after
+    the current step with KeyboardInterrupt (Terminated). The trajectory and the state of the last good record are then
+    on disk, beside a record of versions, machine and settings (.run.json).
     """
     if steps < 0 or (interval is not None and interval < 1):
         raise ConfigError(f"steps must not be negative and interval must be positive, found {steps} and {interval}")
@@ -111,14 +112,14 @@ def run_md(
     with _sole_writer(trajectory):
         state = load_state(state_path(trajectory)) if restart else None
         if state is None:
-            settings = _settings(given, Settings())
-            _check_chance(settings, temperature, seed, keep_velocities)
+            settings = choose_settings(given, Settings())
+            check_chance(settings, temperature, seed, keep_velocities)
             interval, seed = interval or 10, seed or 0
             fix_lengths(atoms)
         else:
             path = state_path(trajectory)
-            settings = _earlier(state, path, given, steps, seed, keep_velocities)
-            _place(atoms, state, settings, path)
+            settings = earlier_settings(state, path, given, steps, seed, keep_velocities)
+            place(atoms, state, settings, path)
             _warm_up(calculator, state, path)
             interval, seed = interval or int(state["interval"]), int(state["seed"])
             keep_velocities = bool(state["keep_velocities"])
@@ -134,12 +135,16 @@ def run_md(
             guard = Guard(atoms, limits, hottest)
             _try_out(atoms, guard, settings.ensemble)
             chance = {"seed": seed, "keep_velocities": keep_velocities}
-            freedom = degrees_of_freedom(atoms, settings.keeps_rotation) if state is None else int(state["degrees_of_freedom"])
-            start = _identity(atoms) | {"start_positions": atoms.positions.copy() if state is None else state["start_positions"]}
-            integrator = make_integrator(atoms, settings, rng, freedom)
+            start = identity(atoms) | {name: np.array(value) for name, value in chance.items()}
+            if state is None:
+                start["start_positions"] = atoms.positions.copy()
+                freedom = degrees_of_freedom(atoms, settings.keeps_rotation)
+            else:
+                start["start_positions"], freedom = state["start_positions"], int(state["degrees_of_freedom"])
+            start["degrees_of_freedom"] = np.array(freedom)
+            integrator = make_integrator(atoms, settings, rng, freedom)  # may add a constraint
             if state is not None:
                 integrator.restore(state, state_path(trajectory))
-            start |= {name: np.array(value) for name, value in ({"degrees_of_freedom": freedom} | chance).items()}
             run = _Run(atoms, integrator, settings, guard, interval, trajectory, log, state, start)
             if trajectory is not None:
                 facts = {"settings": asdict(settings), "steps": steps, "interval": interval, **chance}
@@ -332,84 +337,6 @@ def _sole_writer(trajectory: str | Path | None):
     if trajectory is None:
         return nullcontext()
     return alone(lock_path(trajectory), f"{trajectory}: another process writes it; wait for it or choose another name")
-
-
-def _settings(given: dict[str, object], others: Settings) -> Settings:
-    """`given`, where not None, and for the rest `others`. Raises ConfigError: something given has no effect."""
-    settings = replace(others, **{name: value for name, value in given.items() if value is not None})
-    of = {"npt": ("pressure", "tau_pressure"), "nvt": ("thermostat",), "nvt or npt": ("tau",)}
-    for ensembles, names in of.items():
-        for name in names:
-            if given[name] is not None and settings.ensemble not in ensembles.split(" or "):
-                raise ConfigError(
-                    f"{name} has no effect in the ensemble {settings.ensemble}: leave it out, or choose {ensembles}"
-                )
-    return settings
-
-
-def _check_chance(settings: Settings, temperature: float | None, seed: int | None, keep_velocities: bool) -> None:
-    """Raise ConfigError if a temperature or seed is given that nothing depends on."""
-    if not keep_velocities:
-        return
-    if temperature is not None and settings.ensemble == "nve":
-        raise ConfigError("temperature has no effect in the ensemble nve with the velocities kept: leave one of them out")
-    if seed is not None and settings.ensemble != "nvt":
-        raise ConfigError(f"seed has no effect in the ensemble {settings.ensemble} with the velocities kept: leave it out")
-
-
-def _earlier(
-    state: dict[str, np.ndarray], path: Path, given: dict[str, object], steps: int, seed: int | None, keep_velocities: bool
-) -> Settings:
-    """The settings to go on with. Raises DataError: `state` is no state; ConfigError: it does not go on with what is given."""
-    names = tuple(f"setting_{name}" for name in given)
-    check_state(state, ("step", "frames", "degrees_of_freedom", "rng", *_SINGLE, *names), path)
-    try:
-        before = Settings(**{name: state[f"setting_{name}"].item() for name in given})
-    except (ConfigError, TypeError):
-        raise DataError(f"{path}: the settings of the earlier run are damaged; start without restart") from None
-    told = {name: value for name, value in given.items() if value is not None and value != getattr(before, name)}
-    fixed = ["ensemble", "thermostat", "timestep"] + (["temperature"] if before.ensemble == "nve" else [])
-    for name in fixed:
-        if name in told:
-            raise DataError(f"{path}: the earlier run had {name} {getattr(before, name)}, not {told[name]}; leave {name} out")
-    if seed is not None and seed != int(state["seed"]):
-        raise ConfigError(f"{path}: the random numbers of the earlier run go on, which had seed {int(state['seed'])}; leave seed out")
-    if keep_velocities and not state["keep_velocities"]:
-        raise ConfigError(f"{path}: the velocities of the earlier run go on, which were drawn; leave keep_velocities out")
-    if steps < int(state["step"]):
-        raise ConfigError(f"{path}: the earlier run has done {int(state['step'])} steps; ask for more than that in all, not {steps}")
-    return _settings(given, before)
-
-
-def _identity(atoms: ase.Atoms) -> dict[str, np.ndarray]:
-    """What a structure must have in common with the one that the run began with, in the order in which it is told."""
-    return {
-        "pbc": atoms.pbc.copy(),
-        "masses": atoms.get_masses(),
-        "initial_charges": atoms.get_initial_charges(),
-        "initial_magmoms": atoms.get_initial_magnetic_moments(),
-        "tags": atoms.get_tags(),
-        "constraints": np.array(describe(atoms)),
-    }
-
-
-def _place(atoms: ase.Atoms, state: dict[str, np.ndarray], settings: Settings, path: Path) -> None:
-    """Put the atoms where the state says; DataError if it belongs to another structure."""
-    if not np.array_equal(state["numbers"], atoms.numbers):
-        raise DataError(f"{path}: the state belongs to other atoms")
-    now = {} if settings.ensemble == "npt" else {"cell": atoms.cell.array.copy()}
-    atoms.set_cell(state["cell"])
-    atoms.positions = state["start_positions"]
-    fix_lengths(atoms)
-    for name, value in (now | _identity(atoms)).items():
-        if not np.array_equal(state.get(name), value):
-            raise DataError(
-                f"{path}: the earlier run had other {name.replace('_', ' ')} than the structure has now; give it the same "
-                "structure, or start without restart"
-            )
-    atoms.positions = state["positions"]
-    atoms.set_momenta(state["momenta"], apply_constraint=False)
-    Structure.from_atoms(atoms, source=str(path))
 
 
 def _try_out(atoms: ase.Atoms, guard: Guard, ensemble: Ensemble) -> None:

@@ -29,8 +29,8 @@ def maxwell_boltzmann(atoms: ase.Atoms, temperature: float, rng: np.random.Gener
 def take_velocities(atoms: ase.Atoms, rotation_is_kept: bool) -> tuple[str, float]:
     """Make the momenta of `atoms` those that it came with: where they stood, with unit, and their temperature (K).
 
-    ASE's momenta as they are, else an array (n, 3) of a name of `COLUMNS` in Å/fs (so QUIP writes it; ASE writes momenta). What
-    constraints forbid goes. Raises StructureError: none, two, not (n, 3), not finite, all zero, or hotter than 1e5 K.
+    ASE's momenta as they are, else an array (n, 3) of a name of `COLUMNS` in Å/fs (so QUIP writes it; ASE writes momenta).
+    What constraints forbid goes. Raises StructureError: none, two, not (n, 3), not finite, all zero, or hotter than 1e5 K.
     """
     source = "momenta"
     if not atoms.has("momenta") or not atoms.get_momenta().any():
@@ -41,7 +41,8 @@ def take_velocities(atoms: ase.Atoms, rotation_is_kept: bool) -> tuple[str, floa
             raise StructureError(f"velocities: {' and '.join(names)} are both there; keep one of them")
         velocities = np.asarray(atoms.arrays[names[0]])
         if velocities.shape != (len(atoms), 3) or velocities.dtype.kind not in "fiu":
-            raise StructureError(f"velocities: {names[0]} has the shape {velocities.shape} where ({len(atoms)}, 3) is expected")
+            shape = f"({len(atoms)}, 3)"
+            raise StructureError(f"velocities: {names[0]} has the shape {velocities.shape} where {shape} is expected")
         if not np.isfinite(velocities).all():
             raise StructureError(f"velocities: {names[0]} has values that are not finite")
         atoms.set_momenta(atoms.get_masses()[:, None] * velocities / FEMTOSECOND)

@@ -139,7 +139,10 @@ def test_one_warning_names_what_is_left_out():
     tell_left_out("a.xyz", write_frames(io.StringIO(), [Atoms("H")]))
 
 
-PDB = "HETATM    1 {} 1       0.000   0.000   0.119  1.00  0.00           O\nHETATM    2 {} 1       0.000   0.763  -0.477  1.00  0.00           H\nEND\n"
+PDB = """HETATM    1 O1           1       0.000   0.000   0.119  1.00  0.00           O
+HETATM    2 H2           1       0.000   0.763  -0.477  1.00  0.00           H
+END
+"""
 
 
 @pytest.mark.parametrize("command", ["predict", "relax"])
@@ -152,9 +155,10 @@ def test_commands_write_what_is_read_back(tmp_path, command, name):
         write(file, atoms)
     else:
         file = tmp_path / "in.pdb"
-        file.write_text(PDB.format("O1          ", "H2          "))
+        file.write_text(PDB)
     out = tmp_path / "out.xyz"
-    arguments = [command, tmp_path / "model.safetensors", file, *(["--out"] if command == "relax" else []), out, "--quiet"]
+    to = ["--out", out] if command == "relax" else [out]
+    arguments = [command, tmp_path / "model.safetensors", file, *to, "--quiet"]
     result = CliRunner().invoke(app, [str(argument) for argument in arguments])
     assert result.exit_code == 0, result.stderr
     assert result.stderr.startswith(f"warning: {out}: left out") and name in result.stderr and result.stderr.count("\n") == 1
