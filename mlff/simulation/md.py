@@ -11,7 +11,6 @@ import ase
 import numpy as np
 
 from mlff import provenance
-from mlff.data.structure import Structure
 from mlff.errors import ConfigError, DataError, FileError, MLFFError, StructureError
 from mlff.files import alone, check_output, writing
 from mlff.interruption import Stop
