@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -12,6 +13,9 @@ from filelock import FileLock, Timeout
 
 from mlff.errors import ConfigError, DataError, FileError
 
+COMPRESSED = (".gz", ".bz2", ".xz")
+PNG = (".png",)
+EXTXYZ = (".xyz", ".extxyz")
 AGAIN = "run the same command again"  #: what to do once there is space
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _CLOSED = (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR)
@@ -103,8 +107,34 @@ def write_text(path: str | Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
-def keep_inputs(outputs: list[Path | None], inputs: list[Path]) -> None:
-    """Raise DataError if a file to write is one that is read."""
-    for out in outputs:
-        if out is not None and any(out.resolve() == path.resolve() for path in inputs):
+def check_output(path: Path, suffixes: Sequence[str] = ()) -> None:
+    """Raise DataError or FileError, before any work, if a file of this name cannot be written.
+
+    With `suffixes` the name must end in one of them; without, in none of compressed files.
+    """
+    if path.is_dir():
+        raise DataError(f"{path}: is a directory")
+    if suffixes and path.suffix not in suffixes:
+        raise DataError(f"{path}: the name must end in {', '.join(suffixes)}")
+    if not suffixes and path.suffix in COMPRESSED:
+        raise DataError(f"{path}: is not written compressed; choose a name without {path.suffix}")
+    if not path.parent.is_dir():
+        raise DataError(f"{path}: no such directory: {path.parent}")
+    with writing(path), tempfile.TemporaryFile(dir=path.parent):
+        pass
+    if path.exists() and not os.access(path, os.W_OK):
+        raise cannot_write(path, PermissionError(errno.EACCES, os.strerror(errno.EACCES)))
+
+
+def check_outputs(outputs: Sequence[tuple[Path | None, Sequence[str]]], inputs: Sequence[Path]) -> None:
+    """`check_output` of all that are not None; DataError too if one is read, or written twice."""
+    seen: set[Path] = set()
+    for out, suffixes in outputs:
+        if out is None:
+            continue
+        if any(out.resolve() == path.resolve() for path in inputs):
             raise DataError(f"{out}: is an input and would be overwritten; choose another name")
+        if out.resolve() in seen:
+            raise DataError(f"{out}: is to be written twice; choose another name for one of them")
+        seen.add(out.resolve())
+        check_output(out, suffixes)

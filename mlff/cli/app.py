@@ -28,6 +28,7 @@ class _Commands(TyperGroup):
     def main(self, args=None, prog_name=None, standalone_mode: bool = True, **extra):
         args = list(sys.argv[1:] if args is None else args)
         debug = "--debug" in args
+        _replace_characters()
         main = threading.current_thread() is threading.main_thread()
         before = signal.signal(signal.SIGTERM, terminate) if main else None
         try:
@@ -63,6 +64,13 @@ class _Commands(TyperGroup):
             if main:
                 signal.signal(signal.SIGTERM, before)
         sys.exit(code if isinstance(code, int) else 0)
+
+
+def _replace_characters() -> None:
+    """Print what the code page of the output has not as question marks, rather than fail after the work."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")
 
 
 def _flush() -> None:

@@ -11,7 +11,7 @@ import typer
 from mlff.cli.app import app, say
 from mlff.cli.measure import write_certificate
 from mlff.cli.options import Quiet, load
-from mlff.files import keep_inputs
+from mlff.files import check_outputs
 
 
 @app.command(epilog="Example: mlff train configs/silicon.yaml --out runs/si --set training.epochs=50")
@@ -69,7 +69,7 @@ def committee(
     quiet: Quiet = False,
 ) -> None:
     """Join models that differ by `member` alone: their mean is more accurate, their spread says where not to trust it."""
-    keep_inputs([out], models)
+    check_outputs([(out, (".safetensors",))], models)
     from mlff.committee import committee as join
 
     potential = join([load(model) for model in models], [str(model) for model in models])
@@ -87,4 +87,4 @@ def schema() -> None:
     """The JSON schema of the training configuration, for completion and checks in editors."""
     from mlff.config import Config
 
-    print(json.dumps(Config.model_json_schema(), indent=2, ensure_ascii=False))
+    print(json.dumps(Config.model_json_schema(), indent=2))

@@ -11,8 +11,8 @@ import typer
 
 from mlff.cli.app import app, say
 from mlff.cli.options import AsPrecision, DataFile, Keys, Model, Quiet, Skip, UnitOptions, load, read_data
-from mlff.errors import DataError, ModelFileError
-from mlff.files import keep_inputs, write_text
+from mlff.errors import ConfigError, DataError, ModelFileError
+from mlff.files import PNG, check_outputs, write_text
 
 if TYPE_CHECKING:
     from mlff.certificate.certificate import Certificate
@@ -34,7 +34,7 @@ def evaluate(
     quiet: Quiet = False,
 ) -> None:
     """Errors of a model on labelled data: energies in meV, forces in meV/Å, stresses in meV/Å³."""
-    keep_inputs([json_file, plot], [model, data])
+    check_outputs([(json_file, ()), (plot, PNG)], [model, data])
     from rich.console import Console
 
     from mlff.report import plots
@@ -73,8 +73,9 @@ def certify(
         typer.Option("--full", help="stability, NVE, heating and dimers as the field's benchmarks measure them; minutes"),
     ] = False,
     length: Annotated[
-        float, typer.Option(min=0.1, help="ps of stability with --full; half of it NVE, a tenth heating")
-    ] = 100.0,
+        float | None,
+        typer.Option(min=0.1, help="ps of stability with --full; half of it NVE, a tenth heating", show_default="100"),
+    ] = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="write the lines to this file")] = None,
     plot: Annotated[Path | None, typer.Option(help="draw the lines, dimers and stretched bonds into this PNG file")] = None,
     key: Keys = None,
@@ -85,12 +86,18 @@ def certify(
 
     Exit code 1 if a line fails.
     """
-    keep_inputs([json_file, plot], [model, *([] if data is None else [data])])
+    check_outputs([(json_file, ()), (plot, PNG)], [model, *([] if data is None else [data])])
+    if length is not None and not full:
+        raise ConfigError("--length has no effect without --full: leave it out, or add --full")
+    if (key or unit) and data is None:
+        option = "--key" if key else "--unit"
+        raise ConfigError(f"{option} has no effect without structures to measure on: leave it out, or name them")
     from mlff.references import LARGEST, choose
     from mlff.training.evaluate import evaluate as measure
 
     path = model / "model.safetensors" if model.is_dir() else model
     potential, structures, errors = load(path), [], {}
+    check_outputs([(path, (path.suffix,))], [])  # the lines are kept in it
     if data is not None:
         dataset = read_data(data, key, unit, progress=not quiet)
         if not (structures := choose(dataset, count=5)):
@@ -99,7 +106,7 @@ def certify(
             errors[data.name] = measure(potential, dataset, progress=not quiet).to_dict()
         else:
             say("note", f"{data}: no labels, nothing to compare: no errors are listed; where they stand is said with --key")
-    certificate = write_certificate(potential, path, structures, plot, quiet, errors, length if full else None)
+    certificate = write_certificate(potential, path, structures, plot, quiet, errors, (length or 100.0) if full else None)
     if json_file is not None:
         write_text(json_file, json.dumps(certificate.to_dict(), indent=2) + "\n")
     if certificate.failed:
@@ -161,7 +168,7 @@ def lint(
     quiet: Quiet = False,
 ) -> None:
     """What data hold and what is suspicious in them: units, signs, copies, outliers. Exit code 1 on a contradiction."""
-    keep_inputs([json_file, plot], data)
+    check_outputs([(json_file, ()), (plot, PNG)], data)
     from rich.console import Console
 
     from mlff.data.lint import lint as look
@@ -193,6 +200,8 @@ def info(
     from mlff.report import tables
 
     if (file.is_dir() and not (file / "type.raw").exists()) or file.suffix == ".safetensors":
+        if key or unit:
+            raise ConfigError(f"{file}: {'--key' if key else '--unit'} has no effect on a model; leave it out")
         Console().print(tables.model(load(file, verify=False), file))
     else:
         Console().print(tables.data(read_data(file, key, unit, progress=True), file))

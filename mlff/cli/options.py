@@ -106,7 +106,7 @@ def read_structure(path: Path, frame: int, length: str | None = None) -> ase.Ato
 
 
 @contextmanager
-def about(structure: Path) -> Iterator[None]:
+def about(structure: Path | str) -> Iterator[None]:
     """Errors inside name the file that the structure is from."""
     from mlff.simulation.guard import SimulationError
 

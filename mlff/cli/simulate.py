@@ -22,7 +22,7 @@ from mlff.cli.options import (
     read_structure,
 )
 from mlff.errors import DataError
-from mlff.files import keep_inputs
+from mlff.files import EXTXYZ, PNG, check_outputs
 from mlff.interruption import Terminated
 from mlff.runtime import keep_to_one_thread
 
@@ -47,7 +47,7 @@ def predict(
 
     mlff_distance tells how far each atom is from the training data: up to 1 is inside.
     """
-    keep_inputs([out], [model, structures])
+    check_outputs([(out, EXTXYZ)], [model, structures])
     from mlff.report.structures import write_predictions
 
     count = write_predictions(load(model, precision), structures, out, stress=stress, length=length, progress=not quiet)
@@ -63,7 +63,7 @@ def relax(
     ] = None,
     cell: Annotated[bool, typer.Option("--cell", help="relax the cell too")] = False,
     fmax: Annotated[float, typer.Option(help="stop when no force is larger, eV/Å")] = 0.01,
-    pressure: Annotated[float, typer.Option(help="GPa, with --cell")] = 0.0,
+    pressure: Annotated[float | None, typer.Option(help="GPa, with --cell", show_default="0")] = None,
     steps: Annotated[int, typer.Option(help="give up after so many steps")] = 500,
     optimizer: Annotated[
         Literal["auto", "bfgs", "fire"], typer.Option(help="auto: BFGS up to 200 atoms, FIRE beyond")
@@ -79,11 +79,13 @@ def relax(
     The last structure is written in any case, after Ctrl-C too.
     """
     out = structure.with_suffix(".relaxed.xyz") if out is None else out
-    keep_inputs([out, trajectory], [model, structure])
-    from mlff.report.structures import write_relaxed
+    from mlff.report.structures import check_relaxed, write_relaxed
+    from mlff.simulation.record import SUFFIXES
     from mlff.simulation.relax import relax as run_relaxation
 
+    check_outputs([(out, (out.suffix,)), (trajectory, SUFFIXES)], [model, structure])
     atoms = read_structure(structure, frame, length)
+    check_relaxed(atoms, out)
     calculator = make_calculator(model, precision)
     with about(structure):
         try:
@@ -123,26 +125,39 @@ def md(
     structure: StructureFile,
     out: Annotated[Path, typer.Option(help="trajectory to write: .traj, .xyz or .extxyz", show_default=False)],
     ensemble: Annotated[
-        Literal["nve", "nvt", "npt"], typer.Option(help="what is kept: energy, temperature, or temperature and pressure")
-    ] = "nvt",
-    temperature: Annotated[float, typer.Option(help="K; the initial velocities' and the thermostat's")] = 300.0,
-    timestep: Annotated[float, typer.Option(help="time step, fs")] = 0.5,
+        Literal["nve", "nvt", "npt"] | None,
+        typer.Option(help="what is kept: energy, temperature, or temperature and pressure", show_default="nvt"),
+    ] = None,
+    temperature: Annotated[
+        float | None, typer.Option(help="K; the initial velocities' and the thermostat's", show_default="300")
+    ] = None,
+    timestep: Annotated[float | None, typer.Option(help="time step, fs", show_default="0.5")] = None,
     steps: Annotated[int, typer.Option(help="number of time steps in all")] = 1000,
-    pressure: Annotated[float, typer.Option(help="GPa, for npt")] = 0.0,
-    thermostat: Annotated[Literal["langevin", "bussi"], typer.Option(help="for nvt")] = "langevin",
-    tau: Annotated[float, typer.Option(help="relaxation time of the thermostat, fs (Langevin: 1/friction)")] = 100.0,
-    tau_pressure: Annotated[float, typer.Option(help="relaxation time of the barostat, fs")] = 1000.0,
-    interval: Annotated[int, typer.Option(help="steps between frames and log lines")] = 10,
+    pressure: Annotated[float | None, typer.Option(help="GPa, for npt", show_default="0")] = None,
+    thermostat: Annotated[
+        Literal["langevin", "bussi"] | None, typer.Option(help="for nvt", show_default="langevin")
+    ] = None,
+    tau: Annotated[
+        float | None, typer.Option(help="relaxation time of the thermostat, fs (Langevin: 1/friction)", show_default="100")
+    ] = None,
+    tau_pressure: Annotated[
+        float | None, typer.Option(help="relaxation time of the barostat, fs, for npt", show_default="1000")
+    ] = None,
+    interval: Annotated[int | None, typer.Option(help="steps between frames and log lines", show_default="10")] = None,
     log: Annotated[Path | None, typer.Option(help="log: .jsonl, or .csv", show_default="OUT with .jsonl")] = None,
     plot: Annotated[Path | None, typer.Option(help="write temperature and energy over time to this PNG file")] = None,
-    seed: Annotated[int, typer.Option(help="seed of velocities and thermostat")] = 0,
+    seed: Annotated[int | None, typer.Option(min=0, help="seed of velocities and thermostat", show_default="0")] = None,
     keep_velocities: Annotated[
-        bool, typer.Option("--keep-velocities", help="start with the velocities of the file")
+        bool,
+        typer.Option(
+            "--keep-velocities", help="start with the velocities of the file: momenta, or vel, velo, velocities in Å/fs"
+        ),
     ] = False,
     frame: Frame = -1,
     length: Length = None,
     restart: Annotated[
-        bool, typer.Option("--restart", help="continue the run that wrote OUT, up to --steps steps in all")
+        bool,
+        typer.Option("--restart", help="continue the run that wrote OUT, with its settings, up to --steps steps in all"),
     ] = False,
     skin: Annotated[float, typer.Option(help="skin of the neighbour list, Å")] = 0.5,
     max_force: Annotated[float, typer.Option(help="stop when a force gets larger, eV/Å")] = 300.0,
@@ -155,17 +170,25 @@ def md(
 ) -> None:
     """Molecular dynamics with a trajectory, a log and a state to restart from; stops when the run blows up."""
     log = out.with_suffix(".jsonl") if log is None else log
-    keep_inputs([out, log, plot], [model, structure])
     from mlff.simulation.guard import Limits
     from mlff.simulation.md import run_md
-    from mlff.simulation.record import check_trajectory_name
+    from mlff.simulation.record import LOGS, SUFFIXES
+    from mlff.simulation.velocities import take_velocities
 
-    check_trajectory_name(out)
+    check_outputs([(out, SUFFIXES), (log, LOGS), (plot, PNG)], [model, structure])
+    if restart and force:
+        raise DataError(f"{out}: --restart continues it, --force overwrites it; leave one of them out")
+    if keep_velocities and length not in (None, "Angstrom"):
+        raise DataError(f"{structure}: --keep-velocities takes velocities in Å/fs, not in {length}; convert the file")
     if out.exists() and not (restart or force):
         raise DataError(f"{out}: exists; --restart continues it, --force overwrites it")
     atoms = read_structure(structure, frame, length)
     if len(atoms) <= _SMALL:
         keep_to_one_thread()
+    with about(f"{structure}, structure {frame}"):
+        if keep_velocities and not restart:
+            source, kelvin = take_velocities(atoms, rotation_is_kept=ensemble == "nve" or thermostat == "bussi")
+            say("note", f"velocities of {structure}: {source}, {kelvin:.0f} K")
     calculator = make_calculator(model, precision, skin)
     with about(structure):
         summary = run_md(
@@ -191,7 +214,8 @@ def md(
     from mlff.report import plots, tables
 
     if plot is not None:
-        plots.md(log, plot, title=f"{structure.name}, {ensemble.upper()}, {temperature:g} K")
+        settings = summary.settings
+        plots.md(log, plot, title=f"{structure.name}, {settings.ensemble.upper()}, {settings.temperature:g} K")
     print(tables.md(summary))
     if summary.distance_beyond:
         share = f"{100 * summary.distance_beyond:.2g} % of the frames looked at"
@@ -228,7 +252,7 @@ def sample(
 
     With a trained model (or committee) as teacher, data to train a smaller, faster one.
     """
-    keep_inputs([out], [structures, Path(teacher)])
+    check_outputs([(out, EXTXYZ)], [structures, Path(teacher)])
     from mlff.data.formats import read_atoms
     from mlff.simulation import sampling
 

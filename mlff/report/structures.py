@@ -2,24 +2,31 @@
 
 from __future__ import annotations
 
+import bz2
+import gzip
 import itertools
+import lzma
 import sys
+import tempfile
+import warnings
 from pathlib import Path
 
 import ase
 import ase.io
 import numpy as np
 from ase.calculators.calculator import PropertyNotImplementedError
-from ase.io.extxyz import write_extxyz
+from ase.io.formats import UnknownFileTypeError, filetype, ioformats
 from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from mlff.data.formats import read_atoms
 from mlff.data.structure import Structure
+from mlff.data.writing import tell_left_out, write_frames
 from mlff.errors import DataError, StructureError
-from mlff.files import replacing
+from mlff.files import COMPRESSED, EXTXYZ, check_output, replacing
 from mlff.potential import Potential
 
+_GOOD = ", e.g. relaxed.xyz, relaxed.cif or POSCAR"
 _CHUNK = 256  #: structures predicted, and held in memory, at a time
 
 
@@ -41,16 +48,16 @@ def write_predictions(
     """Copy the structures of `path` to `out` (extended XYZ) with mlff_energy, mlff_forces and, if asked, mlff_stress.
 
     Where the potential knows its training data, mlff_distance says how far each atom is from them (`Environments`); a
-    committee's mlff_energy_std and mlff_forces_std say how far its members lie apart.
+    committee's mlff_energy_std and mlff_forces_std say how far its members lie apart. One warning names what extended XYZ
+    does not hold.
 
     Works chunk by chunk, so files may be larger than memory. Returns how many. Raises DataError, StructureError.
     """
-    if out.suffix not in (".xyz", ".extxyz"):
-        raise DataError(f"{out}: predictions go into extended XYZ; the name must end in .xyz or .extxyz")
+    check_output(out, EXTXYZ)
     columns = TextColumn("predict"), MofNCompleteColumn(), TimeElapsedColumn()
     bar = Progress(*columns, console=Console(stderr=True), disable=not progress or not sys.stderr.isatty())
     frames = read_atoms(path, length=length)
-    count = 0
+    count, left_out = 0, set()
     with replacing(out) as temporary, open(temporary, "w", encoding="utf-8") as file, bar:
         task = bar.add_task("", total=None)
         while chunk := list(itertools.islice(frames, _CHUNK)):
@@ -69,31 +76,87 @@ def write_predictions(
                     atoms.arrays["mlff_forces_std"] = result.forces_std
                 if stress:
                     atoms.info["mlff_stress"] = np.asarray(result.stress, np.float64)
-                write_extxyz(file, [atoms])
+                left_out |= write_frames(file, [atoms])
             count += len(chunk)
             bar.update(task, completed=count)
         if count == 0:
             raise DataError(f"{path}: no structures")
+    tell_left_out(out, left_out)
     return count
 
 
+def check_relaxed(atoms: ase.Atoms, out: Path) -> None:
+    """Try before the work whether the structure can be written to `out`, and read again. Raises DataError, FileError."""
+    check_output(out, (out.suffix,))
+    form = _format(out)
+    zeros = {"mlff_energy": 0.0} | ({"mlff_stress": np.zeros((3, 3))} if atoms.pbc.all() else {})
+    trial = _unlabelled(atoms, zeros, np.zeros((len(atoms), 3)))
+    with tempfile.TemporaryDirectory(prefix="mlff-") as folder, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        there = Path(folder) / out.name
+        try:
+            _write(there, trial, form)
+            again = ase.io.read(there, format=form) if form != "extxyz" else next(read_atoms(there))
+        except Exception as error:  # noqa: BLE001  ASE's writers and readers raise anything
+            text = " ".join(str(error).split())[:120] or type(error).__name__
+            raise DataError(f"{out}: {form} does not hold this structure ({text}); choose another name{_GOOD}") from None
+    same_cell = not atoms.pbc.any() or np.allclose(again.cell.cellpar(), atoms.cell.cellpar(), atol=0.01)
+    if sorted(again.numbers) != sorted(atoms.numbers) or not same_cell:
+        raise DataError(f"{out}: {form} does not hold this structure (it is read back as another); choose another name{_GOOD}")
+
+
 def write_relaxed(atoms: ase.Atoms, out: Path) -> None:
-    """The structure with mlff_energy and mlff_forces (extended XYZ), or in the format of the suffix. Raises DataError."""
-    clean = atoms.copy()
-    clean.calc = None
-    clean.info["mlff_energy"] = float(atoms.get_potential_energy())
-    clean.arrays["mlff_forces"] = atoms.get_forces(apply_constraint=False)
+    """The structure with mlff_energy and mlff_forces (extended XYZ), or in the format of the suffix.
+
+    One warning names what extended XYZ does not hold. Raises DataError.
+    """
+    info = {"mlff_energy": float(atoms.get_potential_energy())}
     try:
-        clean.info["mlff_stress"] = atoms.get_stress(voigt=False)
+        info["mlff_stress"] = atoms.get_stress(voigt=False)
     except PropertyNotImplementedError:
         pass
+    clean = _unlabelled(atoms, info, atoms.get_forces(apply_constraint=False))
     with replacing(out) as temporary:
         try:
-            ase.io.write(temporary, clean, format="extxyz" if out.suffix == ".xyz" else None)
+            tell_left_out(out, _write(temporary, clean, _format(out)))
         except OSError:
             raise
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001  ASE's writers raise anything
             raise DataError(f"{out}: cannot be written: {error}") from None
+
+
+def _unlabelled(atoms: ase.Atoms, info: dict, forces: np.ndarray) -> ase.Atoms:
+    """A copy without the labels of its file, with results of a potential."""
+    clean = atoms.copy()
+    clean.calc = None
+    clean.info |= info
+    clean.arrays["mlff_forces"] = forces
+    return clean
+
+
+def _format(out: Path) -> str:
+    """ASE's name for the format that the name of a file says. Raises DataError: none that can be written and read."""
+    name = out.with_suffix("").name if out.suffix in COMPRESSED else out.name
+    if name.endswith(EXTXYZ):
+        return "extxyz"
+    try:
+        form = filetype(name, read=False)
+    except UnknownFileTypeError:
+        form = None
+    known = form in ioformats and ioformats[form].can_write and ioformats[form].can_read
+    if not known or form == "bundletrajectory":
+        raise DataError(f"{out}: the name tells no format that ASE writes and reads; choose another{_GOOD}")
+    return form
+
+
+def _write(path: Path, atoms: ase.Atoms, form: str) -> set[str]:
+    """Write one structure; the name tells the compression. What was left out."""
+    if form != "extxyz":
+        ase.io.write(path, atoms, format=form)
+        return set()
+    opener = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}.get(path.suffix, open)
+    with opener(path, "wt", encoding="utf-8") as file:
+        return write_frames(file, [atoms])
 
 
 def _need_cells(structures: list[Structure]) -> None:

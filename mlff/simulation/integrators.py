@@ -16,7 +16,6 @@ from ase.md.nose_hoover_chain import IsotropicMTKNPT
 from ase.md.verlet import VelocityVerlet
 
 from mlff.errors import ConfigError, DataError
-from mlff.simulation.velocities import degrees_of_freedom
 from mlff.units import FEMTOSECOND, STRESS
 
 Ensemble = Literal["nve", "nvt", "npt"]
@@ -27,9 +26,9 @@ Thermostat = Literal["langevin", "bussi"]
 class Settings:
     """What is simulated. Times in fs, temperature in K, pressure in GPa."""
 
-    ensemble: Ensemble
-    temperature: float
-    timestep: float
+    ensemble: Ensemble = "nvt"
+    temperature: float = 300.0
+    timestep: float = 0.5
     thermostat: Thermostat = "langevin"  #: of the nvt ensemble
     tau: float = 100.0  #: relaxation time of the thermostat, fs (Langevin: 1/friction)
     pressure: float = 0.0  #: of the npt ensemble, GPa
@@ -92,8 +91,8 @@ class Integrator:
             ) from None
 
 
-def make_integrator(atoms: ase.Atoms, settings: Settings, rng: np.random.Generator) -> Integrator:
-    """The integrator of `settings` for `atoms` (with momenta and a calculator).
+def make_integrator(atoms: ase.Atoms, settings: Settings, rng: np.random.Generator, freedom: int) -> Integrator:
+    """The integrator of `settings` for `atoms` (with momenta and a calculator) of `freedom` degrees of freedom.
 
     Langevin puts a FixCom constraint on unconstrained atoms. Raises ConfigError where the ensemble does not fit the atoms.
     """
@@ -102,7 +101,7 @@ def make_integrator(atoms: ase.Atoms, settings: Settings, rng: np.random.Generat
         dynamics = VelocityVerlet(atoms, dt)
         return Integrator(dynamics, rng, (), lambda: atoms.get_potential_energy() + atoms.get_kinetic_energy())
     if settings.ensemble == "npt":
-        return _npt(atoms, settings, rng)
+        return _npt(atoms, settings, rng, freedom)
     if settings.thermostat == "langevin":
         if not atoms.constraints and len(atoms) > 1:
             atoms.set_constraint(FixCom())
@@ -110,8 +109,8 @@ def make_integrator(atoms: ase.Atoms, settings: Settings, rng: np.random.Generat
         dynamics = Langevin(atoms, dt, temperature_K=settings.temperature, friction=friction, fixcm=False, rng=rng)
         return Integrator(dynamics, rng, (), None)
     dynamics = Bussi(atoms, dt, temperature_K=settings.temperature, taut=settings.tau * FEMTOSECOND, rng=rng)
-    dynamics.ndof = degrees_of_freedom(atoms, rotation_is_kept=True)
-    dynamics.target_kinetic_energy = 0.5 * dynamics.temp * dynamics.ndof
+    dynamics.ndof = freedom
+    dynamics.target_kinetic_energy = 0.5 * dynamics.temp * freedom
 
     def conserved() -> float:
         return atoms.get_potential_energy() + atoms.get_kinetic_energy() - dynamics.transferred_energy
@@ -119,7 +118,7 @@ def make_integrator(atoms: ase.Atoms, settings: Settings, rng: np.random.Generat
     return Integrator(dynamics, rng, ("transferred_energy",), conserved)
 
 
-def _npt(atoms: ase.Atoms, settings: Settings, rng: np.random.Generator) -> Integrator:
+def _npt(atoms: ase.Atoms, settings: Settings, rng: np.random.Generator, freedom: int) -> Integrator:
     """Martyna-Tobias-Klein: isotropic changes of the cell, Nosé-Hoover chains on atoms and cell."""
     if not atoms.pbc.all():
         raise ConfigError(f"npt needs a cell that is periodic in three directions, found pbc={atoms.pbc.tolist()}")
@@ -133,7 +132,6 @@ def _npt(atoms: ase.Atoms, settings: Settings, rng: np.random.Generator) -> Inte
         tdamp=settings.tau * FEMTOSECOND,
         pdamp=settings.tau_pressure * FEMTOSECOND,
     )
-    free = degrees_of_freedom(atoms, rotation_is_kept=False)
-    dynamics._thermostat._kT *= free / (3 * len(atoms))  # ASE counts the center of mass, which rests
+    dynamics._thermostat._kT *= freedom / (3 * len(atoms))  # ASE counts the center of mass, which rests
     chains = ("_thermostat._eta", "_thermostat._p_eta", "_barostat._xi", "_barostat._p_xi")
     return Integrator(dynamics, rng, ("_eps", "_p_eps", "_volume0", "_cell0", *chains), dynamics.get_conserved_energy)

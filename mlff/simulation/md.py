@@ -11,15 +11,16 @@ import ase
 import numpy as np
 
 from mlff import provenance
-from mlff.data.structure import Structure
 from mlff.errors import ConfigError, DataError, FileError, MLFFError, StructureError
-from mlff.files import alone, writing
+from mlff.files import alone, check_output, writing
 from mlff.interruption import Stop
+from mlff.simulation.constraints import check_constraints, fix_lengths
 from mlff.simulation.guard import Guard, Limits, SimulationError
 from mlff.simulation.integrators import Ensemble, Integrator, Settings, Thermostat, make_integrator
 from mlff.simulation.progress import MDProgress
 from mlff.simulation.reach import Reach
 from mlff.simulation.record import (
+    LOGS,
     Log,
     Trajectory,
     check_state,
@@ -31,7 +32,8 @@ from mlff.simulation.record import (
     state_path,
     truncate_trajectory,
 )
-from mlff.simulation.velocities import degrees_of_freedom, kinetic_energy, maxwell_boltzmann
+from mlff.simulation.restart import check_chance, choose_settings, earlier_settings, identity, place
+from mlff.simulation.velocities import degrees_of_freedom, kinetic_energy, maxwell_boltzmann, take_velocities
 from mlff.units import KB, STRESS
 
 SAVE_EVERY = 30.0  #: seconds between states on disk (and one at the end)
@@ -52,24 +54,25 @@ class Summary:
     seconds: float
     distance_max: float | None  #: from the training data, of the farthest atom in the frames looked at; None: not known
     distance_beyond: float | None  #: share of these frames with an atom beyond 2
+    settings: Settings  #: as simulated, after a restart those of the earlier run where nothing else was said
 
 
 def run_md(
     atoms: ase.Atoms,
     calculator,
     *,
-    ensemble: Ensemble = "nvt",
-    temperature: float = 300.0,
-    timestep: float = 0.5,
+    ensemble: Ensemble | None = None,
+    temperature: float | None = None,
+    timestep: float | None = None,
     steps: int = 1000,
-    pressure: float = 0.0,
-    thermostat: Thermostat = "langevin",
-    tau: float = 100.0,
-    tau_pressure: float = 1000.0,
+    pressure: float | None = None,
+    thermostat: Thermostat | None = None,
+    tau: float | None = None,
+    tau_pressure: float | None = None,
     trajectory: str | Path | None = None,
     log: str | Path | None = None,
-    interval: int = 10,
-    seed: int = 0,
+    interval: int | None = None,
+    seed: int | None = None,
     keep_velocities: bool = False,
     restart: bool = False,
     limits: Limits = Limits(),
@@ -77,48 +80,78 @@ def run_md(
 ) -> Summary:
     """Simulate `steps` steps of `timestep` fs; `atoms` are left in the last state.
 
-    temperature K, pressure GPa, tau and tau_pressure fs. Every `interval` steps a frame goes to `trajectory` (.traj or
-    .xyz) and a line to `log` (JSON lines, or .csv). Momenta are drawn at `temperature` unless `keep_velocities`.
+    temperature K, pressure GPa, tau and tau_pressure fs: by default those of `Settings`, with `restart` those of the earlier
+    run. Every `interval` steps (10) a frame goes to `trajectory` (.traj or .xyz) and a line to `log` (JSON lines, or .csv).
+    Momenta are drawn at `temperature` with `seed` (0), or with `keep_velocities` taken from the atoms (`take_velocities`).
     With `restart`, `atoms` are only the starting structure of the earlier run: the state beside `trajectory` is taken up
     (bitwise for NVE and Langevin on the same machine) until `steps` steps are done in all.
+    Raises, before anything is computed, ConfigError: an option that has no effect; StructureError: a constraint that
+    dynamics cannot keep, no velocities to keep; DataError: no state, or a structure whose elements, masses, charges,
+    magnetic moments, tags, constraints, cell or periodicity are not those of the earlier run.
     Raises SimulationError when the run blows up, FileError where nothing can be written; Ctrl-C (SIGTERM) ends it after
     the current step with KeyboardInterrupt (Terminated). The trajectory and the state of the last good record are then
     on disk, beside a record of versions, machine and settings (.run.json).
     """
-    settings = Settings(ensemble, temperature, timestep, thermostat, tau, pressure, tau_pressure)
-    if steps < 0 or interval < 1:
+    if steps < 0 or (interval is not None and interval < 1):
         raise ConfigError(f"steps must not be negative and interval must be positive, found {steps} and {interval}")
+    if seed is not None and seed < 0:
+        raise ConfigError(f"seed must not be negative, found {seed}")
     if len(atoms) == 0:
         raise ConfigError("there are no atoms to simulate")
     if restart and trajectory is None:
         raise ConfigError("a restart needs the trajectory of the earlier run")
     if trajectory is not None:
         check_trajectory_name(trajectory)
-    rng = np.random.default_rng(seed)
+    if log is not None:
+        check_output(Path(log), LOGS)
+    check_constraints(atoms)
+    given = {"ensemble": ensemble, "temperature": temperature, "timestep": timestep, "thermostat": thermostat}
+    given |= {"tau": tau, "pressure": pressure, "tau_pressure": tau_pressure}
     constraints = list(atoms.constraints)
     with _sole_writer(trajectory):
         state = load_state(state_path(trajectory)) if restart else None
-        if state is not None:
-            _place(atoms, state, settings, state_path(trajectory))
-            _warm_up(calculator, state, state_path(trajectory))
-        elif not keep_velocities:
-            maxwell_boltzmann(atoms, temperature, rng)
-        _prepare(calculator, stress=ensemble == "npt", steady=True)
+        if state is None:
+            settings = choose_settings(given, Settings())
+            check_chance(settings, temperature, seed, keep_velocities)
+            interval, seed = interval or 10, seed or 0
+            fix_lengths(atoms)
+        else:
+            path = state_path(trajectory)
+            settings = earlier_settings(state, path, given, steps, seed, keep_velocities)
+            place(atoms, state, settings, path)
+            _warm_up(calculator, state, path)
+            interval, seed = interval or int(state["interval"]), int(state["seed"])
+            keep_velocities = bool(state["keep_velocities"])
+        rng = np.random.default_rng(seed)
+        hottest = settings.temperature
+        if state is None and keep_velocities:
+            hottest = max(hottest, take_velocities(atoms, settings.keeps_rotation)[1])
+        elif state is None:
+            maxwell_boltzmann(atoms, settings.temperature, rng)
+        _prepare(calculator, stress=settings.ensemble == "npt", steady=True)
         atoms.calc = calculator
         try:
-            guard = Guard(atoms, limits, temperature)
-            _try_out(atoms, guard, ensemble)
-            integrator = make_integrator(atoms, settings, rng)
+            guard = Guard(atoms, limits, hottest)
+            _try_out(atoms, guard, settings.ensemble)
+            chance = {"seed": seed, "keep_velocities": keep_velocities}
+            start = identity(atoms) | {name: np.array(value) for name, value in chance.items()}
+            if state is None:
+                start["start_positions"] = atoms.positions.copy()
+                freedom = degrees_of_freedom(atoms, settings.keeps_rotation)
+            else:
+                start["start_positions"], freedom = state["start_positions"], int(state["degrees_of_freedom"])
+            start["degrees_of_freedom"] = np.array(freedom)
+            integrator = make_integrator(atoms, settings, rng, freedom)  # may add a constraint
             if state is not None:
                 integrator.restore(state, state_path(trajectory))
-            run = _Run(atoms, integrator, settings, guard, interval, trajectory, log, state)
+            run = _Run(atoms, integrator, settings, guard, interval, trajectory, log, state, start)
             if trajectory is not None:
-                facts = {"settings": asdict(settings), "seed": seed, "steps": steps, "interval": interval}
-                facts |= {"formula": atoms.get_chemical_formula(), "keep_velocities": keep_velocities, "from_step": run.step}
+                facts = {"settings": asdict(settings), "steps": steps, "interval": interval, **chance}
+                facts |= {"formula": atoms.get_chemical_formula(), "from_step": run.step}
                 potential = getattr(calculator, "potential", None)
                 facts["model"] = None if potential is None else potential.fingerprint
                 provenance.record(record_path(trajectory), go_on=restart, **facts)
-            with run, Stop() as stop, MDProgress(progress, run.step, steps, timestep) as shown:
+            with run, Stop() as stop, MDProgress(progress, run.step, steps, settings.timestep) as shown:
                 return run.until(steps, shown, stop)
         finally:
             atoms.set_constraint(constraints)
@@ -129,19 +162,18 @@ class _Run:
     """One run in progress: the atoms, and what is written about them."""
 
     def __init__(
-        self, atoms, integrator: Integrator, settings: Settings, guard: Guard, interval: int, trajectory, log, state
+        self, atoms, integrator: Integrator, settings: Settings, guard: Guard, interval: int, trajectory, log, state, start
     ):
+        """`state`: None, or what is restarted from; `start`: arrays of the first start that every state carries on."""
         self.atoms = atoms
         self.integrator = integrator
         self.settings = settings
         self.guard = guard
         self.interval = interval
+        self.start = start
         self.step = 0 if state is None else int(state["step"])
         self.masses = atoms.get_masses()[:, None]
-        if state is None:
-            self.freedom = degrees_of_freedom(atoms, settings.keeps_rotation)
-        else:
-            self.freedom = int(state["degrees_of_freedom"])
+        self.freedom = int(start["degrees_of_freedom"])
         self.state_file = None if trajectory is None else state_path(trajectory)
         if state is None and self.state_file is not None:  # that of an earlier run; never to be taken for this one's
             with writing(self.state_file):
@@ -234,12 +266,12 @@ class _Run:
         return {
             "step": np.array(self.step),
             "frames": np.array(0 if self.trajectory is None else self.trajectory.frames),
-            "degrees_of_freedom": np.array(self.freedom),
             "numbers": self.atoms.numbers.copy(),
             "positions": self.atoms.positions.copy(),
             "momenta": self.atoms.get_momenta(),
             "cell": self.atoms.cell.array.copy(),
-            "pbc": self.atoms.pbc.copy(),
+            "interval": np.array(self.interval),
+            **self.start,
             **settings,
             **{f"neighbors_{name}": value for name, value in neighbors.items()},
             **self.integrator.state(),
@@ -274,6 +306,7 @@ class _Run:
             seconds=seconds,
             distance_max=self.reach.largest,
             distance_beyond=self.reach.beyond,
+            settings=self.settings,
         )
 
     def _pressure(self) -> float | None:
@@ -303,25 +336,6 @@ def _sole_writer(trajectory: str | Path | None):
     if trajectory is None:
         return nullcontext()
     return alone(lock_path(trajectory), f"{trajectory}: another process writes it; wait for it or choose another name")
-
-
-def _place(atoms: ase.Atoms, state: dict[str, np.ndarray], settings: Settings, path: Path) -> None:
-    """Put the atoms where the state says; DataError if it belongs to other atoms or another kind of run."""
-    check_state(
-        state, ("step", "frames", "degrees_of_freedom", "rng", *(f"setting_{name}" for name in asdict(settings))), path
-    )
-    if not np.array_equal(state["numbers"], atoms.numbers):
-        raise DataError(f"{path}: the state belongs to other atoms")
-    for name, value in asdict(settings).items():
-        before = state[f"setting_{name}"].item()
-        if name in ("ensemble", "thermostat", "timestep") and before != value:
-            raise DataError(f"{path}: the earlier run had {name} {before}, not {value}")
-    atoms.set_constraint()
-    atoms.set_cell(state["cell"])
-    atoms.pbc = state["pbc"]
-    atoms.positions = state["positions"]
-    atoms.set_momenta(state["momenta"])
-    Structure.from_atoms(atoms, source=str(path))
 
 
 def _try_out(atoms: ase.Atoms, guard: Guard, ensemble: Ensemble) -> None:

@@ -11,22 +11,25 @@ import ase
 import ase.io
 import numpy as np
 from ase.calculators.singlepoint import SinglePointCalculator
-from ase.io.extxyz import write_extxyz
 from ase.io.trajectory import TrajectoryReader, TrajectoryWriter
 
 from mlff.data.readers.npz import array_shapes
+from mlff.data.writing import write_frames
 from mlff.errors import DataError
 from mlff.files import replacing, sync, write_text, writing
 
 SUFFIXES = (".traj", ".xyz", ".extxyz")
+LOGS = (".jsonl", ".json", ".csv")
 GO_ON = "go on with --restart (with --force where there is no state yet)"
 
 
 def check_trajectory_name(path: str | Path) -> Path:
-    """The path, if its suffix is one that can be written; DataError otherwise."""
+    """The path, if its suffix is one that can be written and it is no directory; DataError otherwise."""
     path = Path(path)
     if path.suffix not in SUFFIXES:
         raise DataError(f"{path}: the trajectory's name must end in {', '.join(SUFFIXES)}")
+    if path.is_dir():
+        raise DataError(f"{path}: is a directory")
     if not path.parent.is_dir():
         raise DataError(f"{path}: no such directory: {path.parent}")
     return path
@@ -49,14 +52,13 @@ class Trajectory:
         frame = ase.Atoms(
             atoms.numbers, positions=atoms.positions, cell=atoms.cell, pbc=atoms.pbc, momenta=atoms.get_momenta(), info=info
         )
-        frame.set_masses(atoms.get_masses())
+        if atoms.has("masses"):
+            frame.set_masses(atoms.get_masses())
         with writing(self.path, GO_ON):
             if self._text:
                 frame.info["mlff_energy"] = energy
                 frame.arrays["mlff_forces"] = forces
-                write_extxyz(
-                    self._file, [frame], columns=["symbols", "positions", "momenta", "mlff_forces"], write_results=False
-                )
+                write_frames(self._file, [frame])
                 self._file.flush()
             else:
                 frame.calc = SinglePointCalculator(frame, energy=energy, forces=forces)
@@ -192,20 +194,21 @@ def check_state(state: dict[str, np.ndarray], single: tuple[str, ...], path: Pat
     n = len(state["numbers"]) if "numbers" in state and state["numbers"].ndim else 0
     shapes = {"numbers": (n,), "positions": (n, 3), "cell": (3, 3), "pbc": (3,), **dict.fromkeys(single, ()), "sizes": (3,)}
     kinds = {"numbers": "iu", "positions": "f", "momenta": "f", "cell": "f", "pbc": "b", "sizes": "iu", "rng": "U"}
-    kinds |= dict.fromkeys(("step", "frames", "degrees_of_freedom"), "iu")
-    if "momenta" in state or "step" in single:
-        shapes["momenta"] = (n, 3)
+    kinds |= dict.fromkeys(("step", "frames", "degrees_of_freedom", "interval", "seed"), "iu")
+    kinds |= {"keep_velocities": "b", "constraints": "U", "start_positions": "f", "masses": "f"}
+    if "step" in single:
+        shapes |= {"momenta": (n, 3), "start_positions": (n, 3), "masses": (n,), "tags": (n,), "initial_charges": (n,)}
     if "sizes" not in single:
         del shapes["sizes"]
     for name, shape in shapes.items():
         if name not in state:
-            raise DataError(f"{path}: {name!r} is missing from the state")
+            raise DataError(f"{path}: {name!r} is missing from the state (of an older version?); start without restart")
         array = state[name]
         if array.shape != shape or array.dtype.kind not in kinds.get(name, array.dtype.kind):
             raise DataError(
                 f"{path}: {name!r} is {array.dtype} of shape {array.shape} where {shape} is expected; start without restart"
             )
-        if kinds.get(name) == "iu" and (array < (name == "degrees_of_freedom")).any():
+        if kinds.get(name) == "iu" and (array < (name in ("degrees_of_freedom", "interval"))).any():
             raise DataError(f"{path}: {name!r} is too small; start without restart")
     for name, array in state.items():
         if array.dtype.kind in "fc" and not np.isfinite(array).all():

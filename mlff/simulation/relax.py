@@ -18,7 +18,7 @@ from scipy.spatial.transform import Rotation
 from mlff.errors import ConfigError, FileError, MLFFError
 from mlff.interruption import Stop
 from mlff.simulation.guard import Guard, Limits, SimulationError
-from mlff.simulation.record import Trajectory
+from mlff.simulation.record import Trajectory, check_trajectory_name
 from mlff.units import STRESS
 
 _OPTIMIZERS = {"bfgs": BFGS, "fire": FIRE}
@@ -44,7 +44,7 @@ def relax(
     *,
     fmax: float = 0.01,
     cell: bool = False,
-    pressure: float = 0.0,
+    pressure: float | None = None,
     steps: int = 500,
     optimizer: Literal["auto", "bfgs", "fire"] = "auto",
     trajectory: str | Path | None = None,
@@ -52,7 +52,7 @@ def relax(
 ) -> Relaxation:
     """Move `atoms` to a minimum: until no force is longer than `fmax` (eV/Å) or `steps` are done.
 
-    With `cell` the cell relaxes too, against `pressure` (GPa), and the forces on it (ASE's FrechetCellFilter: stress
+    With `cell` the cell relaxes too, against `pressure` (GPa; 0), and the forces on it (ASE's FrechetCellFilter: stress
     times volume, per atom) have to fall below `fmax` as well. auto: BFGS up to 200 atoms, FIRE beyond.
     Raises ConfigError, FileError; SimulationError if atoms fuse or fly off on the way. Ctrl-C (SIGTERM) ends it after the
     current step with KeyboardInterrupt (Terminated); `atoms` are then where they have come.
@@ -63,8 +63,10 @@ def relax(
         raise ConfigError(f"fmax must be a positive force in eV/Å, not {fmax}")
     if cell and not atoms.pbc.all():
         raise ConfigError(f"the cell can only relax if it is periodic in three directions, found pbc={atoms.pbc.tolist()}")
-    if pressure and not cell:
+    if pressure is not None and not cell:
         raise ConfigError("a pressure only acts when the cell relaxes: add cell")
+    if trajectory is not None:
+        check_trajectory_name(trajectory)
     if optimizer == "auto":
         optimizer = "bfgs" if len(atoms) <= _BFGS_UP_TO else "fire"
     atoms.calc = calculator
@@ -72,7 +74,7 @@ def relax(
         calculator.always_stress = cell
     guard = Guard(atoms, Limits(force=float("inf")), 0.0)
     start = atoms.get_potential_energy()
-    moving = FrechetCellFilter(atoms, scalar_pressure=pressure * STRESS["GPa"]) if cell else atoms
+    moving = FrechetCellFilter(atoms, scalar_pressure=(pressure or 0.0) * STRESS["GPa"]) if cell else atoms
     written = None if trajectory is None else Trajectory(trajectory)
     try:
         with _OPTIMIZERS[optimizer](moving, logfile=None) as driver, Stop() as stop, _bar(progress) as bar:

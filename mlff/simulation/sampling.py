@@ -17,14 +17,15 @@ import ase
 import numpy as np
 from ase.calculators.calculator import CalculationFailed
 from ase.calculators.singlepoint import SinglePointCalculator
-from ase.io import read, write
+from ase.io import read
 from ase.md.langevin import Langevin
 from ase.units import fs
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from mlff.data.writing import write_frames
 from mlff.errors import DataError, MLFFError
-from mlff.files import replacing
+from mlff.files import EXTXYZ, check_output, replacing
 from mlff.interruption import Stop
 from mlff.simulation.guard import SimulationError
 from mlff.simulation.velocities import maxwell_boltzmann
@@ -59,8 +60,7 @@ def sample(
     calculator fails or forces exceed 30 eV/Å. After Ctrl-C (SIGTERM) what there is is written first.
     """
     out = Path(out)
-    if out.suffix not in (".xyz", ".extxyz"):
-        raise DataError(f"{out}: samples go into extended XYZ; the name must end in .xyz or .extxyz")
+    check_output(out, EXTXYZ)
     structures = [atoms for atoms in structures if len(atoms) > 1]
     if not structures:
         raise DataError("no structure of two atoms or more to start from")
@@ -167,5 +167,5 @@ def _there(out: Path, name: str) -> tuple[list[ase.Atoms], int]:
 
 
 def _write(out: Path, frames: list[ase.Atoms]) -> None:
-    with replacing(out) as temporary:
-        write(temporary, frames, format="extxyz")
+    with replacing(out) as temporary, open(temporary, "w", encoding="utf-8") as file:
+        write_frames(file, frames)

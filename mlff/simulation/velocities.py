@@ -5,7 +5,11 @@ from __future__ import annotations
 import ase
 import numpy as np
 
-from mlff.units import KB
+from mlff.errors import StructureError
+from mlff.units import FEMTOSECOND, KB
+
+COLUMNS = ("velo", "vel", "velocity", "velocities")  #: names of velocities in extended XYZ, Å/fs
+_HOTTEST = 1e5  #: K; velocities beyond are in another unit
 
 
 def maxwell_boltzmann(atoms: ase.Atoms, temperature: float, rng: np.random.Generator) -> None:
@@ -20,6 +24,39 @@ def maxwell_boltzmann(atoms: ase.Atoms, temperature: float, rng: np.random.Gener
         if not atoms.pbc.any():
             momenta -= masses * np.cross(_angular_velocity(atoms.positions, momenta, masses), _arms(atoms.positions, masses))
     atoms.set_momenta(momenta)
+
+
+def take_velocities(atoms: ase.Atoms, rotation_is_kept: bool) -> tuple[str, float]:
+    """Make the momenta of `atoms` those that it came with: where they stood, with unit, and their temperature (K).
+
+    ASE's momenta as they are, else an array (n, 3) of a name of `COLUMNS` in Å/fs (so QUIP writes it; ASE writes momenta).
+    What constraints forbid goes. Raises StructureError: none, two, not (n, 3), not finite, all zero, or hotter than 1e5 K.
+    """
+    source = "momenta"
+    if not atoms.has("momenta") or not atoms.get_momenta().any():
+        names = [name for name in COLUMNS if name in atoms.arrays]
+        if not names:
+            raise StructureError(f"velocities: none to keep: no momenta and no column {', '.join(COLUMNS)}, or all are zero")
+        if len(names) > 1:
+            raise StructureError(f"velocities: {' and '.join(names)} are both there; keep one of them")
+        velocities = np.asarray(atoms.arrays[names[0]])
+        if velocities.shape != (len(atoms), 3) or velocities.dtype.kind not in "fiu":
+            shape = f"({len(atoms)}, 3)"
+            raise StructureError(f"velocities: {names[0]} has the shape {velocities.shape} where {shape} is expected")
+        if not np.isfinite(velocities).all():
+            raise StructureError(f"velocities: {names[0]} has values that are not finite")
+        atoms.set_momenta(atoms.get_masses()[:, None] * velocities / FEMTOSECOND)
+        source = f"{names[0]} in Å/fs"
+    else:
+        atoms.set_momenta(atoms.get_momenta())
+    momenta = atoms.get_momenta()
+    freedom = degrees_of_freedom(atoms, rotation_is_kept)
+    temperature = 2 * kinetic_energy(momenta, atoms.get_masses()[:, None]) / (freedom * KB)
+    if temperature == 0:
+        raise StructureError(f"velocities: {source}: those of atoms that may move are all zero; leave keep_velocities out")
+    if not temperature < _HOTTEST:
+        raise StructureError(f"velocities: {source}: {temperature:.3g} K; are they in another unit?")
+    return source, temperature
 
 
 def degrees_of_freedom(atoms: ase.Atoms, rotation_is_kept: bool) -> int:

@@ -1,0 +1,48 @@
+"""Constraints of a simulation: which of them dynamics can keep, and how a restart knows them again."""
+
+from __future__ import annotations
+
+import json
+
+import ase
+
+from mlff.errors import StructureError
+
+#: Those that ASE's integrators keep. Others project momenta like forces, whatever the masses, or are made for saddle points.
+KEPT = (
+    "FixAtoms",
+    "FixCartesian",
+    "FixScaled",
+    "FixedPlane",
+    "FixedLine",
+    "FixCom",
+    "FixSubsetCom",
+    "FixBondLengths",
+    "FixLinearTriatomic",
+    "Hookean",
+    "ExternalForce",
+)
+
+
+def check_constraints(atoms: ase.Atoms) -> None:
+    """Raise StructureError if dynamics cannot keep a constraint of the atoms."""
+    for constraint in atoms.constraints:
+        name = type(constraint).__name__
+        if name not in KEPT:
+            raise StructureError(f"dynamics cannot keep the constraint {name}; remove it, or use one of {', '.join(KEPT)}")
+
+
+def fix_lengths(atoms: ase.Atoms) -> None:
+    """Lengths that constraints hold become those of now, where none are given. ASE would do that at the first step."""
+    for constraint in atoms.constraints:
+        if getattr(constraint, "bondlengths", ()) is None:
+            if hasattr(constraint, "initialize"):
+                constraint.initialize(atoms)
+            else:
+                constraint.bondlengths = constraint.initialize_bond_lengths(atoms)
+
+
+def describe(atoms: ase.Atoms) -> str:
+    """Kinds, atoms, parameters and lengths of all constraints as JSON: the same text for the same constraints."""
+    known = [[constraint.todict(), getattr(constraint, "bondlengths", None)] for constraint in atoms.constraints]
+    return json.dumps(known, default=lambda value: value.tolist())

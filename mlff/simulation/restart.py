@@ -1,0 +1,97 @@
+"""With which settings a run begins or goes on, and whether the structure is that of the earlier run."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import ase
+import numpy as np
+
+from mlff.data.structure import Structure
+from mlff.errors import ConfigError, DataError
+from mlff.simulation.constraints import describe, fix_lengths
+from mlff.simulation.integrators import Settings
+from mlff.simulation.record import check_state
+
+_SINGLE = ("interval", "seed", "keep_velocities", "constraints")  #: of a state, besides what `check_state` knows
+
+
+def choose_settings(given: dict[str, object], others: Settings) -> Settings:
+    """`given`, where not None, and for the rest `others`. Raises ConfigError: something given has no effect."""
+    settings = replace(others, **{name: value for name, value in given.items() if value is not None})
+    of = {"npt": ("pressure", "tau_pressure"), "nvt": ("thermostat",), "nvt or npt": ("tau",)}
+    for ensembles, names in of.items():
+        for name in names:
+            if given[name] is not None and settings.ensemble not in ensembles.split(" or "):
+                raise ConfigError(
+                    f"{name} has no effect in the ensemble {settings.ensemble}: leave it out, or choose {ensembles}"
+                )
+    return settings
+
+
+def check_chance(settings: Settings, temperature: float | None, seed: int | None, keep_velocities: bool) -> None:
+    """Raise ConfigError if a temperature or seed is given that nothing depends on."""
+    if not keep_velocities:
+        return
+    if temperature is not None and settings.ensemble == "nve":
+        raise ConfigError("temperature has no effect in the ensemble nve with the velocities kept: leave one of them out")
+    if seed is not None and settings.ensemble != "nvt":
+        raise ConfigError(f"seed has no effect in the ensemble {settings.ensemble} with the velocities kept: leave it out")
+
+
+def earlier_settings(
+    state: dict[str, np.ndarray], path: Path, given: dict[str, object], steps: int, seed: int | None, keep_velocities: bool
+) -> Settings:
+    """The settings to go on with. Raises DataError: `state` is no state; ConfigError: it does not go on with what is given."""
+    names = tuple(f"setting_{name}" for name in given)
+    check_state(state, ("step", "frames", "degrees_of_freedom", "rng", *_SINGLE, *names), path)
+    try:
+        before = Settings(**{name: state[f"setting_{name}"].item() for name in given})
+    except (ConfigError, TypeError):
+        raise DataError(f"{path}: the settings of the earlier run are damaged; start without restart") from None
+    told = {name: value for name, value in given.items() if value is not None and value != getattr(before, name)}
+    fixed = ["ensemble", "thermostat", "timestep"] + (["temperature"] if before.ensemble == "nve" else [])
+    for name in fixed:
+        if name in told:
+            was = getattr(before, name)
+            raise DataError(f"{path}: the earlier run had {name} {was}, not {told[name]}; leave {name} out")
+    first, done = int(state["seed"]), int(state["step"])
+    if seed is not None and seed != first:
+        raise ConfigError(f"{path}: the random numbers of the earlier run go on, which had seed {first}; leave seed out")
+    if keep_velocities and not state["keep_velocities"]:
+        raise ConfigError(f"{path}: the velocities of the earlier run go on, which were drawn; leave keep_velocities out")
+    if steps < done:
+        raise ConfigError(f"{path}: the earlier run has done {done} steps; ask for more than that in all, not {steps}")
+    return choose_settings(given, before)
+
+
+def identity(atoms: ase.Atoms) -> dict[str, np.ndarray]:
+    """What a structure must have in common with the one that the run began with, in the order in which it is told."""
+    return {
+        "pbc": atoms.pbc.copy(),
+        "masses": atoms.get_masses(),
+        "initial_charges": atoms.get_initial_charges(),
+        "initial_magmoms": atoms.get_initial_magnetic_moments(),
+        "tags": atoms.get_tags(),
+        "constraints": np.array(describe(atoms)),
+    }
+
+
+def place(atoms: ase.Atoms, state: dict[str, np.ndarray], settings: Settings, path: Path) -> None:
+    """Put the atoms where the state says; DataError if it belongs to another structure."""
+    if not np.array_equal(state["numbers"], atoms.numbers):
+        raise DataError(f"{path}: the state belongs to other atoms")
+    now = {} if settings.ensemble == "npt" else {"cell": atoms.cell.array.copy()}
+    atoms.set_cell(state["cell"])
+    atoms.positions = state["start_positions"]
+    fix_lengths(atoms)
+    for name, value in (now | identity(atoms)).items():
+        if not np.array_equal(state.get(name), value):
+            raise DataError(
+                f"{path}: the earlier run had other {name.replace('_', ' ')} than the structure has now; give it the same "
+                "structure, or start without restart"
+            )
+    atoms.positions = state["positions"]
+    atoms.set_momenta(state["momenta"], apply_constraint=False)
+    Structure.from_atoms(atoms, source=str(path))
