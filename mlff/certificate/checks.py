@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterable
 
 import ase
 import numpy as np
@@ -36,10 +37,9 @@ def symmetries(ask: Probe, structures: list[ase.Atoms], rng: np.random.Generator
         turns.append(turn)
         moved.append(other[order])
     here, there = ask(structures), ask(moved)
-    energy = forces = 0.0
-    for order, turn, a, b in zip(orders, turns, here, there, strict=True):
-        energy = max(energy, abs(a.energy - b.energy) / len(order))
-        forces = max(forces, float(np.abs((a.forces @ turn)[order] - b.forces).max()))
+    pairs = list(zip(orders, turns, here, there, strict=True))
+    energy = _largest(abs(a.energy - b.energy) / len(order) for order, _, a, b in pairs)
+    forces = _largest(np.abs((a.forces @ turn)[order] - b.forces).max() for order, turn, a, b in pairs)
     note = f"{len(structures)} structures rotated, reflected, moved and reordered"
     limit = max(1.0, _force_limit(here))
     return [
@@ -55,7 +55,7 @@ def derivatives(ask: Probe, structures: list[ase.Atoms], rng: np.random.Generato
     slopes = _slopes(ask, structures, lambda atoms, k, step: _move(atoms, step * directions[k]))
     errors = [abs(slope + np.sum(r.forces * d)) for slope, r, d in zip(slopes, here, directions, strict=True)]
     note = f"{len(structures)} structures, a random direction each; a failure means the forces are not -dE/dR"
-    lines = [Line("forces against energies", 1000 * max(errors), "meV/Å", _force_limit(here), note)]
+    lines = [Line("forces against energies", 1000 * _largest(errors), "meV/Å", _force_limit(here), note)]
     solids = [atoms for atoms in structures if atoms.pbc.all()]
     if solids:
         strains = [_unit(m + m.T) for m in rng.normal(size=(len(solids), 3, 3))]
@@ -65,7 +65,7 @@ def derivatives(ask: Probe, structures: list[ase.Atoms], rng: np.random.Generato
         errors = [abs(slope / atoms.get_volume() - np.sum(r.stress * s)) for slope, r, s, atoms in pairs]
         size = float(np.sqrt(np.mean([r.stress**2 for r in results])))
         note = f"{len(solids)} cells, a random strain each; a failure means the stress is not dE/dstrain/V"
-        lines.append(Line("stress against energies", 1000 * max(errors), "meV/Å³", 1e-3 * max(1000 * size, 1.0), note))
+        lines.append(Line("stress against energies", 1000 * _largest(errors), "meV/Å³", 1e-3 * max(1000 * size, 1.0), note))
     return lines
 
 
@@ -81,9 +81,9 @@ def cutoff(ask: Probe, structures: list[ase.Atoms]) -> list[Line]:
                 frames.append(atoms + ase.Atoms([z], positions=[start + r * unit]))
     answers = ask(near + nearer + beyond)
     inside, within, outside = (answers[k * len(near) : (k + 1) * len(near)] for k in range(3))
-    energy = max(abs(a.energy - b.energy) for a, b in zip(inside, outside, strict=True))
-    force = max(float(np.abs(a.forces - b.forces).max()) for a, b in zip(inside, outside, strict=True))
-    slope = max(float(np.abs(a.forces - b.forces).max()) / 1e-3 for a, b in zip(within, outside, strict=True))
+    energy = _largest(abs(a.energy - b.energy) for a, b in zip(inside, outside, strict=True))
+    force = _largest(np.abs(a.forces - b.forces).max() for a, b in zip(inside, outside, strict=True))
+    slope = _largest(np.abs(a.forces - b.forces).max() / 1e-3 for a, b in zip(within, outside, strict=True))
     note = f"an atom at the cutoff of {len(places)} atoms and structures"
     return [
         Line("energy step at the cutoff", 1000 * energy, "meV", 1e-3, note),
@@ -101,7 +101,7 @@ def smoothness(dimers: list[Scan], bonds: list[Scan]) -> list[Line]:
     chemistry = f"; not counted, as a new bond forms: {'; '.join(new[:3])}" if new else ""
     soft = [scan.name for scan in dimers if not _repulsive(scan)]
     dips = sum(max(0, len(scan.minima) - 1) for scan in dimers)
-    steepest = max(dimers, key=lambda scan: scan.slopes.max())
+    steepest = max(dimers, key=lambda scan: np.nan_to_num(scan.slopes.max(), nan=np.inf))
     where = f"{steepest.name} at {steepest.distances[steepest.slopes.argmax()]:.2f} Å; a failure means a hole where no data reach"
     many = f"{len(dimers)} pairs of elements, {len(bonds)} bonds"
     counted = f"{len(bonds)} bonds{_where(wells)}{chemistry}"
@@ -109,7 +109,7 @@ def smoothness(dimers: list[Scan], bonds: list[Scan]) -> list[Line]:
         Line("kinks", sum(map(len, kinks.values())), "", 0, f"{many}{_where(kinks)}"),
         Line("false minima of bonds", sum(len(w) - 1 for w in wells.values()), "", 0, counted),
         Line("dimers that attract at short range", len(soft), "", 0, f"from {SHORTEST} Å; {', '.join(soft) or 'none'}"),
-        Line("steepest attraction of dimers", max(0.0, float(steepest.slopes.max())), "eV/Å", _STEEPEST, where),
+        Line("steepest attraction of dimers", float(np.maximum(0.0, steepest.slopes.max())), "eV/Å", _STEEPEST, where),
         Line("false minima of dimers", dips, "", None, "free pairs of atoms are seldom in the training data"),
     ]
 
@@ -125,20 +125,25 @@ def extensivity(ask: Probe, structures: list[ase.Atoms]) -> list[Line]:
             copy.positions += [np.ptp(atoms.positions[:, 0]) + _APART, 0, 0]
             doubled.append(atoms + copy)
     one, two = ask(structures), ask(doubled)
-    worst = max(abs(b.energy - 2 * a.energy) / len(atoms) for a, b, atoms in zip(one, two, doubled, strict=True))
+    worst = _largest(abs(b.energy - 2 * a.energy) / len(atoms) for a, b, atoms in zip(one, two, doubled, strict=True))
     return [Line("size extensivity", 1000 * worst, "meV/atom", 0.1, f"{len(structures)} structures, doubled")]
 
 
 def precision(in_float32: Probe, in_float64: Probe, structures: list[ase.Atoms]) -> list[Line]:
     """float32 against float64."""
     single, double = in_float32(structures), in_float64(structures)
-    forces = max(float(np.abs(a.forces - b.forces).max()) for a, b in zip(single, double, strict=True))
-    energy = max(abs(a.energy - b.energy) / len(a.forces) for a, b in zip(single, double, strict=True))
+    forces = _largest(np.abs(a.forces - b.forces).max() for a, b in zip(single, double, strict=True))
+    energy = _largest(abs(a.energy - b.energy) / len(a.forces) for a, b in zip(single, double, strict=True))
     note = f"{len(structures)} structures, the largest difference"
     return [
         Line("rounding of float32, energy", 1000 * energy, "meV/atom", 0.1, note),
         Line("rounding of float32, forces", 1000 * forces, "meV/Å", max(1.0, _force_limit(double)), note),
     ]
+
+
+def _largest(values: Iterable[float]) -> float:
+    """NaN if one of them is: a figure that is no number passes no limit."""
+    return float(np.max(list(values)))
 
 
 def drift(potential: Potential, structures: list[ase.Atoms], temperature: float = 300.0) -> list[Line]:

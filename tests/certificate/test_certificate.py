@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import ase
 import numpy as np
@@ -232,3 +233,22 @@ def test_a_cell_of_one_atom_is_repeated():
     assert [len(atoms) for atoms in frames] == [4] and frames[0].cell.lengths() == pytest.approx([4, 4, 9])
     with pytest.raises(DataError, match="nothing to certify"):
         suitable(SOUND["float64"], [ase.Atoms("C")])
+
+
+def test_a_figure_that_is_no_number_fails():
+    """One structure of several for which there are no numbers, and not the first."""
+    frames = [molecule("H2O"), molecule("CH4")]
+
+    def ask(structures):
+        broken = len(structures[-1])
+        return [
+            SimpleNamespace(energy=np.nan if len(a) == broken else 0.0, forces=np.full((len(a), 3), np.nan if len(a) == broken else 0.0))
+            for a in structures
+        ]
+
+    for lines in (
+        checks.symmetries(ask, frames, np.random.default_rng(0)),
+        checks.extensivity(ask, frames),
+        checks.precision(ask, ask, frames),
+    ):
+        assert not any(line.passed for line in lines), lines
