@@ -33,6 +33,7 @@ from mlff.runtime import refuse_forked
 _ATOMS = 512  #: atoms evaluated at once: enough to keep two cores busy, little enough for their caches
 _PAIRS_PER_COMPILATION = 1e6  #: padded pairs evaluated in the time of one compilation (many-body model, two cores)
 LARGEST_FORCE = 1e6  #: eV/Å: a larger one is no result but nonsense
+_DENSEST = 1.0  #: Å³ for an atom; metallic hydrogen at 500 GPa has 1.4
 _LARGEST_ENERGY = 1e7  #: eV per atom, the same; all electrons of the heaviest atoms have some 1e6
 
 
@@ -146,13 +147,17 @@ class Potential:
             return self.programs.run(name, self._device_params, graph, *arguments)
 
     def predict(
-        self, structures: Iterable[ase.Atoms | Structure], stress: bool | None = None, progress: bool = False
+        self,
+        structures: Iterable[ase.Atoms | Structure],
+        stress: bool | None = None,
+        progress: bool = False,
+        check: bool = True,
     ) -> list[Result]:
         """Evaluate many structures, batched by size; results in the order given. No atoms: zeros in the shapes of n = 0.
 
         `stress`: False never computes it; else it is computed where a structure is periodic in three directions. Raises
-        StructureError (unknown element, NaN, atoms on top of each other) before anything is computed, and for results that
-        are nonsense (`check_result`); ProcessError in a process that was forked after JAX had started.
+        StructureError (unknown element, NaN, atoms on top of each other) before anything is computed, and with
+        `check` for results that are nonsense (`check_result`); ProcessError in a process that was forked after JAX had started.
         """
         refuse_forked()
         if isinstance(structures, ase.Atoms | Structure):
@@ -194,7 +199,8 @@ class Potential:
                 if self.members > 1:
                     spread = prediction.forces_std[start:stop].astype(np.float64)
                     result = replace(result, energy_std=float(prediction.energy_std[row]), forces_std=spread)
-                self.check_result(result.energy, result.forces, lambda structure=structure: structure)
+                if check:
+                    self.check_result(result.energy, result.forces, lambda structure=structure: structure)
                 results[index] = result
                 start = stop
         return results
@@ -211,7 +217,7 @@ class Potential:
         return baselines.energy(self.baseline, numbers)
 
     def check(self, structure: Structure) -> None:
-        """Raise StructureError for NaN, a cell without extent or an element this potential was not trained on."""
+        """Raise StructureError for NaN, a cell without extent or room for its atoms, or an element this potential was not trained on."""
         structure.check()
         unknown = set(structure.numbers.tolist()) - set(self.elements)
         if unknown:
@@ -220,6 +226,11 @@ class Potential:
             raise StructureError(
                 f"{structure.source}: atom {atom} is {_symbol(z)}, which this potential does not know; "
                 f"it knows {' '.join(_symbol(e) for e in self.elements)}"
+            )
+        if structure.pbc.all() and structure.volume < _DENSEST * len(structure):
+            raise StructureError(
+                f"{structure.source}: {len(structure)} atoms in a cell of {structure.volume:.3g} Å³; is it a placeholder, or not in Å? "
+                "Correct the cell, or set pbc to F F F"
             )
 
     def check_result(self, energy: float, forces: np.ndarray, structure: Callable[[], Structure]) -> None:

@@ -542,7 +542,7 @@ def test_results_that_are_nonsense_are_refused_with_the_nearest_atoms(potential)
             assert "\n" not in str(caught.value)
 
     refused(Atoms("CuArCu", positions=[[0, 0, 0], [3, 0, 0], [3, 0.1, 0]]), r"eV/Å: Ar 1 and Cu 2 are 0.1 Å apart")
-    refused(Atoms("Cu", cell=[0.3] * 3, pbc=True), "Cu 0 and its periodic image are 0.3 Å apart")
+    refused(Atoms("Cu", cell=[0.3] * 3, pbc=(True, True, False)), "Cu 0 and its periodic image are 0.3 Å apart")
     near = Atoms("CuAr", positions=[[0.05, 0, 0], [2.95, 0, 0]], cell=[3, 9, 9], pbc=True)
     refused(near, r"Cu 0 and Ar 1 \(a periodic image\) are 0.1 Å apart")
     unlimited = MLFFCalculator(potential, check=False)

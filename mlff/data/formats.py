@@ -215,8 +215,8 @@ def _recognise(plain: Path, path: Path) -> tuple[str, Callable[[Path], Reading]]
         if other := dpdata_format(plain):
             return f"dpdata {other}", read_dpdata
         raise DataError(
-            f"{path}: the format is not recognised; known: {', '.join(FORMATS)} and whatever else ASE reads, or dpdata "
-            "where it is installed and the name of the file tells it the format (it turns others into DeePMD folders)"
+            f"{path}: the format is not recognised; docs/FORMATS.md lists those that are read, and dpdata turns others into "
+            "DeePMD folders, or is asked where it is installed and the name of the file tells it the format"
         )
     return name, _ase(name)
 

@@ -12,7 +12,6 @@ from mlff.errors import StructureError
 
 #: Two atoms nearer than this (Å) are on top of each other: no reference calculation converges there.
 COINCIDENT = 1e-3
-_DENSEST = 1.0  # Å³ for an atom; metallic hydrogen at 500 GPa has 1.4
 _FAR = 1e9  # Å; integers of lattice vectors would overflow
 
 
@@ -90,9 +89,6 @@ class Structure:
                 raise StructureError(f"{self.source}: periodic along {axis}, but the cell vector {axis} is zero; set the cell or pbc")
             if self.pbc.all() and self.volume < 1e-6:
                 raise StructureError(f"{self.source}: the cell has no volume")
-            if self.pbc.all() and self.volume < _DENSEST * len(self):
-                what = f"{len(self)} atoms in a cell of {self.volume:.3g} Å³"
-                raise StructureError(f"{self.source}: {what}; is it a placeholder, or in another unit? Correct the cell, or set pbc to F F F")
             try:
                 check_cell(self.cell, self.pbc)
             except StructureError as error:

@@ -435,7 +435,7 @@ def test_other_files_that_cannot_be_read(tmp_path):
     assert_refused(tmp_path / "nothing.xyz", "no such file")
     assert_refused(tmp_path, "is a directory")
     (tmp_path / "notes").write_text("Dear diary,\n")
-    assert_refused(tmp_path / "notes", "not recognised; known: .*extended XYZ")
+    assert_refused(tmp_path / "notes", "the format is not recognised; docs/FORMATS.md lists")
     (tmp_path / "noise.xyz").write_bytes(bytes(range(256)) * 20)
     assert_refused(tmp_path / "noise.xyz", "number of atoms")
     (tmp_path / "empty.xyz.gz").write_bytes(gzip.compress(b""))

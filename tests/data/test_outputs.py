@@ -14,12 +14,14 @@ import numpy as np
 import pytest
 from ase import units
 
+from mlff import MLFFCalculator
 from mlff.config import ReadOptions
 from mlff.data.dataset import read_dataset
 from mlff.data.formats import format_name, read_atoms, read_structures
 from mlff.data.lint import lint
 from mlff.data.readers import programs
 from mlff.errors import DataError
+from tests.conftest import make_potential
 
 FILES = Path(__file__).parent / "files"
 RYDBERG = units.Rydberg
@@ -437,7 +439,11 @@ def test_a_name_that_ends_in_out_says_nothing(tmp_path):
         read_structures(write(tmp_path, "something.out", "a program that nobody knows\n" * 5))
 
 
-def test_a_cell_that_cannot_be(tmp_path):
+def test_a_cell_that_cannot_be_is_computed_by_nothing(tmp_path):
     text = '3\nLattice="1 0 0 0 1 0 0 0 1" Properties=species:S:1:pos:R:3\nO 0 0 0\nH 0.96 0 0\nH -0.24 0.93 0.5\n'
+    (atoms,) = read_atoms(write(tmp_path, "a.xyz", text))
     with pytest.raises(DataError, match="structure 0: 3 atoms in a cell of 1 Å³; is it a placeholder"):
-        list(read_structures(write(tmp_path, "a.xyz", text)))
+        make_potential("morse").predict([atoms])
+    atoms.calc = MLFFCalculator(make_potential("morse"))
+    with pytest.raises(DataError, match="3 atoms in a cell of 1 Å³; is it a placeholder"):
+        atoms.get_potential_energy()

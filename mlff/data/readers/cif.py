@@ -17,6 +17,7 @@ DEUTERIUM = Remark("isotope", "deuterium is read as hydrogen, with hydrogen's ma
 
 
 def is_cif(path: Path, head: bytes) -> bool:
+    """By the name, or a data block at the start."""
     return path.suffix.lower() in (".cif", ".mcif") or re.match(rb"\s*(#[^\n]*\n\s*)*data_\S*\s*\n\s*(_|loop_|#)", head) is not None
 
 

@@ -29,6 +29,7 @@ _PLAIN = "species:S:1:pos:R:3"
 _COLUMNS = {"species": "symbols", "Z": "numbers", "pos": "positions", "charge": "charges"}  #: as ASE calls them
 _TYPES: dict[str, Callable] = {"R": float, "I": int, "S": str, "L": {"T": True, "F": False, "True": True, "False": False}.__getitem__}
 _CELLS = {"lattice", "cell", "unitcell", "unit_cell", "box", "cell_vectors", "lattice_vectors"}
+_TENSORS = {"stress", "virial"}  #: nine numbers stand column by column, as those of Lattice
 _OF_STRUCTURE = {"energy", "free_energy", "stress", "dipole", "magmom"}  #: results of ASE's calculators that are no columns
 
 
@@ -158,13 +159,16 @@ def _atoms(comment: str, lines: list[str], vectors: list[str], number: int, name
         atoms.set_masses(masses)
     if "move_mask" in arrays:
         _constrain(atoms, arrays.pop("move_mask"))
+    for key in _TENSORS & info.keys():
+        if np.shape(info[key]) == (9,):
+            info[key] = np.reshape(info[key], (3, 3), order="F")
     results = {key: arrays.pop(key) for key in list(arrays) if key in all_properties}
     results |= {key: info[key] for key in _OF_STRUCTURE & info.keys() if np.size(info[key]) != 6}  # six numbers: their order is not said
     atoms.info = {key: value for key, value in info.items() if key not in results}
     for key, array in arrays.items():
         atoms.set_array(key, array)
-    if "stress" in results and np.shape(results["stress"]) in ((9,), (3, 3)):
-        results["stress"] = full_3x3_to_voigt_6_stress(np.reshape(results["stress"], (3, 3)))
+    if np.shape(results.get("stress")) == (3, 3):
+        results["stress"] = full_3x3_to_voigt_6_stress(results["stress"])
     if results:
         atoms.calc = SinglePointCalculator(atoms)
         atoms.calc.results = results

@@ -7,11 +7,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import ase
+import ase.data
 import ase.io
-import ase.units
-import numpy as np
-
 from mlff.data.facts import Facts, Reading
+from mlff.data.readers.arrays import ISOTOPES
 from mlff.errors import DataError
 
 _STYLES = {
@@ -24,10 +23,12 @@ _STYLES_OF_ATOMS = ("atomic", "charge", "full", "molecular", "bond", "angle", "s
 
 
 def is_dump(path: Path, head: bytes) -> bool:
+    """By its first ITEM."""
     return re.match(rb"ITEM: (UNITS|TIMESTEP|TIME)\b", head) is not None
 
 
 def is_data(path: Path, head: bytes) -> bool:
+    """By the counts in its header."""
     return re.search(rb"^\s*\d+\s+atoms\b", head, re.MULTILINE) is not None and re.search(rb"^\s*\d+\s+atom types\b", head, re.MULTILINE) is not None
 
 
@@ -70,7 +71,7 @@ def _velocities(atoms: ase.Atoms, style: str | None) -> None:
 
 
 def read_data(path: Path) -> Reading:
-    """The one structure of a data file, elements by their masses. Raises DataError where these or the style are not said."""
+    """The one structure of a data file, elements by their masses, which stay. Raises DataError where these or the style are not said."""
     text = path.read_text(encoding="utf-8", errors="replace")
     found = re.search(r"^\s*Atoms\s*#\s*(\S+)", text, re.MULTILINE)
     if found is None or found[1] not in _STYLES_OF_ATOMS:
@@ -93,10 +94,9 @@ def _elements_by_mass(atoms: ase.Atoms, text: str) -> None:
     types = atoms.arrays.get("type")
     if types is None or not masses:
         raise DataError("a LAMMPS data file whose Masses cannot be read")
-    known = np.nan_to_num(ase.data.atomic_masses, nan=-9.0)
+    known = [(mass, z) for z, mass in enumerate(ase.data.atomic_masses) if z] + [(mass, 1) for mass in ISOTOPES.values()]
     for kind, mass in masses.items():
-        nearest = int(np.abs(known - mass).argmin())
-        if abs(known[nearest] - mass) > 0.1:
+        off, nearest = min((abs(other - mass), z) for other, z in known)
+        if off > 0.1:
             raise DataError(f"a LAMMPS data file with a mass of {mass:g} for type {kind}, which is no element's")
         atoms.numbers[types == kind] = nearest
-    atoms.arrays.pop("masses", None)

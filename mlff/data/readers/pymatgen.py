@@ -96,11 +96,11 @@ def _atoms(entry: dict) -> ase.Atoms:
     try:
         outputs = entry.get("outputs", entry)
         structure = entry if "sites" in entry else entry["structure"]
+        lattice = None if structure.get("@class") == "Molecule" else structure["lattice"]
         sites = structure["sites"]
         symbols = [_element(site) for site in sites]
         species = elements(["H" if symbol in ISOTOPES else symbol for symbol in symbols], "structure.sites")
         positions = numbers([site["xyz"] for site in sites], (len(sites), 3), "structure.sites.xyz")
-        lattice = None if structure.get("@class") == "Molecule" else structure["lattice"]
         extras = {key: value for key, value in entry.items() if isinstance(value, str | int | float) and not key.startswith("@")}
         found = {key: outputs.get(key) for key in ("energy", "uncorrected_total_energy", "stress", "virial_stress")}
         forces = {key: outputs.get(key) for key in ("force", "forces")}
