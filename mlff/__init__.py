@@ -5,7 +5,7 @@ The public names; each is imported when first used. Units are eV, Å, eV/Å, eV/
 
 import importlib
 
-from mlff.runtime import tune_allocator
+from mlff.runtime import hide_loader_messages, tune_allocator
 
 __version__ = "0.1.0"
 
@@ -23,6 +23,7 @@ _PUBLIC = {
 __all__ = [*_PUBLIC, "__version__"]
 
 tune_allocator()
+hide_loader_messages()
 
 
 def __getattr__(name: str):

@@ -18,6 +18,7 @@ import os
 import sys
 import threading
 from collections.abc import Iterator
+from importlib.metadata import version
 from pathlib import Path
 
 from mlff.errors import ProcessError
@@ -42,6 +43,16 @@ def tune_allocator() -> bool:
     mallopt(_M_TOP_PAD, 64 * 2**20)
     _use_huge_pages(libc)
     return True
+
+
+def hide_loader_messages() -> None:
+    """Let jaxlib 0.10.1 load kept programs in silence, where TF_CPP_MIN_LOG_LEVEL is not set.
+
+    It prints two errors for each, about preferences of the compiler that it takes for properties of the processor
+    (jax-ml/jax#38445); the programs are loaded all the same and are right. Without effect once JAX is imported.
+    """
+    if version("jaxlib") == "0.10.1":
+        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 
 def run_where_called() -> None:

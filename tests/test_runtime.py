@@ -125,3 +125,14 @@ def test_on_the_host_or_where_jax_computes_if_the_cpu_is_left_out(monkeypatch):
     monkeypatch.setattr("jax.local_devices", without)
     with runtime.on_host():
         assert jax.jit(lambda: 2.0)() == 2.0
+
+
+def test_kept_programs_are_loaded_in_silence(tmp_path):
+    """By a second process; jaxlib 0.10.1 prints errors that are none."""
+    code = "from ase.build import molecule; from tests.conftest import make_potential; make_potential('ace').predict([molecule('H2O')])"
+    for _ in range(2):
+        environment = os.environ | {"XDG_CACHE_HOME": str(tmp_path)}
+        environment.pop("TF_CPP_MIN_LOG_LEVEL", None)
+        root = Path(__file__).parents[1]
+        done = subprocess.run([sys.executable, "-c", "import mlff; " + code], capture_output=True, text=True, check=True, timeout=120, env=environment, cwd=root)
+        assert done.stderr == ""

@@ -545,7 +545,7 @@ def test_dpdata_reads_what_else_it_knows_by_name(tmp_path, monkeypatch):
     formats.Format = types.SimpleNamespace(get_formats=lambda: {"movement": None})
     path = tmp_path / "MOVEMENT"
     path.write_text("3 atoms, Iteration = 0\n")
-    with pytest.raises(DataError, match="dpdata where it is installed"):
+    with pytest.raises(DataError, match="dpdata turns others into"):
         read_structures(path, ReadOptions())
     monkeypatch.setitem(sys.modules, "dpdata", package)
     monkeypatch.setitem(sys.modules, "dpdata.format", formats)
