@@ -5,20 +5,20 @@ The public names; each is imported when first used. Units are eV, Å, eV/Å, eV/
 
 import importlib
 
-from mlff.runtime import hide_loader_messages, tune_allocator
+from mlff.basics.runtime import hide_loader_messages, tune_allocator
 
 __version__ = "0.1.0"
 
 _PUBLIC = {
-    "Config": "mlff.config",
-    "load_config": "mlff.configfile",
+    "Config": "mlff.config.options",
+    "load_config": "mlff.config.load",
     "read_dataset": "mlff.data.dataset",
     "Graph": "mlff.graph",
-    "Potential": "mlff.potential",
-    "train": "mlff.training.loop",
+    "Potential": "mlff.potential.potential",
+    "train": "mlff.training.train",
     "evaluate": "mlff.training.evaluate",
-    "MLFFCalculator": "mlff.calculator",
-    "MLFFError": "mlff.errors",
+    "MLFFCalculator": "mlff.interfaces.ase",
+    "MLFFError": "mlff.basics.errors",
 }
 __all__ = [*_PUBLIC, "__version__"]
 

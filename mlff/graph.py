@@ -23,7 +23,9 @@ class Graph(NamedTuple):
     neighbors: Array  #: (N, K) int32: atom j of slot k of center i; in empty slots the center itself
     neighbor_mask: Array  #: (N, K) bool: False in empty slots
     reverse: Array  #: (N, K) int32: where the same pair stands seen from its neighbour, i as a neighbor of j, as an index into (N * K,)
-    shifts: Array | None  #: (N, K, 3) float, whole cell vectors: r_ij = r_j - r_i + shifts @ cell. None: no pair crosses a cell
+    shifts: (
+        Array | None
+    )  #: (N, K, 3) float, whole cell vectors: r_ij = r_j - r_i + shifts @ cell. None: no pair crosses a cell
 
     @property
     def atom_mask(self) -> Array:

@@ -24,11 +24,11 @@ import numpy as np
 import pytest
 from ase.build import bulk, molecule
 
-from mlff import config as configs
+from mlff.config import options as configs
 from mlff.models import registry
 from mlff.models.atoms import Statistics
 from mlff.models.parameters import initial_params
-from mlff.potential import Potential
+from mlff.potential.potential import Potential
 
 ELEMENTS = (1, 6, 8, 14)
 MODELS = {
@@ -37,7 +37,17 @@ MODELS = {
     "schnet": configs.SchNet(cutoff=4.0, channels=8, layers=2, radial_basis=8),
     "ace": configs.ACE(cutoff=4.0, channels=8, radial_basis=4, l_message=1),
     "ace_messages2": configs.ACE(cutoff=4.0, channels=4, radial_basis=4, l_message=2),
-    "ace_l3": configs.ACE(cutoff=4.0, channels=4, radial="bessel", radial_hidden=8, passing=False, radial_basis=4, l_max=3, l_message=2, correlation=2),
+    "ace_l3": configs.ACE(
+        cutoff=4.0,
+        channels=4,
+        radial="bessel",
+        radial_hidden=8,
+        passing=False,
+        radial_basis=4,
+        l_max=3,
+        l_message=2,
+        correlation=2,
+    ),
 }
 SATURATED = "ace_saturated"  #: what a trained model is outside its data
 MODELS[SATURATED] = MODELS["ace"]
@@ -87,7 +97,9 @@ def ethanol() -> ase.Atoms:
 def silicon() -> ase.Atoms:
     """Two atoms in a sheared, left-handed cell much smaller than the cutoff."""
     atoms = bulk("Si")
-    atoms.set_cell(atoms.cell.array[[1, 0, 2]] @ (np.eye(3) + [[0.02, 0.05, 0], [0, -0.03, 0.01], [0.02, 0, 0.04]]), scale_atoms=True)
+    atoms.set_cell(
+        atoms.cell.array[[1, 0, 2]] @ (np.eye(3) + [[0.02, 0.05, 0], [0, -0.03, 0.01], [0.02, 0, 0.04]]), scale_atoms=True
+    )
     assert np.linalg.det(atoms.cell.array) < 0
     atoms.rattle(0.05, seed=1)
     return atoms

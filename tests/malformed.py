@@ -23,11 +23,11 @@ from ase.io import write
 from filelock import FileLock
 from safetensors.numpy import load_file, save_file
 
-from mlff.config import SchNet
+from mlff.config.options import SchNet
 from mlff.models import registry
 from mlff.models.atoms import Statistics
 from mlff.models.parameters import initial_params
-from mlff.potential import Potential
+from mlff.potential.potential import Potential
 from tests import samples
 
 MODEL = {"architecture": "schnet", "cutoff": 4.0, "channels": 4, "layers": 1, "radial_basis": 4}
@@ -55,8 +55,8 @@ class Case:
 
 def prepare(folder: Path) -> None:
     """Good data (train.xyz, test.xyz, water.xyz), a good model (good.safetensors) and a finished run (run/)."""
-    from mlff.configfile import make_config
-    from mlff.training.loop import train
+    from mlff.config.load import make_config
+    from mlff.training.train import train
 
     write(folder / "train.xyz", [*waters(12), *isolated_atoms()])
     write(folder / "test.xyz", waters(4, seed=1))
@@ -284,6 +284,8 @@ def busy_trajectory(folder: Path) -> list:
 
 
 _held: list[FileLock] = []  #: locks that other processes would hold; until this one ends
+
+
 def _damaged(folder: Path, name: str, change: Callable[[str], str]) -> list:
     """A stopped run, with the files of this name in its checkpoints changed."""
     shutil.copytree(folder / "run", folder / "bad_run")
@@ -369,9 +371,17 @@ CASES = [
     Case("directory in place of a file", lambda d: ["evaluate", d / "good.safetensors", d], ("is a directory",)),
     Case("npz archive with a pickle in it", evaluate(hot_npz, "bad.npz"), ("bad.npz", "'z' holds Python objects")),
     Case("npz archive cut short", evaluate(cut_npz, "bad.npz"), ("bad.npz", "npz", "cut short")),
-    Case("npz archive of other keys", evaluate(lambda path: np.savez(path, a=np.zeros(3)), "bad.npz"), ("bad.npz", "found a", "sGDML: R, z")),
+    Case(
+        "npz archive of other keys",
+        evaluate(lambda path: np.savez(path, a=np.zeros(3)), "bad.npz"),
+        ("bad.npz", "found a", "sGDML: R, z"),
+    ),
     Case("HDF5 file that is none", evaluate(text(b"\x89HDF\r\n\x1a\n"), "bad.h5"), ("bad.h5", "HDF5", "cut short")),
-    Case("JSON list of something else", evaluate(text('[{"a": 1}]'), "bad.json"), ("bad.json, structure 0", "lacks 'structure'")),
+    Case(
+        "JSON list of something else",
+        evaluate(text('[{"a": 1}]'), "bad.json"),
+        ("bad.json, structure 0", "lacks 'structure'"),
+    ),
     Case(
         "DeePMD folder without its elements",
         deepmd(lambda system: (system / "type_map.raw").unlink()),
@@ -382,9 +392,19 @@ CASES = [
         deepmd(lambda system: np.save(system / "set.001" / "energy.npy", np.zeros(0))),
         ("deepmd, structure 3", "set.001/energy.npy", "shape (0,)"),
     ),
-    Case("compressed data file with a flipped byte", evaluate(broken_gzip, "bad.xyz.gz"), ("bad.xyz.gz", "cannot be decompressed")),
-    Case("name of a compressed file, other contents", evaluate(text(b"\xfd7zXZ\0\0\0" * 2), "bad.xyz.xz"), ("bad.xyz.xz", "cannot be decompressed")),
-    Case("damaged start of a compressed file", evaluate(text(b"\xfd7zXY\0\0\0" * 2), "bad.xz"), ("bad.xz", "not recognised")),
+    Case(
+        "compressed data file with a flipped byte",
+        evaluate(broken_gzip, "bad.xyz.gz"),
+        ("bad.xyz.gz", "cannot be decompressed"),
+    ),
+    Case(
+        "name of a compressed file, other contents",
+        evaluate(text(b"\xfd7zXZ\0\0\0" * 2), "bad.xyz.xz"),
+        ("bad.xyz.xz", "cannot be decompressed"),
+    ),
+    Case(
+        "damaged start of a compressed file", evaluate(text(b"\xfd7zXY\0\0\0" * 2), "bad.xz"), ("bad.xz", "not recognised")
+    ),
     Case(
         "columns that the file cannot hold",
         evaluate(text("1\nProperties=species:S:1:pos:R:1000000000\nH 0 0 0\n")),
@@ -392,21 +412,37 @@ CASES = [
     ),
     Case("npz archive with an array twice", evaluate(twice_npz, "bad.npz"), ("bad.npz", "'R' stands there twice")),
     Case("npz archive of atoms without a byte", evaluate(empty_npz, "bad.npz"), ("bad.npz", "key 'z'")),
-    Case("count of atoms that the file cannot hold", evaluate(text("1000000000\n\nH 0 0 0\n")), ("bad.xyz, structure 0", "1000000000 atoms")),
+    Case(
+        "count of atoms that the file cannot hold",
+        evaluate(text("1000000000\n\nH 0 0 0\n")),
+        ("bad.xyz, structure 0", "1000000000 atoms"),
+    ),
     # structures and labels
-    Case("energy that is NaN", evaluate(lambda _: changed(REF_energy=np.nan)), ("bad.xyz, structure 1", "REF_energy", "not finite")),
+    Case(
+        "energy that is NaN",
+        evaluate(lambda _: changed(REF_energy=np.nan)),
+        ("bad.xyz, structure 1", "REF_energy", "not finite"),
+    ),
     Case(
         "force that is infinite",
         evaluate(lambda _: changed(REF_forces=np.full((3, 3), np.inf))),
         ("bad.xyz, structure 1", "REF_forces", "not finite"),
     ),
-    Case("forces of two components", evaluate(lambda _: changed(REF_forces=np.ones((3, 2)))), ("bad.xyz, structure 1", "REF_forces", "shape")),
+    Case(
+        "forces of two components",
+        evaluate(lambda _: changed(REF_forces=np.ones((3, 2)))),
+        ("bad.xyz, structure 1", "REF_forces", "shape"),
+    ),
     Case(
         "energy too large for another unit",
         lambda d: [*evaluate(lambda _: changed(REF_energy=1e308))(d), "--unit", "energy=Hartree"],
         ("bad.xyz, structure 1", "REF_energy", "too large"),
     ),
-    Case("energy that is a ragged list", evaluate(text(ragged_mlearn()), "bad.json"), ("bad.json, structure 0", "energy", "not a number")),
+    Case(
+        "energy that is a ragged list",
+        evaluate(text(ragged_mlearn()), "bad.json"),
+        ("bad.json, structure 0", "energy", "not a number"),
+    ),
     Case(
         "cell so small that its images have no end",
         evaluate(text('1\nProperties=species:S:1:pos:R:3 Lattice="0.02 0 0 0 0.02 0 0 0 0.02"\nH 0 0 0\n')),
@@ -417,22 +453,54 @@ CASES = [
         evaluate(text('1\nProperties=species:S:1:pos:R:3 Lattice="1e5 0 0 1e5 1e-3 0 0 0 1"\nH 0 0 0\n')),
         ("bad.xyz, structure 0", "so small or flat", "images"),
     ),
-    Case("energy that is a word", evaluate(lambda _: changed(REF_energy="low")), ("bad.xyz, structure 1", "REF_energy", "not a number")),
+    Case(
+        "energy that is a word",
+        evaluate(lambda _: changed(REF_energy="low")),
+        ("bad.xyz, structure 1", "REF_energy", "not a number"),
+    ),
     Case("two energies that differ", evaluate(lambda _: changed(energy=-1.0)), ("bad.xyz", "'energy'", "'REF_energy'")),
-    Case("position that is NaN", evaluate(lambda _: moved(2, [0, np.nan, 0])), ("bad.xyz, structure 1", "atom 2", "not finite")),
-    Case("two atoms in one place", train(frames=lambda: moved(1, waters(2)[1].positions[0])), ("bad.xyz, structure 1", "atoms 0 and 1")),
-    Case("symbol that is no element", evaluate(text("1\nProperties=species:S:1:pos:R:3\nXq 0 0 0\n")), ("bad.xyz, structure 0", "Xq")),
+    Case(
+        "position that is NaN",
+        evaluate(lambda _: moved(2, [0, np.nan, 0])),
+        ("bad.xyz, structure 1", "atom 2", "not finite"),
+    ),
+    Case(
+        "two atoms in one place",
+        train(frames=lambda: moved(1, waters(2)[1].positions[0])),
+        ("bad.xyz, structure 1", "atoms 0 and 1"),
+    ),
+    Case(
+        "symbol that is no element",
+        evaluate(text("1\nProperties=species:S:1:pos:R:3\nXq 0 0 0\n")),
+        ("bad.xyz, structure 0", "Xq"),
+    ),
     Case("periodic structure without a cell", structure("relax", no_cell), ("bad.xyz", "periodic along a", "zero")),
-    Case("slab whose two periodic vectors are parallel", structure("relax", parallel), ("bad.xyz", "periodic cell vectors", "no volume")),
-    Case("cell of a hundredth of its size", evaluate(lambda _: [speck()]), ("bad.xyz, structure 0", "of its images lie within", "in Å?")),
+    Case(
+        "slab whose two periodic vectors are parallel",
+        structure("relax", parallel),
+        ("bad.xyz", "periodic cell vectors", "no volume"),
+    ),
+    Case(
+        "cell of a hundredth of its size",
+        evaluate(lambda _: [speck()]),
+        ("bad.xyz, structure 0", "of its images lie within", "in Å?"),
+    ),
     Case("structure without atoms", structure("md", Atoms), ("bad.xyz",)),
     Case(
         "element the model does not know, in evaluate",
         evaluate(lambda _: [Atoms("Au", info={"REF_energy": -1.0}, cell=[5, 5, 5], pbc=True)]),
         ("bad.xyz, structure 0", "atom 0 is Au", "knows H O"),
     ),
-    Case("element the model does not know, in md", structure("md", lambda: bulk("Cu", cubic=True)), ("bad.xyz", "atom 0 is Cu", "knows H O")),
-    Case("label with weight that is absent", train(frames=lambda: without("REF_forces")), ("bad.xyz", "no training structure has forces", "loss.forces")),
+    Case(
+        "element the model does not know, in md",
+        structure("md", lambda: bulk("Cu", cubic=True)),
+        ("bad.xyz", "atom 0 is Cu", "knows H O"),
+    ),
+    Case(
+        "label with weight that is absent",
+        train(frames=lambda: without("REF_forces")),
+        ("bad.xyz", "no training structure has forces", "loss.forces"),
+    ),
     Case(
         "key that stands nowhere",
         train(data={"train": "train.xyz", "keys": {"energy": "REF_enrgy"}}),
@@ -455,42 +523,116 @@ CASES = [
     Case("config with a Python tag", hot_pickle_tag, ("bad.yaml", "not valid YAML", "python/object/apply")),
     Case("config with an alias bomb", train(bomb()), ("bad.yaml", "not valid YAML", "alias *a0", "line 2")),
     Case("config with an alias to itself", train("data: &a {train: *a}\n"), ("bad.yaml", "not valid YAML", "alias *a")),
-    Case("config nested without end", train("data: " + "[" * 5000 + "]" * 5000), ("bad.yaml", "not valid YAML", "nested too deeply")),
+    Case(
+        "config nested without end",
+        train("data: " + "[" * 5000 + "]" * 5000),
+        ("bad.yaml", "not valid YAML", "nested too deeply"),
+    ),
     Case("config with a number of 5,000 digits", train(f"seed: {'9' * 5000}\n"), ("bad.yaml", "not valid YAML", "digits")),
-    Case("config with a number of 80 bits", train("seed: 0xffffffffffffffffffff\n"), ("bad.yaml", "not valid YAML", "64 bits")),
-    Case("config with a date that is none", train("data: {train: 2001-99-99}\n"), ("bad.yaml", "not valid YAML", "a value cannot be read")),
-    Case("config with a tag on another kind of value", train("data: !!map [train]\n"), ("bad.yaml", "not valid YAML", "expected keys and values")),
-    Case("config that names a home of nobody", train(data={"train": "~nobody_here/x.xyz"}), ("~nobody_here/x.xyz", "no such home directory")),
+    Case(
+        "config with a number of 80 bits", train("seed: 0xffffffffffffffffffff\n"), ("bad.yaml", "not valid YAML", "64 bits")
+    ),
+    Case(
+        "config with a date that is none",
+        train("data: {train: 2001-99-99}\n"),
+        ("bad.yaml", "not valid YAML", "a value cannot be read"),
+    ),
+    Case(
+        "config with a tag on another kind of value",
+        train("data: !!map [train]\n"),
+        ("bad.yaml", "not valid YAML", "expected keys and values"),
+    ),
+    Case(
+        "config that names a home of nobody",
+        train(data={"train": "~nobody_here/x.xyz"}),
+        ("~nobody_here/x.xyz", "no such home directory"),
+    ),
     Case("config that names a file with a null byte", train('data: {train: "a\\0b"}\n'), ("a\\x00b", "null")),
     Case("config that names a file with an endless name", train(data={"train": "x" * 5000}), ("xxx", "too long")),
     Case("config without data", train("model: {architecture: ace}\n"), ("bad.yaml", "'data' is missing")),
     Case("config that is a list", train("[data, model]\n"), ("bad.yaml", "expected keys and values")),
     Case("key nobody knows", train(training={"epoch": 3}), ("bad.yaml", "training.epoch", "did you mean 'epochs'")),
-    Case("architecture nobody knows", train(model={"architecture": "schnett"}), ("bad.yaml", "model", "schnett", "known: ace, schnet")),
+    Case(
+        "architecture nobody knows",
+        train(model={"architecture": "schnett"}),
+        ("bad.yaml", "model", "schnett", "known: ace, schnet"),
+    ),
     Case("negative cutoff", train(model=MODEL | {"cutoff": -4.0}), ("bad.yaml", "model.cutoff", "-4.0")),
-    Case("word where a number belongs", train(optimizer={"learning_rate": "fast"}), ("bad.yaml", "optimizer.learning_rate", "fast")),
-    Case("learning rate that is infinite", train("data: {train: train.xyz}\noptimizer: {learning_rate: .inf}\n"), ("bad.yaml", "learning_rate", "finite")),
-    Case("unit nobody knows", train(data={"train": "train.xyz", "units": {"energy": "kcal"}}), ("bad.yaml", "data.units.energy", "kcal/mol")),
-    Case("more training structures than there are", train(data={"train": "train.xyz", "n_train": 500}), ("train.xyz", "n_train is 500")),
+    Case(
+        "word where a number belongs",
+        train(optimizer={"learning_rate": "fast"}),
+        ("bad.yaml", "optimizer.learning_rate", "fast"),
+    ),
+    Case(
+        "learning rate that is infinite",
+        train("data: {train: train.xyz}\noptimizer: {learning_rate: .inf}\n"),
+        ("bad.yaml", "learning_rate", "finite"),
+    ),
+    Case(
+        "unit nobody knows",
+        train(data={"train": "train.xyz", "units": {"energy": "kcal"}}),
+        ("bad.yaml", "data.units.energy", "kcal/mol"),
+    ),
+    Case(
+        "more training structures than there are",
+        train(data={"train": "train.xyz", "n_train": 500}),
+        ("train.xyz", "n_train is 500"),
+    ),
     Case("option that is mistyped", lambda d: ["train", d / "bad.yaml", "--ouy", "x"], ("--ouy",), code=2),
     # models and runs
     Case("model that is not there", info(lambda path, good: None), ("bad.safetensors", "no such model file")),
     Case("model that is text", info(text("hello")), ("bad.safetensors", "not a safetensors file")),
-    Case("model cut short", info(lambda path, good: path.write_bytes(good.read_bytes()[:-50])), ("bad.safetensors", "truncated")),
+    Case(
+        "model cut short",
+        info(lambda path, good: path.write_bytes(good.read_bytes()[:-50])),
+        ("bad.safetensors", "truncated"),
+    ),
     Case("model that is a pickle", info(poisoned_pickle), ("bad.safetensors", "not a safetensors file")),
-    Case("safetensors file of something else", info(lambda path, good: save_file({"x": np.zeros(2)}, path)), ("bad.safetensors", "not an mlff model")),
+    Case(
+        "safetensors file of something else",
+        info(lambda path, good: save_file({"x": np.zeros(2)}, path)),
+        ("bad.safetensors", "not an mlff model"),
+    ),
     Case("model that lacks a parameter", info(model(drop("readout_0"))), ("bad.safetensors", "readout_0", "missing")),
     Case("model with a parameter that is NaN", info(model(poison)), ("bad.safetensors", "parameter", "not finite")),
     Case("model with a parameter of another shape", info(model(reshape)), ("bad.safetensors", "embedding", "shape")),
     Case("model with parameters that are whole numbers", info(model(whole)), ("bad.safetensors", "parameter", "int32")),
     Case("model with a parameter inside another", info(model(nested)), ("bad.safetensors", "not that of an mlff model")),
-    Case("model that promises 10^9 layers", info(model(header=lambda h: h["model"].update(layers=10**9))), ("bad.safetensors", "1000000000 layers")),
-    Case("model that promises 10^9 channels", info(model(header=lambda h: h["model"].update(channels=10**9))), ("bad.safetensors", "1000000000 channels")),
-    Case("model with an endless cutoff", info(model(header=lambda h: h["model"].update(cutoff=1e300))), ("bad.safetensors", "less than or equal to 100")),
-    Case("model whose header holds an infinity", info(model(header=lambda h: h["metadata"].update(x=float("inf")))), ("bad.safetensors", "metadata")),
-    Case("model with an element of 400 digits", info(model(header=lambda h: h.update(baseline={"1": 10**400, "8": 0}))), ("bad.safetensors", "OverflowError")),
-    Case("model whose certificate is none", info(model(header=lambda h: h["metadata"].update(certificate=[1]))), ("bad.safetensors", "metadata")),
-    Case("model whose errors are none", info(model(header=lambda h: h["metadata"].update(errors={"x": {"a": 1}}))), ("bad.safetensors", "errors", "metadata")),
+    Case(
+        "model that promises 10^9 layers",
+        info(model(header=lambda h: h["model"].update(layers=10**9))),
+        ("bad.safetensors", "1000000000 layers"),
+    ),
+    Case(
+        "model that promises 10^9 channels",
+        info(model(header=lambda h: h["model"].update(channels=10**9))),
+        ("bad.safetensors", "1000000000 channels"),
+    ),
+    Case(
+        "model with an endless cutoff",
+        info(model(header=lambda h: h["model"].update(cutoff=1e300))),
+        ("bad.safetensors", "less than or equal to 100"),
+    ),
+    Case(
+        "model whose header holds an infinity",
+        info(model(header=lambda h: h["metadata"].update(x=float("inf")))),
+        ("bad.safetensors", "metadata"),
+    ),
+    Case(
+        "model with an element of 400 digits",
+        info(model(header=lambda h: h.update(baseline={"1": 10**400, "8": 0}))),
+        ("bad.safetensors", "OverflowError"),
+    ),
+    Case(
+        "model whose certificate is none",
+        info(model(header=lambda h: h["metadata"].update(certificate=[1]))),
+        ("bad.safetensors", "metadata"),
+    ),
+    Case(
+        "model whose errors are none",
+        info(model(header=lambda h: h["metadata"].update(errors={"x": {"a": 1}}))),
+        ("bad.safetensors", "errors", "metadata"),
+    ),
     Case(
         "model whose reference structures are ragged",
         evaluate_model(model(header=lambda h: h["metadata"].update(references=[REFERENCE | {"forces": [[0, 0, 0]] * 2}]))),
@@ -501,13 +643,41 @@ CASES = [
         evaluate_model(model(header=lambda h: h["metadata"].update(references=[REFERENCE | {"numbers": [10**30]}]))),
         ("bad.safetensors", "reference structures cannot be evaluated"),
     ),
-    Case("model file whose header has no end", info(text(b"\xff" * 8 + b"{}")), ("bad.safetensors", "not a safetensors file, or truncated")),
-    Case("model file whose header is larger than the file", info(text((10**9).to_bytes(8, "little") + b"{}")), ("bad.safetensors", "truncated")),
-    Case("model of a newer version", info(model(header=lambda h: h.update(format_version=99))), ("bad.safetensors", "format 99", "newer")),
-    Case("model with an unknown architecture", info(model(header=lambda h: h["model"].update(architecture="os.system"))), ("bad.safetensors", "os.system")),
-    Case("model whose header lacks the elements", info(model(header=lambda h: h.pop("elements"))), ("bad.safetensors", "elements")),
-    Case("run directory without a model", lambda d: ["info", (d / "empty").mkdir() or d / "empty"], ("empty", "no such model file")),
-    Case("run directory below a file", lambda d: ["train", d / "ok.yaml", "--out", good_config(d) / "train.xyz" / "run"], ("train.xyz/run", "not a directory")),
+    Case(
+        "model file whose header has no end",
+        info(text(b"\xff" * 8 + b"{}")),
+        ("bad.safetensors", "not a safetensors file, or truncated"),
+    ),
+    Case(
+        "model file whose header is larger than the file",
+        info(text((10**9).to_bytes(8, "little") + b"{}")),
+        ("bad.safetensors", "truncated"),
+    ),
+    Case(
+        "model of a newer version",
+        info(model(header=lambda h: h.update(format_version=99))),
+        ("bad.safetensors", "format 99", "newer"),
+    ),
+    Case(
+        "model with an unknown architecture",
+        info(model(header=lambda h: h["model"].update(architecture="os.system"))),
+        ("bad.safetensors", "os.system"),
+    ),
+    Case(
+        "model whose header lacks the elements",
+        info(model(header=lambda h: h.pop("elements"))),
+        ("bad.safetensors", "elements"),
+    ),
+    Case(
+        "run directory without a model",
+        lambda d: ["info", (d / "empty").mkdir() or d / "empty"],
+        ("empty", "no such model file"),
+    ),
+    Case(
+        "run directory below a file",
+        lambda d: ["train", d / "ok.yaml", "--out", good_config(d) / "train.xyz" / "run"],
+        ("train.xyz/run", "not a directory"),
+    ),
     Case("run directory that another process uses", busy_run, ("run", "another process trains there")),
     Case("trajectory that another process writes", busy_trajectory, ("md.xyz", "another process writes it")),
     Case(

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from mlff.config import LennardJones, Morse
-from mlff.potential import Potential
+from mlff.config.options import LennardJones, Morse
+from mlff.potential.potential import Potential
 
 BASELINE = {1: -13.6, 6: -1029.0, 8: -2041.5, 14: -7900.0, 18: -14354.0, 29: -45000.0}
 

@@ -19,7 +19,18 @@ def scripts(monkeypatch):
     """The benchmark scripts, importable."""
     monkeypatch.syspath_prepend(str(SCRIPTS))
     monkeypatch.syspath_prepend(str(SCRIPTS / "peers"))
-    names = ("cost_per_step", "dynamics", "edge", "environments", "front", "launch", "machine", "oracles", "service", "time_to_accuracy")
+    names = (
+        "cost_per_step",
+        "dynamics",
+        "edge",
+        "environments",
+        "front",
+        "launch",
+        "machine",
+        "oracles",
+        "service",
+        "time_to_accuracy",
+    )
     yield
     for name in names:
         sys.modules.pop(name, None)
@@ -43,14 +54,19 @@ def test_curves_are_of_codes_with_more_than_one_time_or_number(scripts, tmp_path
     def row(code, minutes, error):
         return {"code": code, "minutes": minutes, "errors": {name: {"forces_rmse": error} for name in ("t300", "t600")}}
 
-    found = curves([row("mlff", 15, 2.0), row("mlff", 1, 8.0), row("mace", 15, 9.0), {"code": "mlff", "minutes": 30, "failed": "no"}])
+    found = curves(
+        [row("mlff", 15, 2.0), row("mlff", 1, 8.0), row("mace", 15, 9.0), {"code": "mlff", "minutes": 30, "failed": "no"}]
+    )
     assert {code: list(times) for code, times in found.items()} == {"mlff": [1, 15]}
     assert curve_table(found).splitlines()[-1] == "| mlff | 8.0 / 8.0 | 2.0 / 2.0 |"
     plot(found, tmp_path / "curve.png")
     assert (tmp_path / "curve.png").stat().st_size
     fewer = [{**row("mlff", 15, error), "structures": number} for number, error in ((50, 9.0), (450, 2.0))]
     found = curves(fewer, "structures")
-    assert curve_table(found, "structures").splitlines()[::2] == ["| structures | 50 | 450 |", "| mlff | 9.0 / 9.0 | 2.0 / 2.0 |"]
+    assert curve_table(found, "structures").splitlines()[::2] == [
+        "| structures | 50 | 450 |",
+        "| mlff | 9.0 / 9.0 | 2.0 / 2.0 |",
+    ]
     plot(found, tmp_path / "structures.png", "structures")
     assert (tmp_path / "structures.png").stat().st_size
 

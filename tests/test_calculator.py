@@ -25,9 +25,9 @@ from ase.mep import NEB
 from ase.optimize import BFGS, FIRE
 from ase.vibrations import Vibrations
 
-from mlff.calculator import MLFFCalculator
-from mlff.committee import committee
-from mlff.errors import ConfigError, ModelFileError, StructureError
+from mlff.basics.errors import ConfigError, ModelFileError, StructureError
+from mlff.interfaces.ase import MLFFCalculator
+from mlff.potential.committee import committee
 from mlff.simulation.md import run_md
 from tests.conftest import make_potential
 from tests.potentials import lennard_jones, morse
@@ -430,7 +430,9 @@ def test_called_as_ase_calls_it(exact):
     assert atoms.get_properties(["energy", "stress"])["stress"] == pytest.approx(atoms.get_stress())
 
 
-@pytest.mark.parametrize("again", [lambda x: pickle.loads(pickle.dumps(x)), copy.copy, copy.deepcopy], ids=["pickle", "copy", "deepcopy"])
+@pytest.mark.parametrize(
+    "again", [lambda x: pickle.loads(pickle.dumps(x)), copy.copy, copy.deepcopy], ids=["pickle", "copy", "deepcopy"]
+)
 def test_a_used_calculator_can_be_copied(together, ethanol, again):
     original = ethanol.calc = MLFFCalculator(together)
     energy, forces, spread = ethanol.get_potential_energy(), ethanol.get_forces(), original.get_property("energy_std")
@@ -488,8 +490,8 @@ import os, pickle, sys, warnings
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from ase.build import bulk
-from mlff.calculator import MLFFCalculator
-from mlff.training.loop import train
+from mlff.interfaces.ase import MLFFCalculator
+from mlff.training.train import train
 from tests.potentials import lennard_jones
 
 def energy(calculator, atoms=bulk("Cu", cubic=True)):
@@ -524,7 +526,9 @@ def test_forked_processes_compute_or_say_spawn(tmp_path):
     script = tmp_path / "forked.py"
     script.write_text(FORKED, encoding="utf-8")
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
-    done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=120, env=environment, cwd=tmp_path)
+    done = subprocess.run(
+        [sys.executable, script], capture_output=True, text=True, timeout=120, env=environment, cwd=tmp_path
+    )
     assert done.returncode == 0, done.stderr
     early, first, known, *refused, copied, spawned, last = done.stdout.splitlines()
     assert float(early) == float(first) == float(known) == float(copied)

@@ -15,7 +15,7 @@ from ase.io import read, write
 from typer.testing import CliRunner
 
 from mlff import MLFFCalculator, Potential
-from mlff.certificate import checks, full
+from mlff.certificate import checks, stability
 from mlff.certificate.certificate import Certificate
 from mlff.cli import app
 from tests import samples
@@ -210,7 +210,9 @@ def test_md_of_few_atoms_keeps_to_one_thread(folder, monkeypatch, few, threads):
     monkeypatch.setenv("PJRT_NPROC", "2")  # so that it is taken back afterwards
     monkeypatch.delenv("PJRT_NPROC")
     monkeypatch.setattr("mlff.cli.simulate._SMALL", 1000 if few else 0)
-    code, _, err = call("md", folder / "copper.safetensors", folder / "copper.xyz", "--steps", 2, "--out", folder / f"{few}.traj")
+    code, _, err = call(
+        "md", folder / "copper.safetensors", folder / "copper.xyz", "--steps", 2, "--out", folder / f"{few}.traj"
+    )
     assert code == 0, err
     assert os.environ.get("PJRT_NPROC") == threads
 
@@ -397,7 +399,9 @@ def test_certify_writes_into_the_model_and_fails_on_a_failed_line(folder, tmp_pa
     model, plot = tmp_path / "bonds.safetensors", tmp_path / "certificate.png"
     morse().save(model)
     write(tmp_path / "water.xyz", molecule("H2O"))
-    code, out, err = call("certify", model, tmp_path / "water.xyz", "--plot", plot, "--json", tmp_path / "lines.json", "--quiet")
+    code, out, err = call(
+        "certify", model, tmp_path / "water.xyz", "--plot", plot, "--json", tmp_path / "lines.json", "--quiet"
+    )
     lines = {line["name"]: line for line in json.loads((tmp_path / "lines.json").read_text())["lines"]}
     assert lines["forces against energies"]["passed"] and lines["symmetry, energy"]["passed"]
     assert plot.read_bytes().startswith(b"\x89PNG")
@@ -408,7 +412,7 @@ def test_certify_writes_into_the_model_and_fails_on_a_failed_line(folder, tmp_pa
         MLFFCalculator(model)
     assert "nothing to certify" in fails("certify", folder / "bonds.safetensors")
     # --full keeps what is done when it is interrupted, and a short certificate keeps the lines of a full one
-    monkeypatch.setattr(full, "nve", lambda *arguments: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr(stability, "nve", lambda *arguments: (_ for _ in ()).throw(KeyboardInterrupt))
     arguments = ["certify", model, tmp_path / "labelled.xyz", "--full", "--length", "0.1", "--quiet"]
     write(tmp_path / "labelled.xyz", labelled())
     assert call(*arguments)[0] == 130
@@ -428,4 +432,6 @@ def test_nothing_to_compare_is_said(folder, tmp_path, monkeypatch):
     code, _, err = call("certify", folder / "bonds.safetensors", folder / "water.xyz", "--quiet")
     assert code == 0 and "note: " in err and "no labels, nothing to compare" in err
     write(tmp_path / "large.xyz", bulk("Cu", cubic=True).repeat(4))
-    assert "holds no structure of up to 200 atoms" in fails("certify", folder / "copper.safetensors", tmp_path / "large.xyz", "--quiet")
+    assert "holds no structure of up to 200 atoms" in fails(
+        "certify", folder / "copper.safetensors", tmp_path / "large.xyz", "--quiet"
+    )

@@ -12,15 +12,15 @@ from safetensors import safe_open
 from safetensors.numpy import save
 from typer.testing import CliRunner
 
-from mlff import references
-from mlff.calculator import MLFFCalculator
+from mlff.basics.errors import ModelFileError
 from mlff.cli import app
-from mlff.committee import committee
 from mlff.data.structure import Structure
-from mlff.errors import ModelFileError
+from mlff.interfaces.ase import MLFFCalculator
 from mlff.models import registry
 from mlff.models.parameters import initial_params
-from mlff.potential import Potential
+from mlff.potential import selfcheck
+from mlff.potential.committee import committee
+from mlff.potential.potential import Potential
 from tests.conftest import ELEMENTS, MODELS, make_potential
 
 
@@ -37,8 +37,8 @@ def members() -> list[Potential]:
 
 @pytest.fixture(scope="module")
 def together(members) -> Potential:
-    entries = references.record(members[0], [Structure.from_atoms(molecule("CH3OH")), Structure.from_atoms(bulk("Si"))])
-    return committee([replace(m, metadata={references.KEY: entries}) for m in members])
+    entries = selfcheck.record(members[0], [Structure.from_atoms(molecule("CH3OH")), Structure.from_atoms(bulk("Si"))])
+    return committee([replace(m, metadata={selfcheck.KEY: entries}) for m in members])
 
 
 def test_results_are_means_and_standard_deviations(members, together, ethanol, silicon):

@@ -11,15 +11,15 @@ import numpy as np
 import pytest
 from ase.build import bulk
 
-from mlff import compiler
-from mlff.config import ACE, LennardJones, Loss, SchNet
+from mlff.basics import compiler
+from mlff.basics.errors import CompilerError
+from mlff.config.options import ACE, LennardJones, Loss, SchNet
 from mlff.data.batching import Sizes, make_graph, make_sample
 from mlff.data.structure import Structure
-from mlff.derivatives import predict
-from mlff.errors import CompilerError
 from mlff.graph import Labels
 from mlff.models import registry
 from mlff.models.parameters import initial_params
+from mlff.potential.derivatives import predict
 from mlff.training import losses
 from tests.conftest import make_potential
 
@@ -52,7 +52,9 @@ def test_what_is_compiled_computes_right_and_is_checked_once(fresh, monkeypatch)
 
 
 def test_a_compiler_that_computes_wrong_is_an_error_before_anything_is_computed(fresh, monkeypatch, ethanol):
-    monkeypatch.setattr(compiler, "_expected", lambda *arrays, right=compiler._expected: right(*arrays) | {"functions": np.ones((8, 1001))})
+    monkeypatch.setattr(
+        compiler, "_expected", lambda *arrays, right=compiler._expected: right(*arrays) | {"functions": np.ones((8, 1001))}
+    )
     potential = make_potential("morse")
     for _ in range(2):
         with pytest.raises(CompilerError, match=r"functions in float32.*jaxlib.*Install another version"):
@@ -74,10 +76,16 @@ def test_the_fault_of_0_10_2_is_seen_where_its_path_is_on(precision):
 
 def test_flags_of_the_user_win_and_are_checked(fresh):
     """A process of its own, for XLA reads its flags once."""
-    code = "from mlff import compiler; compiler.FAULTY = compiler.version('jaxlib'),; print(*compiler.quick()); compiler.check()"
+    code = "from mlff.basics import compiler; compiler.FAULTY = compiler.version('jaxlib'),; print(*compiler.quick()); compiler.check()"
     level = "xla_backend_optimization_level"
-    for flags, names in (("", [level, compiler.FUSIONS]), (f"--{compiler.FUSIONS}=", [level]), (f"--{level}=1", [compiler.FUSIONS])):
-        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, env=os.environ | {"XLA_FLAGS": flags})
+    for flags, names in (
+        ("", [level, compiler.FUSIONS]),
+        (f"--{compiler.FUSIONS}=", [level]),
+        (f"--{level}=1", [compiler.FUSIONS]),
+    ):
+        done = subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, env=os.environ | {"XLA_FLAGS": flags}
+        )
         assert (done.returncode, done.stdout.split()) == (0, names), done.stderr
 
 

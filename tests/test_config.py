@@ -6,9 +6,9 @@ import json
 
 import pytest
 
-from mlff.config import ACE, Config, SchNet
-from mlff.configfile import dump_config, load_config, make_config
-from mlff.errors import ConfigError
+from mlff.basics.errors import ConfigError
+from mlff.config.load import dump_config, load_config, make_config
+from mlff.config.options import ACE, Config, SchNet
 
 DATA = {"train": "a.xyz"}
 
@@ -36,7 +36,13 @@ def test_defaults_of_a_config_of_one_line(tmp_path):
 
 @pytest.mark.parametrize(
     ("loss", "kind"),
-    [({}, "mae"), ({"forces": 10}, "mae"), ({"forces": 0}, "mse"), ({"forces": 0.0}, "mse"), ({"forces": 0, "kind": "huber"}, "huber")],
+    [
+        ({}, "mae"),
+        ({"forces": 10}, "mae"),
+        ({"forces": 0}, "mse"),
+        ({"forces": 0.0}, "mse"),
+        ({"forces": 0, "kind": "huber"}, "huber"),
+    ],
 )
 def test_absolute_errors_by_default_but_squares_for_energies_only(loss, kind):
     assert make_config({"data": DATA, "loss": loss}).loss.kind == kind
@@ -77,11 +83,17 @@ def test_unknown_keys_suggest_known_ones_at_every_level(raw, expected):
     "raw, expected",
     [
         ({"data": {}}, "'data.train' is missing"),
-        ({"data": {"train": 5}}, "'data.train': input should be a valid string or a section of keys and values or a valid list (found 5)"),
+        (
+            {"data": {"train": 5}},
+            "'data.train': input should be a valid string or a section of keys and values or a valid list (found 5)",
+        ),
         ({"data": DATA | {"reference_energies": {"H": "x"}}}, "'data.reference_energies.H': input should be a valid number"),
         ({"data": DATA | {"reference_energies": "fit"}}, "'data.reference_energies': input should be 'auto', 'isolated'"),
         ({"data": DATA | {"units": {"energy": "kcal"}}}, "'data.units.energy': input should be 'eV', 'meV', 'Hartree'"),
-        ({"data": DATA | {"test": {"hot": ["a"]}}}, "'data.test.hot': input should be a valid string or a section of keys and values (found ['a'])"),
+        (
+            {"data": DATA | {"test": {"hot": ["a"]}}},
+            "'data.test.hot': input should be a valid string or a section of keys and values (found ['a'])",
+        ),
         ({"model": {"architecture": "mace"}}, "'model': unknown architecture 'mace'; known: ace, schnet"),
         ({"model": "ace"}, "'model': input should be a section of keys and values (found 'ace')"),
         ({"training": 3}, "'training': input should be a section of keys and values (found 3)"),
@@ -201,7 +213,9 @@ def test_lint_off_is_a_word_though_yaml_reads_a_truth_value(tmp_path):
 
 def test_a_loss_without_any_weight_is_refused():
     """Every error would count as 0."""
-    assert _message({"loss": {"energy": 0, "forces": 0}}).startswith("'loss': energy, forces and stress all have weight 0 from 0 of")
+    assert _message({"loss": {"energy": 0, "forces": 0}}).startswith(
+        "'loss': energy, forces and stress all have weight 0 from 0 of"
+    )
     late = {"forces": 0, "schedule": [{"start": 0.5, "energy": 0}, {"start": 0.8, "energy": 1}]}
     assert "all have weight 0 from 0.5 of training on" in _message({"loss": late})
     make_config({"data": DATA, "loss": {"energy": 0, "forces": 0, "schedule": [{"start": 0, "stress": 1}]}})

@@ -10,9 +10,9 @@ from ase.build import bulk, molecule
 from scipy.spatial.transform import Rotation
 
 from mlff import Potential, evaluate
+from mlff.basics.errors import ModelFileError
 from mlff.data.structure import Structure
-from mlff.environments import fingerprints, summarise
-from mlff.errors import ModelFileError
+from mlff.potential.domain import fingerprints, summarise
 from mlff.report.structures import write_predictions
 from tests.potentials import morse
 
@@ -133,7 +133,9 @@ def test_the_same_element_bonded_to_others_has_ranges_of_its_own():
     assert seen.coverage.distances(Structure.from_atoms(other))[:2].min() > 2
 
 
-@pytest.mark.parametrize("make", [stiff, lambda seed: solid(seed), lambda seed: argon(seed)], ids=["molecule", "crystal", "gas"])
+@pytest.mark.parametrize(
+    "make", [stiff, lambda seed: solid(seed), lambda seed: argon(seed)], ids=["molecule", "crystal", "gas"]
+)
 def test_structures_like_those_of_the_training_are_inside(make):
     known = [make(seed) for seed in range(60)]
     seen = summarise(known, tuple(sorted(set(known[0].numbers.tolist()))), cutoff=5.0)

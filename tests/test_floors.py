@@ -6,15 +6,27 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parents[1] / "mlff"
-FLOORS = [
-    {"compiler", "errors", "units", "numerics", "plainyaml", "config", "configfile", "files", "interruption", "provenance", "runtime"},
-    {"graph"},
-    {"data"},
-    {"models"},
-    {"committee", "coverage", "derivatives", "environments", "modelfile", "potential", "programs", "references"},
-    {"training"},
-    {"calculator", "simulation", "certificate", "report", "cli"},
-]
+FLOORS = {
+    "basics": "errors, units, files, signals, JAX and its compiler",
+    "config": "the options of a training run, and how a file of them is read",
+    "graph": "the arrays of one batch",
+    "data": "files to structures, neighbour lists, batches",
+    "lint": "whether reference data can be right",
+    "models": "graph to energies of atoms: `ace`, `schnet`, pair potentials",
+    "potential": "energy to forces, stress, Hessian; compiled, saved, loaded, checked on a new machine; distance from the training data",
+    "training": "losses, optimisers, steps, checkpoints, metrics",
+    "simulation": "molecular dynamics, relaxation, sampling",
+    "interfaces": "the potential in other programs: ASE",
+    "certificate": "checks of a potential before it is used",
+    "report": "tables and plots",
+    "cli": "the commands",
+}  #: from below; a folder imports from those before it only
+APART = {
+    ("lint", "models"),
+    ("training", "simulation"),
+    ("simulation", "interfaces"),
+    ("training", "interfaces"),
+}  #: know nothing of each other
 FILES = sorted(PACKAGE.rglob("*.py"))
 FORBIDDEN_CALLS = {"eval", "exec", "compile", "__import__"}
 FORBIDDEN_MODULES = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "marshal", "shelve"}
@@ -27,10 +39,9 @@ def parse(file: Path) -> ast.Module:
     return ast.parse(file.read_text(encoding="utf-8"), str(file))
 
 
-def floor(name: str) -> int:
-    """The floor of a module of the package or of a folder in it, e.g. data.dataset: 2."""
-    (number,) = [number for number, names in enumerate(FLOORS) if name.split(".")[0] in names]
-    return number
+def folder(module: str) -> str:
+    """The folder of a module, e.g. of data.dataset: data."""
+    return module.split(".")[0]
 
 
 def imports(tree: ast.Module):
@@ -48,24 +59,58 @@ def imports(tree: ast.Module):
                 yield node.lineno, node.module.removeprefix("mlff.")
 
 
-def test_every_module_has_one_floor():
-    names = {file.relative_to(PACKAGE).parts[0].removesuffix(".py") for file in FILES} - {"__init__"}
-    assert names == set().union(*FLOORS)
-    assert sum(map(len, FLOORS)) == len(names)
+def module_name(file: Path) -> str:
+    return ".".join(file.relative_to(PACKAGE).with_suffix("").parts).removesuffix(".__init__")
+
+
+MODULES = {module_name(file): file for file in FILES}
+
+
+def imported_modules(file: Path) -> set[str]:
+    """Modules of the package that a module imports, those inside functions and for types too."""
+    found = set()
+    for _, name in imports(parse(file)):
+        found.add(name if name in MODULES else name.rpartition(".")[0])
+    for node in ast.walk(parse(file)):
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("mlff."):
+            parent = node.module.removeprefix("mlff.")
+            found |= {f"{parent}.{name.name}" for name in node.names if f"{parent}.{name.name}" in MODULES}
+    return found & MODULES.keys()
+
+
+def test_floors_are_the_folders():
+    assert {folder(name) for name in MODULES} - {"__init__"} == FLOORS.keys()
 
 
 @each_file
 def test_imports_go_down(file):
-    name = ".".join(file.relative_to(PACKAGE).with_suffix("").parts)
+    name, order = module_name(file), list(FLOORS)
     if name == "__init__":
         return
-    up = [f"line {line}: {module}" for line, module in imports(parse(file)) if floor(module) > floor(name)]
-    assert not up, f"mlff.{name} is on floor {floor(name)}, but imports from above: {'; '.join(up)}"
+    own = folder(name)
+    up = [other for other in imported_modules(file) if order.index(folder(other)) > order.index(own)]
+    up += [other for other in imported_modules(file) if {(own, folder(other)), (folder(other), own)} & APART]
+    assert not up, f"mlff.{name} imports from above or from beside: {', '.join(sorted(up))}"
+
+
+def test_no_module_imports_in_a_circle():
+    arrows = {name: imported_modules(file) - {name} for name, file in MODULES.items()}
+    done: list[str] = []
+    while free := [name for name, others in arrows.items() if name not in done and others <= set(done)]:
+        done += free
+    left = {name: sorted(others - set(done)) for name, others in arrows.items() if name not in done}
+    assert not left, f"modules that import each other: {left}"
+
+
+def test_the_readme_shows_these_floors():
+    readme = (PACKAGE.parent / "README.md").read_text(encoding="utf-8")
+    rows = [f"| `{name}` | {what} |" for name, what in reversed(FLOORS.items())]
+    assert "\n".join(["| folder of `mlff/` | |", "|---|---|", *rows]) in readme
 
 
 def test_the_package_itself_imports_nothing_heavy():
     tree = parse(PACKAGE / "__init__.py")
-    assert {module for _, module in imports(tree)} == {"runtime"}
+    assert {module for _, module in imports(tree)} == {"basics.runtime"}
 
 
 @each_file
@@ -84,7 +129,11 @@ def test_no_code_is_read_from_files(file):
             assert (node.module or "").split(".")[0] not in FORBIDDEN_MODULES, where
         elif isinstance(node, ast.Call):
             assert not (isinstance(node.func, ast.Name) and node.func.id in FORBIDDEN_CALLS), where
-            if isinstance(node.func, ast.Attribute) and isinstance(node.func.value, ast.Name) and node.func.value.id == "yaml":
+            if (
+                isinstance(node.func, ast.Attribute)
+                and isinstance(node.func.value, ast.Name)
+                and node.func.value.id == "yaml"
+            ):
                 assert node.func.attr not in UNSAFE_YAML, where
                 assert node.func.attr != "load" or ast.unparse(node.args[1]) in safe_loaders, where
             for keyword in node.keywords:
@@ -94,7 +143,9 @@ def test_no_code_is_read_from_files(file):
 
 def test_names_from_files_are_looked_up_in_one_table_only():
     dynamic = {file.name for file in FILES if "import_module" in file.read_text(encoding="utf-8")}
-    assert dynamic == {"__init__.py", "sampling.py"}, "only public names, and the calculator that the user's own command names"
+    assert dynamic == {"__init__.py", "sampling.py"}, (
+        "only public names, and the calculator that the user's own command names"
+    )
 
 
 @each_file

@@ -16,12 +16,12 @@ from ase.io import read, write
 from safetensors.numpy import load_file
 from typer.testing import CliRunner
 
+from mlff.basics.errors import FileError
+from mlff.basics.files import cannot_write, replacing, write_text
 from mlff.certificate import certificate
 from mlff.certificate.line import Line
 from mlff.cli import app
-from mlff.errors import FileError
-from mlff.files import cannot_write, replacing, write_text
-from mlff.potential import Potential
+from mlff.potential.potential import Potential
 from mlff.simulation import md
 from mlff.simulation.record import state_path
 from mlff.training import trainer

@@ -13,12 +13,12 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mlff.basics.errors import DataError, ModelFileError
+from mlff.config.plainyaml import plain_values
 from mlff.data.dataset import read_dataset
-from mlff.errors import DataError, ModelFileError
-from mlff.plainyaml import plain_values
+from mlff.potential.neighborlist import VerletList
 from mlff.report import tables
 from mlff.simulation.md import run_md
-from mlff.simulation.verlet import VerletList
 from mlff.training.checkpoint import Checkpoints
 from mlff.training.run import Run
 from tests import samples
@@ -152,7 +152,7 @@ def test_what_the_hdf5_library_crashes_or_hangs_on_is_not_handed_to_it(change, t
     content = bytearray(buffer.getvalue())
     change(content)
     (tmp_path / "a.h5").write_bytes(content)
-    command = "import sys; from mlff.data.dataset import read_dataset; from mlff.errors import DataError\n"
+    command = "import sys; from mlff.data.dataset import read_dataset; from mlff.basics.errors import DataError\n"
     command += "try: read_dataset(sys.argv[1])\nexcept DataError: pass"
     command = [sys.executable, "-c", command, tmp_path / "a.h5"]
     ended = subprocess.run(command, timeout=60, capture_output=True, text=True, check=False)

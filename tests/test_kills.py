@@ -44,7 +44,7 @@ def content(folder, name):
 @pytest.mark.parametrize("name", ["md.xyz", "md.traj"])
 def test_dynamics_killed_at_any_moment_goes_on(tmp_path, monkeypatch, name):
     monkeypatch.setattr(md, "SAVE_EVERY", 0.0)
-    monkeypatch.setattr("mlff.files.sync", lambda path: None)
+    monkeypatch.setattr("mlff.basics.files.sync", lambda path: None)
     folder, alone = tmp_path / "run", tmp_path / "alone"
     for place in (folder, alone):
         place.mkdir()
@@ -66,7 +66,7 @@ def test_dynamics_killed_at_any_moment_goes_on(tmp_path, monkeypatch, name):
 
 def test_dynamics_killed_while_it_goes_on_goes_on(tmp_path, monkeypatch):
     """The cuts of a restart (frames and lines after the state) may be interrupted too."""
-    monkeypatch.setattr("mlff.files.sync", lambda path: None)
+    monkeypatch.setattr("mlff.basics.files.sync", lambda path: None)
     alone, folder = tmp_path / "alone", tmp_path / "run"
     for place in (alone, folder):
         place.mkdir()

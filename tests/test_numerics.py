@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy.integrate import quad
 
-from mlff.numerics import dense, safe_divide, safe_norm, smooth_silu
+from mlff.basics.numerics import dense, safe_divide, safe_norm, smooth_silu
 
 
 @pytest.fixture(autouse=True)

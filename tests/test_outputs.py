@@ -12,9 +12,9 @@ from ase.build import bulk, molecule
 from ase.io import read, write
 from typer.testing import CliRunner
 
+from mlff.basics.errors import DataError, FileError
+from mlff.basics.files import check_output, check_outputs
 from mlff.cli import app
-from mlff.errors import DataError, FileError
-from mlff.files import check_output, check_outputs
 from mlff.report.structures import check_relaxed
 from tests.potentials import lennard_jones, morse
 
@@ -100,7 +100,7 @@ def test_a_disk_that_cannot_be_written_is_refused(tmp_path, monkeypatch):
     def full(*_, **__):
         raise OSError(30, os.strerror(30))
 
-    monkeypatch.setattr("mlff.files.tempfile.TemporaryFile", full)
+    monkeypatch.setattr("mlff.basics.files.tempfile.TemporaryFile", full)
     with pytest.raises(FileError, match="a.xyz: read-only file system: choose another place"):
         check_outputs([(None, ()), (tmp_path / "a.xyz", ())], [])
 
@@ -152,7 +152,9 @@ def test_any_code_page_will_do(folder, tmp_path, page, command):
 def test_tables_and_errors_obey_the_code_page(folder, tmp_path):
     environment = os.environ | {"PYTHONUTF8": "0", "PYTHONIOENCODING": "ascii"}
     line = [sys.executable, "-c", "from mlff.cli import main; main()"]
-    done = subprocess.run([*line, "info", str(folder / "water.xyz"), "--unit", "length=Angstrom"], capture_output=True, env=environment)
+    done = subprocess.run(
+        [*line, "info", str(folder / "water.xyz"), "--unit", "length=Angstrom"], capture_output=True, env=environment
+    )
     assert done.returncode == 0 and done.stderr == b"" and b"?" in done.stdout
     done = subprocess.run([*line, "info", str(tmp_path / "水.xyz")], capture_output=True, env=environment)
     assert done.returncode == 1 and done.stderr.endswith(b"?.xyz: no such file\n")

@@ -22,12 +22,12 @@ from ase.neighborlist import neighbor_list as ase_neighbors
 from ase.stress import full_3x3_to_voigt_6_stress
 
 from mlff import MLFFCalculator, Potential, read_dataset, train
-from mlff.configfile import make_config
+from mlff.basics.errors import DataError, MLFFError
+from mlff.config.load import make_config
 from mlff.data import baseline
 from mlff.data.dataset import load_data
-from mlff.data.lint import lint
 from mlff.data.neighbors import neighbor_list
-from mlff.errors import DataError, MLFFError
+from mlff.lint.lint import lint
 from mlff.simulation.md import run_md
 from mlff.simulation.relax import relax
 from mlff.training import trainer

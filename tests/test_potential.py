@@ -16,14 +16,14 @@ from ase.neighborlist import neighbor_list as ase_neighbors
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
-from mlff.config import SchNet
+from mlff.basics.errors import DataError, ModelFileError, StructureError
+from mlff.config.options import SchNet
 from mlff.data.structure import Structure
-from mlff.errors import DataError, ModelFileError, StructureError
-from mlff.modelfile import FORMAT_VERSION
 from mlff.models import registry
 from mlff.models.atoms import Statistics
 from mlff.models.parameters import initial_params
-from mlff.potential import Potential
+from mlff.potential.modelfile import FORMAT_VERSION
+from mlff.potential.potential import Potential
 from tests.conftest import BASELINE, ELEMENTS, MODELS
 
 PAIR = {"lennard_jones": MODELS["lennard_jones"], "morse": MODELS["morse"]}
@@ -112,7 +112,10 @@ def test_generators_and_structures_are_taken_one_structure_alone_is_not(ethanol)
             "structure 1: atom 1 is U, which this potential does not know; it knows H C O Si",
         ),
         (ase.Atoms("CX", positions=[[0, 0, 0], [2, 0, 0]]), "structure 1: atom 1 has atomic number 0, which is no element"),
-        (ase.Atoms("CO", positions=[[0, 0, 0], [np.nan, 0, 0]]), "structure 1: position of atom 1 is not finite, or beyond 1e+09 Å"),
+        (
+            ase.Atoms("CO", positions=[[0, 0, 0], [np.nan, 0, 0]]),
+            "structure 1: position of atom 1 is not finite, or beyond 1e+09 Å",
+        ),
         (ase.Atoms("CO", positions=[[0, 0, 0], [1e-5, 0, 0]]), "structure 1: atoms 0 and 1 are on top of each other"),
         (ase.Atoms("C", pbc=True), "structure 1: periodic along a, but the cell vector a is zero; set the cell or pbc"),
     ],

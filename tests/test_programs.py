@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from ase.build import bulk
 
-from mlff import MLFFCalculator, programs
+from mlff import MLFFCalculator
+from mlff.potential import compiled
 from mlff.simulation.md import run_md
 from tests.conftest import make_potential
 
@@ -14,14 +15,14 @@ from tests.conftest import make_potential
 @pytest.fixture
 def hasty(monkeypatch):
     """As for users: XLA_FLAGS of the tests set the level, which turns it off."""
-    monkeypatch.setattr(programs.compiler, "hasty", lambda: {"xla_backend_optimization_level": 2})
+    monkeypatch.setattr(compiled.compiler, "hasty", lambda: {"xla_backend_optimization_level": 2})
 
 
 def test_few_calls_compile_hastily_and_many_in_full(hasty, ethanol, monkeypatch):
     potential = make_potential("ace")
     (first,) = potential.predict([ethanol], stress=False)
     slots = len(ethanol) * 8
-    monkeypatch.setattr(programs, "_EARLY", 4 * slots + 1)
+    monkeypatch.setattr(compiled, "_EARLY", 4 * slots + 1)
     seen = [first.forces]
     for _ in range(6):
         seen.append(potential.predict([ethanol], stress=False)[0].forces)
@@ -30,13 +31,15 @@ def test_few_calls_compile_hastily_and_many_in_full(hasty, ethanol, monkeypatch)
         np.testing.assert_allclose(forces, first.forces, atol=1e-4 * np.abs(first.forces).max())
     assert len({forces.tobytes() for forces in seen}) <= 2
     again = make_potential("ace")
-    assert [again.predict([ethanol], stress=False)[0].forces.tobytes() for _ in range(7)] == [forces.tobytes() for forces in seen]
+    assert [again.predict([ethanol], stress=False)[0].forces.tobytes() for _ in range(7)] == [
+        forces.tobytes() for forces in seen
+    ]
 
 
 def test_what_is_large_or_taken_once_is_compiled_in_full(hasty, monkeypatch):
     used = []
-    monkeypatch.setattr(programs.Programs, "jitted", lambda self, name, hasty=False: used.append(hasty) or (lambda *_: None))
-    monkeypatch.setattr(programs, "_EARLY", 200)
+    monkeypatch.setattr(compiled.Programs, "jitted", lambda self, name, hasty=False: used.append(hasty) or (lambda *_: None))
+    monkeypatch.setattr(compiled, "_EARLY", 200)
     potential = make_potential("morse")
     silicon = bulk("Si")
     for name, repeats in (("forces", 1), ("hessian", 1), ("forces", 4)):
@@ -56,4 +59,3 @@ def test_other_devices_have_no_hasty_program(hasty, ethanol, monkeypatch):
     potential = make_potential("morse")
     potential.predict([ethanol])
     assert potential.programs._ready and not potential.programs._hasty
-

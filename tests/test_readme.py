@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from mlff import MLFFCalculator
 from mlff.cli import app
-from mlff.configfile import load_config
+from mlff.config.load import load_config
 from tests.potentials import morse
 
 ROOT = Path(__file__).parents[1]

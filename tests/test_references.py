@@ -10,11 +10,11 @@ import pytest
 from ase import Atoms
 from ase.build import bulk, molecule
 
-from mlff import references
-from mlff.calculator import MLFFCalculator
+from mlff.basics.errors import ModelFileError
 from mlff.data.structure import Structure
-from mlff.errors import ModelFileError
-from mlff.potential import Potential
+from mlff.interfaces.ase import MLFFCalculator
+from mlff.potential import selfcheck
+from mlff.potential.potential import Potential
 from tests.potentials import morse
 
 
@@ -29,20 +29,20 @@ def saved(tmp_path, monkeypatch):
 
     def save(change=lambda entries: None) -> Potential:
         potential = morse()
-        entries = references.record(potential, references.choose(structures()))
+        entries = selfcheck.record(potential, selfcheck.choose(structures()))
         change(entries)
         path = tmp_path / "model.safetensors"
-        replace(potential, metadata={references.KEY: entries}).save(path)
+        replace(potential, metadata={selfcheck.KEY: entries}).save(path)
         return path
 
     return save
 
 
 def test_chosen_are_different_compositions_and_no_free_atoms():
-    chosen = references.choose(structures())
+    chosen = selfcheck.choose(structures())
     assert sorted(s.formula for s in chosen) == ["CH4", "H2O", "Si2"]
-    assert len(references.choose(structures()[:3])) == 3
-    assert references.choose([structures()[-1]])[0].formula == "H"
+    assert len(selfcheck.choose(structures()[:3])) == 3
+    assert selfcheck.choose([structures()[-1]])[0].formula == "H"
 
 
 def test_a_sound_file_is_checked_once_per_platform(saved, monkeypatch):
@@ -51,7 +51,7 @@ def test_a_sound_file_is_checked_once_per_platform(saved, monkeypatch):
     assert [len(atoms) for atoms in potential.reference_structures] == [3, 5, 2]
     monkeypatch.setattr(Potential, "predict", lambda *_, **__: pytest.fail("computed again"))
     Potential.load(path)
-    monkeypatch.setattr(references, "platform_name", lambda: "another machine")
+    monkeypatch.setattr(selfcheck, "platform_name", lambda: "another machine")
     with pytest.raises(pytest.fail.Exception):
         Potential.load(path)
     Potential.load(path, verify=False)
@@ -111,7 +111,9 @@ def test_stresses_are_looked_at_when_stresses_are_asked_for(saved):
         atoms.get_stress()
 
 
-@pytest.mark.parametrize("file", sorted((Path(__file__).parent / "formats").glob("model_*.safetensors")), ids=lambda f: f.stem)
+@pytest.mark.parametrize(
+    "file", sorted((Path(__file__).parent / "formats").glob("model_*.safetensors")), ids=lambda f: f.stem
+)
 def test_files_of_every_released_format_load_and_give_what_they_gave(file, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     potential = Potential.load(file)

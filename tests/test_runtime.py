@@ -13,8 +13,8 @@ import pytest
 from ase.build import molecule
 from jax.experimental.compilation_cache import compilation_cache as cache
 
-from mlff import runtime
-from mlff.potential import Potential
+from mlff.basics import runtime
+from mlff.potential.potential import Potential
 from tests.conftest import make_potential
 
 SETTINGS = [
@@ -85,7 +85,7 @@ def test_memory_that_was_never_used_is_not_counted_twice():
         [
             "from pathlib import Path",
             "import mlff, numpy as np",
-            "from mlff.runtime import free_memory",
+            "from mlff.basics.runtime import free_memory",
             "def available(): return next(1024 * int(l.split()[1]) for l in open('/proc/meminfo') if 'MemAvailable' in l)",
             "fresh = free_memory() - available()",
             "np.ones(2**26)",
@@ -102,9 +102,11 @@ def test_memory_that_was_never_used_is_not_counted_twice():
 @pytest.mark.parametrize("choice, asynchronous", [("", False), ("default", True)])
 def test_programs_run_where_they_are_called_if_memory_is_kept(choice, asynchronous):
     """Their temporaries are then memory of the main thread."""
-    code = "import mlff.potential, jax; print(jax.config.read('jax_cpu_enable_async_dispatch'))"
+    code = "import mlff.potential.potential, jax; print(jax.config.read('jax_cpu_enable_async_dispatch'))"
     environment = os.environ | {"MLFF_MALLOC": choice}
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120, env=environment)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120, env=environment
+    )
     assert done.stdout.strip() == str(asynchronous)
 
 
@@ -134,5 +136,13 @@ def test_kept_programs_are_loaded_in_silence(tmp_path):
         environment = os.environ | {"XDG_CACHE_HOME": str(tmp_path)}
         environment.pop("TF_CPP_MIN_LOG_LEVEL", None)
         root = Path(__file__).parents[1]
-        done = subprocess.run([sys.executable, "-c", "import mlff; " + code], capture_output=True, text=True, check=True, timeout=120, env=environment, cwd=root)
+        done = subprocess.run(
+            [sys.executable, "-c", "import mlff; " + code],
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=120,
+            env=environment,
+            cwd=root,
+        )
         assert done.stderr == ""

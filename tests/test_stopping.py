@@ -13,10 +13,10 @@ from ase.build import bulk, molecule
 from ase.io import read, write
 from typer.testing import CliRunner
 
+from mlff.basics.signals import Terminated
 from mlff.cli import app
-from mlff.data import lint
-from mlff.interruption import Terminated
-from mlff.potential import Potential
+from mlff.lint import lint
+from mlff.potential.potential import Potential
 from mlff.simulation.md import run_md
 from mlff.simulation.record import load_state, state_path
 from mlff.simulation.relax import relax

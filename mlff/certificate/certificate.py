@@ -9,13 +9,13 @@ import ase
 import numpy as np
 from rich.table import Table
 
+from mlff.basics.errors import DataError
 from mlff.certificate import checks, displaced, hot, scans
 from mlff.certificate.line import Line
 from mlff.certificate.probe import Probe
 from mlff.certificate.scans import Scan
 from mlff.data.structure import Structure
-from mlff.errors import DataError
-from mlff.potential import Potential
+from mlff.potential.potential import Potential
 
 _LARGEST = 300  #: atoms: larger structures are left to the user's own tests
 

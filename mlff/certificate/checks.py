@@ -10,12 +10,12 @@ import numpy as np
 from ase.data import covalent_radii
 from scipy.spatial.transform import Rotation
 
-from mlff.calculator import MLFFCalculator
+from mlff.basics.errors import MLFFError
 from mlff.certificate.line import Line
 from mlff.certificate.probe import Probe
 from mlff.certificate.scans import SHORTEST, Scan
-from mlff.errors import MLFFError
-from mlff.potential import Potential
+from mlff.interfaces.ase import MLFFCalculator
+from mlff.potential.potential import Potential
 from mlff.simulation.md import run_md
 
 _H = 1e-3  #: Å and strain: step of finite differences, taken with four points
@@ -185,7 +185,10 @@ def errors(sets: dict[str, dict]) -> list[Line]:
             if figures.get(key) is not None:
                 single = figures.get("forces_rmse_of_structures") or {}
                 if key == "forces_rmse" and single:
-                    more = [f"of single structures median {single['median']:.3g}, 99 % {single['99 %']:.3g}, worst {single['worst']:.3g}", *more]
+                    more = [
+                        f"of single structures median {single['median']:.3g}, 99 % {single['99 %']:.3g}, worst {single['worst']:.3g}",
+                        *more,
+                    ]
                 note = "; ".join([f"{figures['structures']} structures", *more])
                 lines.append(Line(f"RMSE, {what}, {name}", figures[key], unit, None, note))
     return lines

@@ -149,9 +149,7 @@ def _where(path: Path, step: float, atom: int) -> str:
     if not mine.any():
         return text
     i, j, shifts = i[mine], j[mine], shifts[mine]
-    after, before = (
-        np.linalg.norm(pair_vectors(a.positions, a.cell.array, i, j, shifts), axis=1) for a in (frame, start)
-    )
+    after, before = (np.linalg.norm(pair_vectors(a.positions, a.cell.array, i, j, shifts), axis=1) for a in (frame, start))
     radii = covalent_radii[frame.numbers]
     change = np.abs(np.log(after / before)) * (after < BONDED * (radii[i] + radii[j]))
     k = int(change.argmax()) if change.any() else int(after.argmin())

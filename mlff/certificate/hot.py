@@ -12,12 +12,12 @@ from ase.data import covalent_radii
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
+from mlff.basics.errors import StructureError
 from mlff.certificate.line import Line
 from mlff.certificate.scans import pair_name
 from mlff.data.batching import Sizes, make_graph, make_sample, round_up
 from mlff.data.structure import Structure
-from mlff.errors import StructureError
-from mlff.potential import Potential
+from mlff.potential.potential import Potential
 from mlff.simulation.guard import Limits
 
 TEMPERATURES = {600.0: 0.9, 1200.0: 0.5}  #: K: the share of replicas that must live

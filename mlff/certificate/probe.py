@@ -9,7 +9,7 @@ import jax
 
 from mlff.data.batching import Sizes, make_graph, make_sample, round_up
 from mlff.data.structure import Structure
-from mlff.potential import Potential, Result
+from mlff.potential.potential import Potential, Result
 
 _ATOMS = 256  #: of one padded batch, or twice those of the largest structure
 _FEW = 4  #: neighbours: scans of dimers need no more

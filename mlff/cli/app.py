@@ -15,9 +15,9 @@ import warnings
 import typer
 from typer.core import TyperGroup
 
-from mlff.errors import MLFFError
-from mlff.files import cannot_write
-from mlff.interruption import Terminated, terminate
+from mlff.basics.errors import MLFFError
+from mlff.basics.files import cannot_write
+from mlff.basics.signals import Terminated, terminate
 
 _ClickError = typer.BadParameter.__mro__[2]  # ClickException: typer carries its own copy of click from some version on
 

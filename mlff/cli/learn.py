@@ -8,10 +8,10 @@ from typing import Annotated
 
 import typer
 
+from mlff.basics.files import check_outputs
 from mlff.cli.app import app, say
 from mlff.cli.measure import write_certificate
 from mlff.cli.options import Quiet, load
-from mlff.files import check_outputs
 
 
 @app.command(epilog="Example: mlff train configs/silicon.yaml --out runs/si --set training.epochs=50")
@@ -32,7 +32,7 @@ def train(
     quiet: Quiet = False,
 ) -> None:
     """Train a potential from a config file; the model is OUT/model.safetensors. Run again, it resumes."""
-    from mlff.configfile import load_config
+    from mlff.config.load import load_config
 
     settings = load_config(config, set_ or [])
     out = Path("runs") / config.stem if out is None else out
@@ -41,9 +41,9 @@ def train(
 
         print_plan(settings, out)
         return
-    from mlff.modelfile import CERTIFICATE
-    from mlff.runtime import use_compilation_cache
-    from mlff.training.loop import train as run_training
+    from mlff.basics.runtime import use_compilation_cache
+    from mlff.potential.modelfile import CERTIFICATE
+    from mlff.training.train import train as run_training
 
     use_compilation_cache()
     potential = run_training(settings, out, progress=not quiet)
@@ -63,14 +63,16 @@ def train(
     "mlff committee runs/si_0 runs/si_1 runs/si_2 --out runs/si.safetensors"
 )
 def committee(
-    models: Annotated[list[Path], typer.Argument(help="trained models or directories of runs, two or more", show_default=False)],
+    models: Annotated[
+        list[Path], typer.Argument(help="trained models or directories of runs, two or more", show_default=False)
+    ],
     out: Annotated[Path, typer.Option(help="model file to write")],
     certify: Annotated[bool, typer.Option("--certify/--no-certify", help="check it, as `mlff certify` does")] = True,
     quiet: Quiet = False,
 ) -> None:
     """Join models that differ by `member` alone: their mean is more accurate, their spread says where not to trust it."""
     check_outputs([(out, (".safetensors",))], models)
-    from mlff.committee import committee as join
+    from mlff.potential.committee import committee as join
 
     potential = join([load(model) for model in models], [str(model) for model in models])
     potential.save(out)
@@ -85,6 +87,6 @@ def committee(
 )
 def schema() -> None:
     """The JSON schema of the training configuration, for completion and checks in editors."""
-    from mlff.config import Config
+    from mlff.config.options import Config
 
     print(json.dumps(Config.model_json_schema(), indent=2))

@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from mlff.basics.errors import ConfigError, DataError, ModelFileError
+from mlff.basics.files import PNG, check_outputs, write_text
 from mlff.cli.app import app, say
 from mlff.cli.options import AsPrecision, DataFile, Keys, Model, Quiet, Skip, UnitOptions, load, read_data
-from mlff.errors import ConfigError, DataError, ModelFileError
-from mlff.files import PNG, check_outputs, write_text
 
 if TYPE_CHECKING:
     from mlff.certificate.certificate import Certificate
     from mlff.data.structure import Structure
-    from mlff.potential import Potential
+    from mlff.potential.potential import Potential
 
 
 @app.command(epilog="Example: mlff evaluate runs/si/model.safetensors test.xyz --json errors.json --plot parity.png")
@@ -92,7 +92,7 @@ def certify(
     if (key or unit) and data is None:
         option = "--key" if key else "--unit"
         raise ConfigError(f"{option} has no effect without structures to measure on: leave it out, or name them")
-    from mlff.references import LARGEST, choose
+    from mlff.potential.selfcheck import LARGEST, choose
     from mlff.training.evaluate import evaluate as measure
 
     path = model / "model.safetensors" if model.is_dir() else model
@@ -129,9 +129,9 @@ def write_certificate(
     from rich.console import Console
 
     from mlff.certificate.certificate import certify
-    from mlff.certificate.full import full
     from mlff.certificate.line import Line
-    from mlff.modelfile import CERTIFICATE
+    from mlff.certificate.stability import full
+    from mlff.potential.modelfile import CERTIFICATE
     from mlff.report import plots
     from mlff.training.metrics import Metrics
 
@@ -171,7 +171,7 @@ def lint(
     check_outputs([(json_file, ()), (plot, PNG)], data)
     from rich.console import Console
 
-    from mlff.data.lint import lint as look
+    from mlff.lint.lint import lint as look
     from mlff.report import plots, tables
 
     dataset = read_data(data, key, unit, progress=not quiet, skip=skip)

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from mlff.errors import ConfigError, StructureError
+from mlff.basics.errors import ConfigError, StructureError
 
 if TYPE_CHECKING:
     import ase
 
-    from mlff.potential import Potential
+    from mlff.potential.potential import Potential
 
 Precision = Literal["float32", "float64"]
 Model = Annotated[
@@ -46,7 +46,7 @@ Force = Annotated[bool, typer.Option("--force", help="overwrite an existing traj
 
 def load(path: Path, precision: Precision | None = None, verify: bool = True) -> Potential:
     """The potential of a model file or a run's directory."""
-    from mlff.potential import Potential
+    from mlff.potential.potential import Potential
 
     potential = Potential.load(_file(path), verify)
     return potential if precision is None else potential.with_precision(precision)
@@ -54,7 +54,7 @@ def load(path: Path, precision: Precision | None = None, verify: bool = True) ->
 
 def make_calculator(model: Path, precision: Precision | None, skin: float = 0.5):
     """An ASE calculator of a model file or a run's directory."""
-    from mlff.calculator import MLFFCalculator
+    from mlff.interfaces.ase import MLFFCalculator
 
     return MLFFCalculator(_file(model), skin=skin, precision=precision)
 
@@ -67,7 +67,7 @@ def read_data(
     path: Path | list[Path], key: list[str] | None, unit: list[str] | None, progress: bool, skip: list[str] | None = None
 ):
     """A dataset, with labels and units as --key and --unit say, less what --skip names."""
-    from mlff.config import KeyNames, Units
+    from mlff.config.options import KeyNames, Units
     from mlff.data.dataset import read_dataset
 
     keys, units = _pairs(KeyNames, "--key", key), _pairs(Units, "--unit", unit)
@@ -81,7 +81,7 @@ def _pairs(section, option: str, texts: list[str] | None):
     import pydantic
     import yaml
 
-    from mlff.plainyaml import plain_values
+    from mlff.config.plainyaml import plain_values
 
     values = {}
     for text in texts:

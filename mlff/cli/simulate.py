@@ -7,6 +7,10 @@ from typing import Annotated, Literal
 
 import typer
 
+from mlff.basics.errors import DataError
+from mlff.basics.files import EXTXYZ, PNG, check_outputs
+from mlff.basics.runtime import keep_to_one_thread
+from mlff.basics.signals import Terminated
 from mlff.cli.app import app, say
 from mlff.cli.options import (
     AsPrecision,
@@ -21,10 +25,6 @@ from mlff.cli.options import (
     make_calculator,
     read_structure,
 )
-from mlff.errors import DataError
-from mlff.files import EXTXYZ, PNG, check_outputs
-from mlff.interruption import Terminated
-from mlff.runtime import keep_to_one_thread
 
 _SMALL = 64  #: atoms up to which dynamics needs no second core
 
@@ -134,9 +134,7 @@ def md(
     timestep: Annotated[float | None, typer.Option(help="time step, fs", show_default="0.5")] = None,
     steps: Annotated[int, typer.Option(help="number of time steps in all")] = 1000,
     pressure: Annotated[float | None, typer.Option(help="GPa, for npt", show_default="0")] = None,
-    thermostat: Annotated[
-        Literal["langevin", "bussi"] | None, typer.Option(help="for nvt", show_default="langevin")
-    ] = None,
+    thermostat: Annotated[Literal["langevin", "bussi"] | None, typer.Option(help="for nvt", show_default="langevin")] = None,
     tau: Annotated[
         float | None, typer.Option(help="relaxation time of the thermostat, fs (Langevin: 1/friction)", show_default="100")
     ] = None,
@@ -219,7 +217,10 @@ def md(
     print(tables.md(summary))
     if summary.distance_beyond:
         share = f"{100 * summary.distance_beyond:.2g} % of the frames looked at"
-        say("warning", f"{share} have atoms more than twice as far from the training data as these reach: forces there are guesses")
+        say(
+            "warning",
+            f"{share} have atoms more than twice as far from the training data as these reach: forces there are guesses",
+        )
     print(f"{out}, {log}")
 
 
@@ -237,12 +238,14 @@ def sample(
         ),
     ],
     structures: Annotated[
-        Path, typer.Argument(metavar="IN", help="structures to start from, any format that training reads", show_default=False)
+        Path,
+        typer.Argument(metavar="IN", help="structures to start from, any format that training reads", show_default=False),
     ],
     out: Annotated[Path, typer.Option(help="extended XYZ file to write (.xyz, .extxyz); continued if it exists")],
     count: Annotated[int, typer.Option(min=1, help="number of structures in all")] = 3000,
     temperature: Annotated[
-        list[float] | None, typer.Option(min=1.0, help="K (repeatable): of one trajectory each", show_default="300, 500, 700, 1000")
+        list[float] | None,
+        typer.Option(min=1.0, help="K (repeatable): of one trajectory each", show_default="300, 500, 700, 1000"),
     ] = None,
     seed: Annotated[int, typer.Option(min=0)] = 0,
     length: Length = None,

@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from ase.data import atomic_numbers, chemical_symbols
 
+from mlff.basics.errors import DataError
 from mlff.data.structure import Structure
-from mlff.errors import DataError
 
 #: No bond is worth so much (eV per atom): a larger remainder means that references and labels do not belong together.
 _LARGEST_BINDING = 25.0

@@ -11,14 +11,16 @@ from typing import NamedTuple
 
 import numpy as np
 
+from mlff.basics.errors import StructureError
 from mlff.data import baseline as baselines
 from mlff.data.neighbors import neighbor_list, pair_vectors
 from mlff.data.placement import gather
 from mlff.data.structure import COINCIDENT, Structure
-from mlff.errors import StructureError
 from mlff.graph import Graph, Labels
 
-USUAL_ATOMS = 80  #: of a step where no batch size is given: smaller steps learn more from the same structures, and cost more overhead
+USUAL_ATOMS = (
+    80  #: of a step where no batch size is given: smaller steps learn more from the same structures, and cost more overhead
+)
 USUAL_STRUCTURES = 5  #: of such a step at most
 _OPEN = 8  #: batches that are filled at the same time
 
@@ -39,7 +41,9 @@ class Sample(NamedTuple):
     cell: np.ndarray  #: (3, 3) Å
     neighbors: np.ndarray  #: (n, k) int32, empty slots hold the atom itself
     mask: np.ndarray  #: (n, k) bool
-    reverse: np.ndarray  #: (n, k) int32, index into (n * k,) of the same pair in its other direction; of empty slots the slot itself
+    reverse: (
+        np.ndarray
+    )  #: (n, k) int32, index into (n * k,) of the same pair in its other direction; of empty slots the slot itself
     shifts: np.ndarray | None  #: (n, k, 3) whole cell vectors; None when no pair crosses a cell
     energy: float | None  #: eV, baseline removed
     forces: np.ndarray | None  #: (n, 3) eV/Å

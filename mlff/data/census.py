@@ -8,11 +8,11 @@ from dataclasses import dataclass, replace
 
 from ase.data import chemical_symbols
 
-from mlff.config import KeyNames
+from mlff.basics.errors import DataError
+from mlff.config.options import KeyNames
 from mlff.data.facts import Remark
 from mlff.data.skipping import Skipped
 from mlff.data.structure import Structure
-from mlff.errors import DataError
 
 
 @dataclass(frozen=True)

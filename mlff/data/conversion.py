@@ -6,10 +6,10 @@ from itertools import groupby
 
 import numpy as np
 
-from mlff.config import Units
+from mlff.basics.errors import ConfigError, DataError
+from mlff.basics.units import ENERGY, LENGTH, STRESS, VOIGT, factor, spelled
+from mlff.config.options import Units
 from mlff.data.facts import Facts
-from mlff.errors import ConfigError, DataError
-from mlff.units import ENERGY, LENGTH, STRESS, VOIGT, factor, spelled
 
 _ASSUMED = {
     "energy": "eV",

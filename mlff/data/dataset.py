@@ -16,14 +16,14 @@ import pydantic
 from ase.data import chemical_symbols
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from mlff.config import Data, KeyNames, Loss, ReadOptions, Source, Units
+from mlff.basics.errors import ConfigError, DataError
+from mlff.config.options import Data, KeyNames, Loss, ReadOptions, Source, Units
 from mlff.data import skipping
 from mlff.data.census import Census
 from mlff.data.duplicates import digest, first_copies
 from mlff.data.formats import read_file
 from mlff.data.labels import is_isolated_atom
 from mlff.data.structure import Structure
-from mlff.errors import ConfigError, DataError
 
 _LABELS = ("energy", "forces", "stress")
 

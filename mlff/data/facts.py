@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import ase
 
-from mlff.config import KeyNames
+from mlff.config.options import KeyNames
 
 
 class Facts(NamedTuple):

@@ -25,7 +25,8 @@ import ase
 import ase.io
 from ase.io.formats import filetype, ioformats
 
-from mlff.config import ReadOptions, Units
+from mlff.basics.errors import DataError
+from mlff.config.options import ReadOptions, Units
 from mlff.data.census import Census
 from mlff.data.conversion import Conversion
 from mlff.data.facts import ASE, REMARKS, Facts, Reading, Remark
@@ -33,24 +34,32 @@ from mlff.data.labels import label_frames
 from mlff.data.readers import lammps, programs
 from mlff.data.readers.arrays import check_size
 from mlff.data.readers.cif import is_cif, read_cif
-from mlff.data.readers.converted import dpdata_format, read_dpdata
 from mlff.data.readers.cp2k import is_cp2k, read_cp2k
 from mlff.data.readers.database import read_database
 from mlff.data.readers.deepmd import is_deepmd, read_deepmd
+from mlff.data.readers.dpdata import dpdata_format, read_dpdata
 from mlff.data.readers.extxyz import is_extxyz, read_extxyz
 from mlff.data.readers.fitsnap import read_fitsnap
-from mlff.data.readers.pdb import is_pdb, read_pdb
-from mlff.data.readers.pymatgen import is_pymatgen, read_pymatgen
 from mlff.data.readers.n2p2 import read_n2p2
 from mlff.data.readers.npz import read_npz
+from mlff.data.readers.pdb import is_pdb, read_pdb
+from mlff.data.readers.pymatgen import is_pymatgen, read_pymatgen
 from mlff.data.skipping import Skipped
 from mlff.data.structure import Structure
-from mlff.errors import DataError
 
 _COMPRESSED = {b"\x1f\x8b": gzip.open, b"\xfd7zXZ\x00": lzma.open, b"BZh": bz2.open}
 _CONNECTIONS = {"postgresql", "mysql", "bundletrajectory"}
 #: Formats of ASE that have rows below: a file that is none of these by its contents is none because its name ends in .out either.
-_BY_CONTENTS = {"espresso-out", "gaussian-out", "orca-output", "aims-output", "castep-castep", "lammps-dump-text", "lammps-data", "runnerdata"}
+_BY_CONTENTS = {
+    "espresso-out",
+    "gaussian-out",
+    "orca-output",
+    "aims-output",
+    "castep-castep",
+    "lammps-dump-text",
+    "lammps-data",
+    "runnerdata",
+}
 
 
 class Format(NamedTuple):
@@ -226,11 +235,13 @@ _OWN = {"traj": ASE, "vasp": Facts(by_format={"length": "Angstrom"})}
 
 
 def _ase(name: str, index: int | str = ":") -> Callable[[Path], Reading]:
-    return lambda path: Reading(ase.io.iread(str(path.resolve()), index, format=name, do_not_split_by_at_sign=True), _OWN.get(name, Facts()))
+    return lambda path: Reading(
+        ase.io.iread(str(path.resolve()), index, format=name, do_not_split_by_at_sign=True), _OWN.get(name, Facts())
+    )
 
 
 def _read_hdf5(path: Path) -> Reading:
-    from mlff.data.readers.hdf5 import read_hdf5  # h5py takes 0.2 s to import
+    from mlff.data.readers.hdf5 import read_hdf5
 
     return read_hdf5(path)
 
@@ -264,7 +275,9 @@ FORMATS: dict[str, Format] = {
     "Gaussian output": Format(_holds("Entering Gaussian System"), programs.reader("gaussian-out", programs.gaussian)),
     "ORCA output": Format(_holds("* O   R   C   A *"), programs.reader("orca-output", programs.orca)),
     "FHI-aims output": Format(_holds("Invoking FHI-aims"), programs.reader("aims-output", programs.aims)),
-    "CASTEP output": Format(_holds("CCC   AA    SSS  TTTTT  EEEEE  PPPP"), programs.reader("castep-castep", programs.castep)),
+    "CASTEP output": Format(
+        _holds("CCC   AA    SSS  TTTTT  EEEEE  PPPP"), programs.reader("castep-castep", programs.castep)
+    ),
     "CASTEP md": Format(_castep(".md"), programs.reader("castep-md", programs.nothing)),
     "CASTEP geom": Format(_castep(".geom"), programs.reader("castep-geom", programs.nothing)),
     "LAMMPS dump": Format(lammps.is_dump, lammps.read_dump),

@@ -12,15 +12,15 @@ from dataclasses import replace
 import ase
 import numpy as np
 
-from mlff.config import KeyNames, ReadOptions
+from mlff.basics.errors import DataError, StructureError
+from mlff.basics.units import VOIGT
+from mlff.config.options import KeyNames, ReadOptions
 from mlff.data.census import Census
 from mlff.data.conversion import Conversion
 from mlff.data.facts import REMARKS, UNCONVERGED, Facts
 from mlff.data.neighbors import coincident_pair
 from mlff.data.skipping import Skipped
 from mlff.data.structure import COINCIDENT, Structure
-from mlff.errors import DataError, StructureError
-from mlff.units import VOIGT
 
 #: What a key may be called (in any case, with or without one of the prefixes) to be taken for a label.
 USUAL = {

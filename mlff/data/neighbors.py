@@ -9,8 +9,8 @@ import numpy as np
 import scipy.spatial
 import vesin
 
-from mlff.errors import StructureError
-from mlff.runtime import free_memory
+from mlff.basics.errors import StructureError
+from mlff.basics.runtime import free_memory
 
 # Below so many atoms without periodicity all distances in numpy are faster than building cells.
 _ALL_PAIRS = 48

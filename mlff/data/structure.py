@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 import ase
 import numpy as np
 
+from mlff.basics.errors import StructureError
 from mlff.data.neighbors import check_cell
-from mlff.errors import StructureError
 
 #: Two atoms nearer than this (Å) are on top of each other: no reference calculation converges there.
 COINCIDENT = 1e-3
@@ -29,7 +29,9 @@ class Structure:
     energy: float | None = None  #: eV, total
     forces: np.ndarray | None = None  #: (n, 3), eV/Å
     stress: np.ndarray | None = None  #: (3, 3), eV/Å³, ASE's sign: +(1/V) dE/dε
-    six: np.ndarray | None = None  #: (6,), the stress (eV/Å³) in the order of the file, if that has six numbers; maybe of no known order
+    six: np.ndarray | None = (
+        None  #: (6,), the stress (eV/Å³) in the order of the file, if that has six numbers; maybe of no known order
+    )
     weight: float = 1.0  #: weight in the loss
     group: str | None = None  #: frames of one group never straddle a split
     source: str = "structure"  #: where it came from, for messages: "file.xyz, structure 12"
@@ -81,12 +83,16 @@ class Structure:
         bad = (self.numbers < 1) | (self.numbers > 118)
         if bad.any():
             atom = int(np.flatnonzero(bad)[0])
-            raise StructureError(f"{self.source}: atom {atom} has atomic number {int(self.numbers[atom])}, which is no element")
+            raise StructureError(
+                f"{self.source}: atom {atom} has atomic number {int(self.numbers[atom])}, which is no element"
+            )
         if self.pbc.any():
             lengths = np.linalg.norm(self.cell, axis=1)
             if (lengths[self.pbc] == 0).any():
                 axis = "abc"[int(np.flatnonzero(self.pbc & (lengths == 0))[0])]
-                raise StructureError(f"{self.source}: periodic along {axis}, but the cell vector {axis} is zero; set the cell or pbc")
+                raise StructureError(
+                    f"{self.source}: periodic along {axis}, but the cell vector {axis} is zero; set the cell or pbc"
+                )
             if self.pbc.all() and self.volume < 1e-6:
                 raise StructureError(f"{self.source}: the cell has no volume")
             try:

@@ -17,13 +17,13 @@ import jax.numpy as jnp
 from ase.data import covalent_radii
 from jax import Array
 
+from mlff.basics.numerics import dense, smooth_silu
 from mlff.graph import Graph
 from mlff.models.angular import sphere_grid, spherical_harmonics
 from mlff.models.atoms import Statistics, Surroundings, atomic_energies, surroundings
 from mlff.models.contraction import gathered, spread
 from mlff.models.radial import bessel_basis, bond_coordinate, chebyshev_basis
 from mlff.models.saturation import norms, saturated
-from mlff.numerics import dense, smooth_silu
 
 READOUT = 0.2  #: puts the forces of a fresh model at the size of those of the data, and slows the learning of the readout
 BEYOND = 1.5  #: bond lengths where the decay of the radial functions is 1, so that densities stay of order one
@@ -31,7 +31,7 @@ READOUT_WIDTH = 32  #: of the last readout where the radial functions are linear
 
 
 class ACE(nn.Module):
-    """See the module's text; the options are those of `mlff.config.ACE`."""
+    """See the module's text; the options are those of `mlff.config.options.ACE`."""
 
     elements: tuple[int, ...]
     statistics: Statistics
@@ -58,7 +58,9 @@ class ACE(nn.Module):
             jnp.moveaxis(y, 0, 1) for y in spherical_harmonics(max(self.l_max, self.l_message), around.directions)
         ]  # (N, 2l + 1, K)
         radial = self.radial_features(graph, around)
-        features = [self.param("embedding", nn.initializers.normal(1.0), (len(self.elements), self.channels))[around.species][None]]
+        features = [
+            self.param("embedding", nn.initializers.normal(1.0), (len(self.elements), self.channels))[around.species][None]
+        ]
         output = 0.0
         for layer in range(self.layers):
             last = layer == self.layers - 1
@@ -121,7 +123,9 @@ class ACE(nn.Module):
         for l in range(1, passed + 1):
             components = jax.lax.split(features[l], [1] * (2 * l + 1), axis=0)
             weight = weights[0 if self.compact else l - 1]
-            densities[l] = densities[l] + jnp.stack([jnp.sum(weight * part[0][graph.neighbors], axis=1) for part in components])
+            densities[l] = densities[l] + jnp.stack(
+                [jnp.sum(weight * part[0][graph.neighbors], axis=1) for part in components]
+            )
         return densities
 
     def products(self, layer: int, density: list[Array], species: Array, l_out: int) -> list[Array]:

@@ -76,7 +76,9 @@ class SphereGrid:
     def __init__(self, degree: int):
         points, weights = lebedev_rule(next(d for d in (3, 5, 7, 9, 11, 15, 17, 19, 21, 23) if d >= degree))
         points = points.T
-        lead = np.where(np.abs(points[:, 2]) > 1e-9, points[:, 2], np.where(np.abs(points[:, 1]) > 1e-9, points[:, 1], points[:, 0]))
+        lead = np.where(
+            np.abs(points[:, 2]) > 1e-9, points[:, 2], np.where(np.abs(points[:, 1]) > 1e-9, points[:, 1], points[:, 0])
+        )
         half = lead > 0
         self.points = points[half]  #: (Q, 3)
         self.weights = 2 * weights[half] / weights.sum()  #: (Q,), sum 1

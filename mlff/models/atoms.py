@@ -8,10 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from mlff.basics.numerics import safe_norm
 from mlff.graph import Graph
 from mlff.models.pair import zbl_energies
 from mlff.models.radial import envelope
-from mlff.numerics import safe_norm
 
 WIDTH = 0.05  #: share of the core over which the distance that a network sees stops falling: it never sees less than 1 - WIDTH / 2
 WALL = 1000.0  #: eV: a pair at a distance r within its core c has WALL (1 - r/c)^4, 0.1 eV at 0.9 c, 1.6 at 0.8 c
@@ -59,7 +59,9 @@ def surroundings(
         depth = jnp.maximum(1 - r / ends, 0.0)
         repulsion = 0.5 * WALL * jnp.sum(jnp.where(inside, envelope(r, cutoff) * depth**4, 0.0), axis=1)
         t = jnp.minimum(depth / WIDTH, 1.0)
-        r = jnp.where(depth > 0, ends * (1 - WIDTH * (t - t**3 + t**4 / 2)), r)  # its slope falls from 1 to 0 as 1 - 3t² + 2t³
+        r = jnp.where(
+            depth > 0, ends * (1 - WIDTH * (t - t**3 + t**4 / 2)), r
+        )  # its slope falls from 1 to 0 as 1 - 3t² + 2t³
     return Surroundings(
         species=species,
         lengths=jnp.where(inside, distances, 0.0),

@@ -8,9 +8,9 @@ import numpy as np
 from ase.data import covalent_radii
 from jax import Array
 
+from mlff.basics.numerics import safe_norm
 from mlff.graph import Graph
 from mlff.models.radial import envelope
-from mlff.numerics import safe_norm
 
 
 class LennardJones(nn.Module):

@@ -7,11 +7,11 @@ import jax
 import numpy as np
 from flax import traverse_util
 
-from mlff import compiler
+from mlff.basics import compiler
+from mlff.basics.runtime import on_host
 from mlff.data.batching import Sizes, make_graph, make_sample
 from mlff.data.structure import Structure
 from mlff.graph import Graph
-from mlff.runtime import on_host
 
 
 def initial_params(model, seed: int) -> dict:

@@ -10,7 +10,7 @@ import numpy as np
 from jax import Array
 from numpy.polynomial.chebyshev import chebder
 
-from mlff.numerics import dense, safe_divide
+from mlff.basics.numerics import dense, safe_divide
 
 
 def envelope(distances: Array, cutoff, p: int = 6) -> Array:

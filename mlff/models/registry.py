@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import flax.linen as nn
 
-from mlff import config as configs
-from mlff.errors import ModelFileError
+from mlff.basics.errors import ModelFileError
+from mlff.config import options as configs
 from mlff.models.ace import ACE
 from mlff.models.atoms import Statistics
 from mlff.models.pair import LennardJones, Morse

@@ -7,14 +7,14 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from mlff.basics.numerics import dense
 from mlff.graph import Graph
 from mlff.models.atoms import Statistics, atomic_energies, surroundings
 from mlff.models.radial import gaussian_basis
-from mlff.numerics import dense
 
 
 class SchNet(nn.Module):
-    """See the module's text; the options are those of `mlff.config.SchNet`."""
+    """See the module's text; the options are those of `mlff.config.options.SchNet`."""
 
     elements: tuple[int, ...]
     statistics: Statistics

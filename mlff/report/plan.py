@@ -11,13 +11,13 @@ import numpy as np
 from rich.console import Console
 from rich.syntax import Syntax
 
-from mlff.config import Config
-from mlff.configfile import dump_config
+from mlff.config.load import dump_config
+from mlff.config.options import Config
 from mlff.data.batching import Sizes
 from mlff.data.dataset import load_data
 from mlff.training import recipe, start
-from mlff.training.loop import inspect, prepare
 from mlff.training.step import initial_state, make_step
+from mlff.training.train import inspect, prepare
 from mlff.training.trainer import Task
 
 

@@ -13,14 +13,14 @@ from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogFormatter, MaxNLocator, NullFormatter
 
+from mlff.basics.errors import DataError
+from mlff.basics.files import replacing
+from mlff.basics.units import STRESS
 from mlff.certificate.certificate import Certificate
 from mlff.certificate.line import Line
-from mlff.data.contacts import BIN
-from mlff.data.lint import Lint
 from mlff.data.structure import Structure
-from mlff.errors import DataError
-from mlff.files import replacing
-from mlff.units import STRESS
+from mlff.lint.contacts import BIN
+from mlff.lint.lint import Lint
 
 BLUE, ORANGE, GREY = "#1f5fa8", "#d8702a", "#8a8f98"
 _MANY = 5000  #: points; beyond, a density map instead of dots

@@ -19,12 +19,12 @@ from ase.io.formats import UnknownFileTypeError, filetype, ioformats
 from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from mlff.basics.errors import DataError, StructureError
+from mlff.basics.files import COMPRESSED, EXTXYZ, check_output, replacing
 from mlff.data.formats import read_atoms
 from mlff.data.structure import Structure
 from mlff.data.writing import tell_left_out, write_frames
-from mlff.errors import DataError, StructureError
-from mlff.files import COMPRESSED, EXTXYZ, check_output, replacing
-from mlff.potential import Potential
+from mlff.potential.potential import Potential
 
 _GOOD = ", e.g. relaxed.xyz, relaxed.cif or POSCAR"
 _CHUNK = 256  #: structures predicted, and held in memory, at a time
@@ -102,7 +102,9 @@ def check_relaxed(atoms: ase.Atoms, out: Path) -> None:
             raise DataError(f"{out}: {form} does not hold this structure ({text}); choose another name{_GOOD}") from None
     same_cell = not atoms.pbc.any() or np.allclose(again.cell.cellpar(), atoms.cell.cellpar(), atol=0.01)
     if sorted(again.numbers) != sorted(atoms.numbers) or not same_cell:
-        raise DataError(f"{out}: {form} does not hold this structure (it is read back as another); choose another name{_GOOD}")
+        raise DataError(
+            f"{out}: {form} does not hold this structure (it is read back as another); choose another name{_GOOD}"
+        )
 
 
 def write_relaxed(atoms: ase.Atoms, out: Path) -> None:

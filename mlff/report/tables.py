@@ -12,11 +12,11 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from mlff.basics.errors import ModelFileError, printable
 from mlff.data.dataset import Dataset
-from mlff.data.lint import SEVERITIES, Lint
 from mlff.data.neighbors import neighbor_list, pair_vectors
-from mlff.errors import ModelFileError, printable
-from mlff.potential import Potential
+from mlff.lint.lint import SEVERITIES, Lint
+from mlff.potential.potential import Potential
 from mlff.simulation.md import Summary
 from mlff.training.metrics import Metrics
 
@@ -39,7 +39,11 @@ def model(potential: Potential, path: Path) -> Group:
             ", ".join(f"{chemical_symbols[z]} {potential.baseline[z]:.4f} eV" for z in potential.elements),
         ),
     ]
-    rows += [(name, _flat(value)) for name, value in metadata.items() if name not in ("config", "errors", "references", "certificate")]
+    rows += [
+        (name, _flat(value))
+        for name, value in metadata.items()
+        if name not in ("config", "errors", "references", "certificate")
+    ]
     tables = [_rows(str(path), rows)]
     try:
         for name, errors in (metadata.get("errors") or {}).items():

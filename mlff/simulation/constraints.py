@@ -6,7 +6,7 @@ import json
 
 import ase
 
-from mlff.errors import StructureError
+from mlff.basics.errors import StructureError
 
 #: Those that ASE's integrators keep. Others project momenta like forces, whatever the masses, or are made for saddle points.
 KEPT = (

@@ -8,8 +8,8 @@ import ase
 import numpy as np
 from ase.data import chemical_symbols, covalent_radii
 
+from mlff.basics.errors import MLFFError
 from mlff.data.neighbors import neighbor_list, pair_vectors
-from mlff.errors import MLFFError
 
 
 class SimulationError(MLFFError):

@@ -15,8 +15,8 @@ from ase.md.langevin import Langevin
 from ase.md.nose_hoover_chain import IsotropicMTKNPT
 from ase.md.verlet import VelocityVerlet
 
-from mlff.errors import ConfigError, DataError
-from mlff.units import FEMTOSECOND, STRESS
+from mlff.basics.errors import ConfigError, DataError
+from mlff.basics.units import FEMTOSECOND, STRESS
 
 Ensemble = Literal["nve", "nvt", "npt"]
 Thermostat = Literal["langevin", "bussi"]

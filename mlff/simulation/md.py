@@ -10,10 +10,11 @@ from pathlib import Path
 import ase
 import numpy as np
 
-from mlff import provenance
-from mlff.errors import ConfigError, DataError, FileError, MLFFError, StructureError
-from mlff.files import alone, check_output, writing
-from mlff.interruption import Stop
+from mlff.basics import provenance
+from mlff.basics.errors import ConfigError, DataError, FileError, MLFFError, StructureError
+from mlff.basics.files import alone, check_output, writing
+from mlff.basics.signals import Stop
+from mlff.basics.units import KB, STRESS
 from mlff.simulation.constraints import check_constraints, fix_lengths
 from mlff.simulation.guard import Guard, Limits, SimulationError
 from mlff.simulation.integrators import Ensemble, Integrator, Settings, Thermostat, make_integrator
@@ -34,7 +35,6 @@ from mlff.simulation.record import (
 )
 from mlff.simulation.restart import check_chance, choose_settings, earlier_settings, identity, place
 from mlff.simulation.velocities import degrees_of_freedom, kinetic_energy, maxwell_boltzmann, take_velocities
-from mlff.units import KB, STRESS
 
 SAVE_EVERY = 30.0  #: seconds between states on disk (and one at the end)
 

@@ -8,14 +8,14 @@ import ase
 import numpy as np
 
 from mlff.data.structure import Structure
-from mlff.environments import BINS
+from mlff.potential.domain import BINS
 
 _SHARE = 0.02  #: of the running time that may be spent on looking ...
 _AT_ONCE = 40  #: ... after so many frames
 
 
 class Reach:
-    """The farthest atom of frames (see `mlff.environments`), the first forty, then as many as cost a fiftieth of the time."""
+    """The farthest atom of frames (see `mlff.potential.domain`), the first forty, then as many as cost a fiftieth of the time."""
 
     def __init__(self, calculator):
         """`calculator`: one whose potential knows its training data; of others nothing is said."""

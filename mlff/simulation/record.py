@@ -13,10 +13,10 @@ import numpy as np
 from ase.calculators.singlepoint import SinglePointCalculator
 from ase.io.trajectory import TrajectoryReader, TrajectoryWriter
 
+from mlff.basics.errors import DataError
+from mlff.basics.files import replacing, sync, write_text, writing
 from mlff.data.readers.npz import array_shapes
 from mlff.data.writing import write_frames
-from mlff.errors import DataError
-from mlff.files import replacing, sync, write_text, writing
 
 SUFFIXES = (".traj", ".xyz", ".extxyz")
 LOGS = (".jsonl", ".json", ".csv")

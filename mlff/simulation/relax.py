@@ -15,11 +15,11 @@ from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from scipy.spatial.transform import Rotation
 
-from mlff.errors import ConfigError, FileError, MLFFError
-from mlff.interruption import Stop
+from mlff.basics.errors import ConfigError, FileError, MLFFError
+from mlff.basics.signals import Stop
+from mlff.basics.units import STRESS
 from mlff.simulation.guard import Guard, Limits, SimulationError
 from mlff.simulation.record import Trajectory, check_trajectory_name
-from mlff.units import STRESS
 
 _OPTIMIZERS = {"bfgs": BFGS, "fire": FIRE}
 _BFGS_UP_TO = 200  #: atoms; beyond, its dense matrix costs more than FIRE's extra steps

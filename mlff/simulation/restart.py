@@ -8,8 +8,8 @@ from pathlib import Path
 import ase
 import numpy as np
 
+from mlff.basics.errors import ConfigError, DataError
 from mlff.data.structure import Structure
-from mlff.errors import ConfigError, DataError
 from mlff.simulation.constraints import describe, fix_lengths
 from mlff.simulation.integrators import Settings
 from mlff.simulation.record import check_state

@@ -23,10 +23,10 @@ from ase.units import fs
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from mlff.basics.errors import DataError, MLFFError
+from mlff.basics.files import EXTXYZ, check_output, replacing
+from mlff.basics.signals import Stop
 from mlff.data.writing import write_frames
-from mlff.errors import DataError, MLFFError
-from mlff.files import EXTXYZ, check_output, replacing
-from mlff.interruption import Stop
 from mlff.simulation.guard import SimulationError
 from mlff.simulation.velocities import maxwell_boltzmann
 
@@ -103,12 +103,16 @@ def teacher(name: str):
     if ":" in name:
         return _imported(name)
     if name.lower() not in methods:
-        raise DataError(f"{name}: neither a model file nor a method known here ({', '.join(XTB)}, or package.module:function)")
+        raise DataError(
+            f"{name}: neither a model file nor a method known here ({', '.join(XTB)}, or package.module:function)"
+        )
     try:
         from tblite.ase import TBLite
     except ImportError:
         raise DataError(f"{methods[name.lower()]} needs tblite: pip install tblite") from None
-    return TBLite(method=methods[name.lower()], verbosity=0, accuracy=5.0)  # forces within 1 meV/Å, in two thirds of the time
+    return TBLite(
+        method=methods[name.lower()], verbosity=0, accuracy=5.0
+    )  # forces within 1 meV/Å, in two thirds of the time
 
 
 def _imported(name: str):
@@ -125,9 +129,7 @@ def _imported(name: str):
     return made
 
 
-def _trajectory(
-    start: ase.Atoms, calculator, temperature: float, rng: np.random.Generator
-) -> tuple[list[ase.Atoms], str]:
+def _trajectory(start: ase.Atoms, calculator, temperature: float, rng: np.random.Generator) -> tuple[list[ase.Atoms], str]:
     """Labelled structures of one trajectory, and why it ended early ("" if it did not)."""
     atoms = ase.Atoms(start.numbers, start.positions, cell=start.cell, pbc=start.pbc, masses=[_MASS] * len(start))
     atoms.calc = calculator
@@ -143,7 +145,9 @@ def _trajectory(
             labels = {"energy": atoms.get_potential_energy(), "forces": forces.copy()}
             if atoms.pbc.all():
                 labels["stress"] = atoms.get_stress().copy()
-            frame = ase.Atoms(atoms.numbers, atoms.positions, cell=atoms.cell, pbc=atoms.pbc, info={"temperature": temperature})
+            frame = ase.Atoms(
+                atoms.numbers, atoms.positions, cell=atoms.cell, pbc=atoms.pbc, info={"temperature": temperature}
+            )
             frame.calc = SinglePointCalculator(frame, **labels)
             found.append(frame)
     except (MLFFError, CalculationFailed, RuntimeError, ArithmeticError) as error:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import ase
 import numpy as np
 
-from mlff.errors import StructureError
-from mlff.units import FEMTOSECOND, KB
+from mlff.basics.errors import StructureError
+from mlff.basics.units import FEMTOSECOND, KB
 
 COLUMNS = ("velo", "vel", "velocity", "velocities")  #: names of velocities in extended XYZ, Å/fs
 _HOTTEST = 1e5  #: K; velocities beyond are in another unit

@@ -18,8 +18,8 @@ import jax
 import numpy as np
 from absl import logging as absl_logging
 
-from mlff.errors import FileError, MLFFError, ModelFileError
-from mlff.files import cannot_write
+from mlff.basics.errors import FileError, MLFFError, ModelFileError
+from mlff.basics.files import cannot_write
 
 
 class Checkpoints:

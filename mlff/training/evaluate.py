@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
+from mlff.basics.errors import DataError
 from mlff.data.dataset import Dataset
 from mlff.data.structure import Structure
-from mlff.errors import DataError
 from mlff.training.metrics import Metrics, compare
 
 if TYPE_CHECKING:
-    from mlff.potential import Potential
+    from mlff.potential.potential import Potential
 
 
 def evaluate(potential: Potential, data: Iterable[Structure], progress: bool = False) -> Metrics:

@@ -12,8 +12,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
-from mlff.errors import FileError
-from mlff.files import write_text, writing
+from mlff.basics.errors import FileError
+from mlff.basics.files import write_text, writing
 
 _log = logging.getLogger("mlff")
 _QUIET = 30.0  #: seconds between lines where there is no terminal to draw a bar on

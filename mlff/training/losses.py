@@ -11,9 +11,9 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jax import Array
 
-from mlff.config import Loss
+from mlff.basics.numerics import safe_divide
+from mlff.config.options import Loss
 from mlff.graph import Graph, Labels, Prediction
-from mlff.numerics import safe_divide
 
 
 class Weights(NamedTuple):

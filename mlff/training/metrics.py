@@ -11,9 +11,9 @@ from ase.data import chemical_symbols
 from rich.markup import escape
 from rich.table import Table
 
+from mlff.basics.errors import printable
 from mlff.data.structure import Structure
-from mlff.environments import BINS, NAMES, Environments
-from mlff.errors import printable
+from mlff.potential.domain import BINS, NAMES, Environments
 
 _COUNTS = ("structures", "energies", "force_components", "stress_components", "atoms")
 _DICTIONARIES = ("forces_rmse_by_element", "forces_rmse_of_structures")
@@ -44,7 +44,7 @@ class Metrics:
     forces_rmse_of_structures: dict[str, float] = dataclasses.field(default_factory=dict)
     stress_rmse: float | None = None  #: meV/Å³
     stress_mae: float | None = None  #: meV/Å³
-    #: by distance from the training data (`mlff.environments`): energies by the farthest atom, forces atom by atom
+    #: by distance from the training data (`mlff.potential.domain`): energies by the farthest atom, forces atom by atom
     by_distance: list[dict] = dataclasses.field(default_factory=list)
 
     def to_dict(self) -> dict:
@@ -110,7 +110,9 @@ class Metrics:
             parts.append(f"energy RMSE {_number(self.energy_rmse)} meV ({per_atom} meV/atom)")
         if self.force_components:
             worst = self.forces_rmse_of_structures.get("worst")
-            parts.append(f"force RMSE {_number(self.forces_rmse)} meV/Å" + (f" (worst structure {_number(worst)})" if worst else ""))
+            parts.append(
+                f"force RMSE {_number(self.forces_rmse)} meV/Å" + (f" (worst structure {_number(worst)})" if worst else "")
+            )
         if self.stress_components:
             parts.append(f"stress RMSE {_number(self.stress_rmse)} meV/Å³")
         return ", ".join(parts) + f" over {self.structures:,} structures" if parts else "no labels to compare with"

@@ -14,7 +14,7 @@ import optax
 from jax import Array
 from optax import contrib
 
-from mlff.config import Optimizer, Schedule
+from mlff.config.options import Optimizer, Schedule
 
 
 def learning_rate(config: Optimizer, progress: Array | float) -> Array:

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mlff import compiler
+from mlff.basics import compiler
 from mlff.data.batching import Batches
 from mlff.models.parameters import range_shapes
 
@@ -33,7 +33,7 @@ def measure(module, params, batches: Sequence[Batches], known: dict | None = Non
 
     compiled = jax.jit(largest, compiler_options=compiler.quick())
     result: dict[str, np.ndarray] = {}
-    for part, (sizes, indices) in ((part, planned) for part in batches for planned in part.plan(None)):
+    for part, (sizes, indices) in ((b, planned) for b in batches for planned in b.plan(None)):
         graph, _ = part.build(sizes, indices)
         for name, values in jax.device_get(compiled(params, graph)).items():
             result[name] = np.maximum(values, result.get(name, 0.0))

@@ -6,10 +6,10 @@ its model.
 
 from __future__ import annotations
 
-from mlff.config import ACE, Config
+from mlff.config.options import ACE, Config
 from mlff.data.batching import usual_batch
 from mlff.data.dataset import Dataset
-from mlff.potential import Potential
+from mlff.potential.potential import Potential
 
 MOLECULES, PERIODIC = 4.0, 5.0  #: Å
 STEPS = 25_000  #: of optimisation, when neither epochs nor hours are said
@@ -25,14 +25,20 @@ def choose(config: Config, data: Dataset, beginning: Potential | None = None) ->
     model, reasons = config.model, []
     said = model.model_fields_set
     if beginning is not None and isinstance(beginning.config, type(model)):
-        taken = {name: value for name, value in dict(beginning.config).items() if name not in said and value != getattr(model, name)}
+        taken = {
+            name: value
+            for name, value in dict(beginning.config).items()
+            if name not in said and value != getattr(model, name)
+        }
         if taken:
             reasons.append(f"model: {', '.join(f'{k} {v}' for k, v in taken.items())}, as in the potential to start from")
         model = model.model_copy(update=taken)
     elif isinstance(model, ACE) and "cutoff" not in said:
         periodic = any(structure.pbc.any() for structure in data.structures if len(structure) > 1)
         model = model.model_copy(update={"cutoff": PERIODIC if periodic else MOLECULES})
-        reasons.append(f"model.cutoff: {model.cutoff:g} Å, for there are {'periodic cells' if periodic else 'only molecules'}")
+        reasons.append(
+            f"model.cutoff: {model.cutoff:g} Å, for there are {'periodic cells' if periodic else 'only molecules'}"
+        )
     training = config.training
     if training.epochs is None and training.max_hours is None:
         batch = training.batch_size or usual_batch([len(structure) for structure in data.structures])

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from mlff.config import Config
-from mlff.errors import ModelFileError
+from mlff.basics.errors import ModelFileError
+from mlff.config.options import Config
 from mlff.training.losses import Sums
 from mlff.training.step import Report
 
@@ -17,8 +17,14 @@ MAX_BACKOFFS = 5
 SPIKE, WINDOW = 3.0, 50  #: mean error of so many steps, over the lowest such mean before it, that calls for going back
 ROUNDING = 1e-5  #: eV/Å or eV: such errors are those of float32 where all forces are zero by symmetry
 MAX_SPIKES = 5  #: after so many a run takes its error as it is
-STALLED, WORSE = 0.15, 1.03  #: share of the plan without a better validation, and how much worse they are on average: over-fitting
-END, SHORTEST_END = 0.5, 0.05  #: the end that follows: this share of the time up to the best validation, at least that of the plan
+STALLED, WORSE = (
+    0.15,
+    1.03,
+)  #: share of the plan without a better validation, and how much worse they are on average: over-fitting
+END, SHORTEST_END = (
+    0.5,
+    0.05,
+)  #: the end that follows: this share of the time up to the best validation, at least that of the plan
 
 
 @dataclass
@@ -35,12 +41,16 @@ class Run:
     best_epoch: int = 0
     best_share: float = 0.0  #: of the plan, at the best validation
     since: float = 0.0  #: sum of the validation losses since then
-    ending: list[float] | None = None  #: share of the plan where the end was brought forward, progress it began at, its length
+    ending: list[float] | None = (
+        None  #: share of the plan where the end was brought forward, progress it began at, its length
+    )
     stale: int = 0  #: validations since the best one
     plateau_stale: int = 0  #: validations since the best one or the last cut of the learning rate
     plateau: float = 1.0  #: factor on the learning rate from plateaus
     backoffs: int = 0  #: each halves the learning rate
-    errors: list[float] = field(default_factory=list)  #: of the last WINDOW steps: RMSE of forces (eV/Å), else of energies per atom (eV)
+    errors: list[float] = field(
+        default_factory=list
+    )  #: of the last WINDOW steps: RMSE of forces (eV/Å), else of energies per atom (eV)
     lowest: float | None = None  #: lowest mean of such a window
     spikes: int = 0  #: times the error rose far above what it had been, and the run went back to its best weights
     seconds: float = 0.0  #: spent optimising and validating
@@ -144,7 +154,9 @@ class Run:
             self.totals = [old + new for old, new in zip(self.totals, (1.0, report.loss, *report.sums), strict=True)]
 
     def _watch(self, sums: Sums) -> None:
-        squares, count = (sums.forces_squares, sums.n_forces) if sums.n_forces else (sums.energy_per_atom_squares, sums.n_energy)
+        squares, count = (
+            (sums.forces_squares, sums.n_forces) if sums.n_forces else (sums.energy_per_atom_squares, sums.n_energy)
+        )
         if not count:
             return
         self.errors = [*self.errors[-(WINDOW - 1) :], float(np.sqrt(squares / count))]

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from ase.data import chemical_symbols
 
-from mlff.config import Config
-from mlff.configfile import differences
-from mlff.errors import ConfigError
+from mlff.basics.errors import ConfigError
+from mlff.config.load import differences
+from mlff.config.options import Config
 from mlff.models.atoms import Statistics
-from mlff.potential import Potential
+from mlff.potential.potential import Potential
 
 
 def load(config: Config) -> Potential | None:
@@ -31,7 +31,9 @@ def check(potential: Potential | None, config: Config) -> None:
         return
     differing = differences(potential.config.model_dump(mode="json"), config.model.model_dump(mode="json"))
     if differing:
-        raise ConfigError(f"start: {config.start}: its model differs from the config's in {differing}; write the same model section, or none")
+        raise ConfigError(
+            f"start: {config.start}: its model differs from the config's in {differing}; write the same model section, or none"
+        )
 
 
 def elements(potential: Potential, wanted: tuple[int, ...], source: str) -> tuple[int, ...]:
@@ -39,7 +41,9 @@ def elements(potential: Potential, wanted: tuple[int, ...], source: str) -> tupl
     unknown = [chemical_symbols[z] for z in wanted if z not in potential.elements]
     if unknown:
         known = " ".join(chemical_symbols[z] for z in potential.elements)
-        raise ConfigError(f"{source}: has {' '.join(unknown)}, which the model to start from does not know; it knows {known}")
+        raise ConfigError(
+            f"{source}: has {' '.join(unknown)}, which the model to start from does not know; it knows {known}"
+        )
     return potential.elements
 
 

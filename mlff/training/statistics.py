@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 from ase.data import covalent_radii
 
+from mlff.basics.errors import DataError
 from mlff.data.batching import Sample
-from mlff.errors import DataError
 from mlff.models.atoms import Statistics
 
 NEARER = 0.95  #: of the shortest distance of the training data: how near a pair may come before it looks to the network as if it came no nearer

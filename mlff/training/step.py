@@ -15,10 +15,10 @@ import numpy as np
 import optax
 from jax import Array
 
-from mlff import compiler
-from mlff.config import Config
-from mlff.derivatives import predict
+from mlff.basics import compiler
+from mlff.config.options import Config
 from mlff.graph import Graph, Labels
+from mlff.potential.derivatives import predict
 from mlff.training import losses, optimizer
 from mlff.training.losses import Sums
 

@@ -13,14 +13,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mlff import compiler
-from mlff.config import Config
+from mlff.basics import compiler
+from mlff.basics.errors import TrainingError
+from mlff.basics.runtime import on_host
+from mlff.basics.signals import Stop
+from mlff.config.options import Config
 from mlff.data.batching import Batches, Sizes
-from mlff.errors import TrainingError
 from mlff.graph import Graph, Labels
-from mlff.interruption import Stop
 from mlff.models.atoms import Statistics
-from mlff.runtime import on_host
 from mlff.training import losses, optimizer
 from mlff.training.checkpoint import Checkpoints
 from mlff.training.journal import Journal, duration
@@ -63,7 +63,9 @@ class Trainer:
         self.task, self.config = task, task.config
         self.checkpoints, self.journal, self.identity = checkpoints, journal, identity
         if self.config.training.epochs is None and self.config.training.max_hours is None:
-            raise TrainingError("neither training.epochs nor training.max_hours: nothing says how long to train (mlff.training.recipe)")
+            raise TrainingError(
+                "neither training.epochs nor training.max_hours: nothing says how long to train (mlff.training.recipe)"
+            )
         compiler.check()
         self.run = Run()
         self.state = initial_state(self.config, task.params)

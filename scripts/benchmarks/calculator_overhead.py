@@ -17,11 +17,11 @@ import numpy as np
 from ase.build import bulk, molecule
 from machine import machine
 
-from mlff.calculator import MLFFCalculator
-from mlff.config import ACE, LennardJones, SchNet
+from mlff.config.options import ACE, LennardJones, SchNet
+from mlff.interfaces.ase import MLFFCalculator
 from mlff.models import registry
 from mlff.models.parameters import initial_params
-from mlff.potential import Potential
+from mlff.potential.potential import Potential
 
 BASELINE = {1: -13.6, 6: -1035.0, 8: -2043.0, 14: -7885.0}
 SYSTEMS = {"ethanol, 9 atoms": molecule("CH3CH2OH"), "silicon, 64 atoms": bulk("Si", cubic=True).repeat(2)}

@@ -6,7 +6,7 @@
 FILE holds labelled structures; the first batch of them is computed again and again. Choices: what this version of XLA does by
 itself (`xla's default`), products by themselves (`products`, all that is handed over where the default is wrong), none (`none`). Each is compiled once; then
 they are timed in turn, so that a busy machine does not favour one. CPU milliseconds, medians over the rounds. Run it with
-each version of JAX: rows go into the JSON by version. Whether a program computes right is a matter for `mlff.compiler`.
+each version of JAX: rows go into the JSON by version. Whether a program computes right is a matter for `mlff.basics.compiler`.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ import jax
 import numpy as np
 from machine import machine
 
-from mlff import compiler
-from mlff.configfile import load_config
+from mlff.basics import compiler
+from mlff.config.load import load_config
 from mlff.data.dataset import load_data
-from mlff.derivatives import predict
-from mlff.training.loop import prepare
+from mlff.potential.derivatives import predict
 from mlff.training.step import initial_state, make_step
+from mlff.training.train import prepare
 
 sys.path.insert(0, str(Path(__file__).parent / "peers"))
 from launch import pin

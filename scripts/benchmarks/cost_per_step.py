@@ -125,7 +125,12 @@ def main() -> None:
         pairs = [(case, code) for case in args.cases for code in (OURS, *args.peers)]
 
         def request(task: str, case: str, code: str, **more) -> dict:
-            return {"task": task, "structure": files[case], "out": str(work / code / case / "model"), "options": args.ours.split(",")} | more
+            return {
+                "task": task,
+                "structure": files[case],
+                "out": str(work / code / case / "model"),
+                "options": args.ours.split(","),
+            } | more
 
         for case, code in pairs:
             if not (work / code / case / "model").exists():
@@ -134,7 +139,14 @@ def main() -> None:
                     failed[case, code] = answer
         if not args.rounds:
             return
-        content = {"machine": machine(), "clock": clock, "unit": "milliseconds per call", "rounds": args.rounds, "versions": {}, "rows": []}
+        content = {
+            "machine": machine(),
+            "clock": clock,
+            "unit": "milliseconds per call",
+            "rounds": args.rounds,
+            "versions": {},
+            "rows": [],
+        }
         if args.device == "cpu":
             content["cores"] = args.core
         for number in range(args.rounds):
@@ -144,7 +156,13 @@ def main() -> None:
                 answer = failed.get((case, code))
                 if answer is None:
                     more = {"calls": CALLS[case], "seconds": args.limit, "device": args.device}
-                    answer = launch(code, request("speed", case, code, **more), args.environments, work / code / case / "cache", 10 * args.limit)
+                    answer = launch(
+                        code,
+                        request("speed", case, code, **more),
+                        args.environments,
+                        work / code / case / "cache",
+                        10 * args.limit,
+                    )
                     if "calculator" not in answer:
                         failed[case, code] = answer
                 content["rows"].append({"code": code, "case": case, "round": number, **answer})

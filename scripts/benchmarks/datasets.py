@@ -17,11 +17,11 @@ import tempfile
 import time
 from pathlib import Path
 
-from mlff.configfile import make_config
+from mlff.basics.runtime import use_compilation_cache
+from mlff.config.load import make_config
 from mlff.data.dataset import Splits, read_dataset
-from mlff.runtime import use_compilation_cache
 from mlff.training.evaluate import evaluate
-from mlff.training.loop import train
+from mlff.training.train import train
 
 SETS = {  # name: (training files, test files, what differs from the defaults)
     "3bpa": (
@@ -76,7 +76,9 @@ def run(name: str, folder: Path, minutes: float, seed: int) -> dict:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--minutes", type=float, default=3.0, help="training time for each set, loading and compiling included")
+    parser.add_argument(
+        "--minutes", type=float, default=3.0, help="training time for each set, loading and compiling included"
+    )
     parser.add_argument("--only", nargs="*", choices=SETS, default=list(SETS))
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path, default=Path("scripts/benchmarks/results/datasets.json"))

@@ -69,7 +69,9 @@ def closed_loop(file: Path, system: str) -> dict[str, dict]:
     return rows
 
 
-def measure(code: str, program: str, options: list[str] | None, system: str, args: argparse.Namespace, count: int, seed: int) -> dict:
+def measure(
+    code: str, program: str, options: list[str] | None, system: str, args: argparse.Namespace, count: int, seed: int
+) -> dict:
     """One training with its tests and its closed loop: the row for the JSON."""
     files = draw(system, args.data / str(args.draw), 400, 100, args.draw)
     with tempfile.TemporaryDirectory() as scratch:
@@ -98,7 +100,15 @@ def measure(code: str, program: str, options: list[str] | None, system: str, arg
 
 def table(rows: list[dict]) -> str:
     """Markdown, one line for each code, system and number of structures; of several seeds the worst."""
-    head = ("system, structures", "code", "epochs", "RMSE / median / worst at 300 K", "600 K", "hottest or worst other", "above 1 eV/Å")
+    head = (
+        "system, structures",
+        "code",
+        "epochs",
+        "RMSE / median / worst at 300 K",
+        "600 K",
+        "hottest or worst other",
+        "above 1 eV/Å",
+    )
     lines = ["| " + " | ".join((*head, "alive", "along the path", "failed lines")) + " |", "|" + "---|" * 10]
     keys = sorted({(row["system"], row["structures"], row["code"]) for row in rows}, key=str)
     for system, count, code in keys:
@@ -118,12 +128,21 @@ def table(rows: list[dict]) -> str:
         above = max(part["forces_rmse_of_structures"]["above 1 eV/Å"] for row in good for part in row["errors"].values())
         alive = " / ".join(f"{np.mean([row['dynamics'][k]['alive'] for row in good]):.2f}" for k in good[0]["dynamics"])
         path = " / ".join(
-            f"{max(row['loop'][k]['forces_rmse'] for row in good if k in row['loop']):.0f}" if any(k in row["loop"] for row in good) else "-"
+            f"{max(row['loop'][k]['forces_rmse'] for row in good if k in row['loop']):.0f}"
+            if any(k in row["loop"] for row in good)
+            else "-"
             for k in good[0]["dynamics"]
         )
         failed = [len(row["certificate"]) for row in good if row.get("certificate") is not None]
         passed = f"{sum(not n for n in failed)} of {len(failed)} pass" if failed else ""
-        cells = (f"{system}, {count}", code, f"{good[0]['epochs']:g}", figures("300 K"), figures("600 K"), f"{far}: {figures(far)}")
+        cells = (
+            f"{system}, {count}",
+            code,
+            f"{good[0]['epochs']:g}",
+            figures("300 K"),
+            figures("600 K"),
+            f"{far}: {figures(far)}",
+        )
         lines.append("| " + " | ".join((*cells, f"{above:.3f}", alive, path, passed)) + " |")
     return "\n".join(lines)
 
@@ -141,7 +160,9 @@ def main() -> None:
     parser.add_argument("--peers", nargs="*", choices=PEERS, default=[])
     parser.add_argument("--ours", action="append", default=[], help="a further config of mlff, NAME=OPTION,OPTION")
     parser.add_argument("--no-default", action="store_true", help="leave out mlff with its defaults")
-    parser.add_argument("--clock", choices=("wall", "cpu"), default="cpu", help="cpu: for a machine that others use meanwhile")
+    parser.add_argument(
+        "--clock", choices=("wall", "cpu"), default="cpu", help="cpu: for a machine that others use meanwhile"
+    )
     parser.add_argument("--core", type=int, default=0)
     parser.add_argument("--draw", type=int, default=0, help="seed of the structures")
     parser.add_argument("--data", type=Path, default=Path("runs/edge"))
@@ -169,7 +190,12 @@ def main() -> None:
             for code, (program, options) in codes.items():
                 for seed in range(args.seeds if program == OURS else 1):
                     key = {"code": code, "system": system, "structures": count, "seed": seed, "draw": args.draw}
-                    key |= {"minutes": args.minutes, "clock": args.clock, "ps": [args.nvt, args.nve], "replicas": args.replicas}
+                    key |= {
+                        "minutes": args.minutes,
+                        "clock": args.clock,
+                        "ps": [args.nvt, args.nve],
+                        "replicas": args.replicas,
+                    }
                     same = [row for row in rows if all(row.get(k) == v for k, v in key.items())]
                     if any("errors" in row for row in same):
                         continue

@@ -114,7 +114,14 @@ def main() -> None:
             cost = round(1000 * float(np.median(times[row["code"]])) / int(ATOMS), 1)
             rows.append({"code": row["code"], "settings": row["settings"], "us_per_atom": cost, **errors})
     rows.sort(key=lambda row: row["us_per_atom"])
-    content = {"machine": machine(), "minutes": args.minutes, "rounds": args.rounds, "times_ms": times, "missing": missing, "rows": rows}
+    content = {
+        "machine": machine(),
+        "minutes": args.minutes,
+        "rounds": args.rounds,
+        "times_ms": times,
+        "missing": missing,
+        "rows": rows,
+    }
     args.json.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     plot(rows, args.json.with_suffix(".png"), args.minutes)
     print(table(rows, missing))

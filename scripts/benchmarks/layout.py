@@ -25,11 +25,11 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
+from mlff.basics.numerics import dense, safe_norm
 from mlff.data.batching import Sizes, make_graph, make_sample
 from mlff.data.structure import Structure
 from mlff.models.angular import spherical_harmonics
 from mlff.models.radial import bessel_basis, envelope
-from mlff.numerics import dense, safe_norm
 
 CUTOFF, BASIS, L_MAX = 5.0, 8, 2
 

@@ -17,11 +17,11 @@ from typing import NamedTuple
 
 from machine import machine
 
+from mlff.basics.errors import MLFFError
 from mlff.cli.options import read_data
 from mlff.data.dataset import expand
 from mlff.data.formats import format_name
-from mlff.data.lint import lint
-from mlff.errors import MLFFError
+from mlff.lint.lint import lint
 
 HERE = Path(__file__).parent
 ORDER = "stress_order={Elastic: vasp, AIMD-NVT: lammps, Vacancy: lammps}"
@@ -210,7 +210,7 @@ def table(results: dict) -> str:
     traps = ["| set | trap | stated | not stated |", "|---|---|---|---|"]
     for name, entry in ENTRIES.items():
         rows = results["entries"].get(name, {})
-        for how, row in rows.items():
+        for row in rows.values():
             said = ", ".join((*row["units"], *row["keys"])) or "nothing"
             if "error" in row:
                 cells = [name, row.get("format", ""), "", said, "", "", f"refused: {row['error']}"]

@@ -35,7 +35,9 @@ class System:
     oracle: Callable[[], object]  #: an ASE calculator
     about: str
     hot: tuple[float, ...] = (600.0, 1200.0)  #: K
-    others: dict[str, Callable[[ase.Atoms], ase.Atoms]] = field(default_factory=dict)  #: name of a test -> change of the start
+    others: dict[str, Callable[[ase.Atoms], ase.Atoms]] = field(
+        default_factory=dict
+    )  #: name of a test -> change of the start
     fragments: int = 1  #: molecules
 
 
@@ -136,14 +138,22 @@ SYSTEMS = {
     "malonaldehyde": System(smiles("O=C/C=C\\O"), xtb("GFN2-xTB"), "9 atoms, a proton that moves from oxygen to oxygen"),
     "formic acid dimer": System(formic_acid_dimer, xtb("GFN2-xTB"), "10 atoms, two hydrogen bonds", fragments=2),
     "cysteine": System(smiles("NC(CS)C(=O)O"), xtb("GFN2-xTB"), "14 atoms, an acid, floppy"),
-    "acetylacetone": System(smiles("CC(=O)/C=C(/C)O"), xtb("GFN2-xTB"), "15 atoms, two methyl groups that turn, a hydrogen bond"),
+    "acetylacetone": System(
+        smiles("CC(=O)/C=C(/C)O"), xtb("GFN2-xTB"), "15 atoms, two methyl groups that turn, a hydrogen bond"
+    ),
     "salicylic acid": System(smiles("OC(=O)c1ccccc1O"), xtb("GFN2-xTB"), "16 atoms, an acid with a hydrogen bond"),
     "3BPA": System(smiles("Nc1ncccc1OCc1ccccc1"), xtb("GFN2-xTB"), "27 atoms, floppy"),
     "octanoyl ethanolamide": System(smiles("CCCCCCCC(=O)NCCO"), xtb("GFN2-xTB"), "34 atoms, a chain"),
     "copper-gold": System(alloy, EMT, "32 atoms, an alloy", others=SOLID, hot=(600.0, 1200.0, 3000.0)),
-    "aluminium": System(lambda: bulk("Al", cubic=True) * (2, 2, 2), EMT, "32 atoms, a metal", others=SOLID, hot=(600.0, 1200.0, 2500.0)),
+    "aluminium": System(
+        lambda: bulk("Al", cubic=True) * (2, 2, 2), EMT, "32 atoms, a metal", others=SOLID, hot=(600.0, 1200.0, 2500.0)
+    ),
     "silicon": System(
-        lambda: bulk("Si", cubic=True) * (2, 2, 1), stillinger_weber, "32 atoms, covalent", others=SOLID, hot=(600.0, 1200.0, 4000.0)
+        lambda: bulk("Si", cubic=True) * (2, 2, 1),
+        stillinger_weber,
+        "32 atoms, covalent",
+        others=SOLID,
+        hot=(600.0, 1200.0, 4000.0),
     ),
     "water": System(water_box, xtb("GFN1-xTB"), "30 atoms, a liquid", fragments=10),
 }

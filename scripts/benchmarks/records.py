@@ -49,10 +49,16 @@ class Recipe:
     teacher_optimizer: dict = field(default_factory=dict)
     temperatures: tuple[float, ...] = ()  #: K, that the teacher samples at; () for those of `mlff sample`
     members: int = 1  #: of a committee, each trained for `hours`
-    weights: dict[str, float] = field(default_factory=dict)  #: of training structures in the loss, by config_type; 1 for others
-    last: dict = field(default_factory=dict)  #: sections of the config of a last training, from where `run` ended, on train and valid
+    weights: dict[str, float] = field(
+        default_factory=dict
+    )  #: of training structures in the loss, by config_type; 1 for others
+    last: dict = field(
+        default_factory=dict
+    )  #: sections of the config of a last training, from where `run` ended, on train and valid
     last_weights: dict[str, float] = field(default_factory=dict)  #: in it, as `weights`
-    primitive: bool = False  #: training structures that repeat themselves as their primitive cells (with spglib): the same labels for less
+    primitive: bool = (
+        False  #: training structures that repeat themselves as their primitive cells (with spglib): the same labels for less
+    )
 
 
 def shuffled(file: str, tests: dict[str, str] | None = None, **sizes: int | None) -> Callable[[Path], Parts]:
@@ -92,7 +98,9 @@ def weigh(structures: list[Atoms], weights: dict[str, float]) -> None:
 
 RECIPES = {
     "3bpa": Recipe(
-        shuffled("3bpa/train_300K.xyz", {"t300": "3bpa/test_300K.xyz.xz", "t600": "3bpa/test_600K.xyz.xz"}, valid=25, train=None),
+        shuffled(
+            "3bpa/train_300K.xyz", {"t300": "3bpa/test_300K.xyz.xz", "t600": "3bpa/test_600K.xyz.xz"}, valid=25, train=None
+        ),
         {
             "t300": {"energy_rmse": 3.0, "forces_rmse": 8.8, "source": "MACE, NeurIPS 2022, Table 2"},
             "t600": {"energy_rmse": 9.7, "forces_rmse": 21.8, "source": "the same"},
@@ -120,7 +128,13 @@ RECIPES = {
     ),
     "rmd17_ethanol": Recipe(
         shuffled("ethanol/train_ethanol.xyz", train=850, valid=50, test=100),
-        {"test": {"energy_mae": 0.3, "forces_mae": 2.1, "source": "GotenNet, arXiv:2510.03046, Table 3 (MACE: 0.4, 2.1); 950 to train"}},
+        {
+            "test": {
+                "energy_mae": 0.3,
+                "forces_mae": 2.1,
+                "source": "GotenNet, arXiv:2510.03046, Table 3 (MACE: 0.4, 2.1); 950 to train",
+            }
+        },
         hours=0.33,
         model={"channels": 128, "cutoff": 5.0, "envelope": 3},
         loss={"energy": 0.5, "kind": "mae"},
@@ -135,10 +149,21 @@ RECIPES = {
     ),
     "mlearn_si": Recipe(
         shuffled("mlearn_si/train.xyz.xz", {"test": "mlearn_si/test.xyz"}, valid=14, train=None),
-        {"test": {"energy_mae_per_atom": 2.21, "forces_mae": 60.0, "source": "MTP, Zuo et al. 2020, to two digits in forces"}},
+        {
+            "test": {
+                "energy_mae_per_atom": 2.21,
+                "forces_mae": 60.0,
+                "source": "MTP, Zuo et al. 2020, to two digits in forces",
+            }
+        },
         hours=0.05,  # longer, or wider, over-fits so few structures
         model={"channels": 32},
-        loss={"kind": "mse", "energy": 1.0, "stress": 1.0, "schedule": [{"start": 0.6, "energy": 100.0}]},  # energies late: their weight costs forces
+        loss={
+            "kind": "mse",
+            "energy": 1.0,
+            "stress": 1.0,
+            "schedule": [{"start": 0.6, "energy": 100.0}],
+        },  # energies late: their weight costs forces
         members=4,
     ),
     "mlearn_cu": Recipe(
@@ -213,7 +238,16 @@ def run(recipe: Recipe, folder: Path, out: Path) -> dict:
         config["optimizer"] = recipe.optimizer
     if recipe.teacher:
         at = [word for kelvin in recipe.temperatures for word in ("--temperature", str(kelvin))]
-        mlff("sample", recipe.teacher, str(out / "train.xyz"), "--out", str(out / "sampled.xyz"), "--count", str(recipe.sampled), *at)
+        mlff(
+            "sample",
+            recipe.teacher,
+            str(out / "train.xyz"),
+            "--out",
+            str(out / "sampled.xyz"),
+            "--count",
+            str(recipe.sampled),
+            *at,
+        )
         first: dict = {
             "data": {"train": "sampled.xyz", "valid_fraction": 0.03, "reference_energies": "least_squares", "lint": "off"},
             "model": recipe.model,
@@ -228,7 +262,11 @@ def run(recipe: Recipe, folder: Path, out: Path) -> dict:
         everything = parts["train"] + parts["valid"]
         weigh(everything, recipe.last_weights)
         write(out / "all.xyz", everything, format="extxyz")
-        row["last"] = {"data": config["data"] | {"train": "all.xyz", "valid": "all.xyz", "lint": "off"}, "model": recipe.model, **recipe.last}
+        row["last"] = {
+            "data": config["data"] | {"train": "all.xyz", "valid": "all.xyz", "lint": "off"},
+            "model": recipe.model,
+            **recipe.last,
+        }
     names = ["run", *(f"run_{member}" for member in range(1, recipe.members))]
     trained = []
     for member, name in enumerate(names):
@@ -251,7 +289,9 @@ def run(recipe: Recipe, folder: Path, out: Path) -> dict:
         committee = Potential.load(out / "committee.safetensors")
         row["members"] = [potential.metadata["errors"] for potential in trained]
         row["errors"] = {
-            "test" if name == "test" else f"test {name}": evaluate(committee, read_dataset(out / f"{name}.xyz"), False).to_dict()
+            "test" if name == "test" else f"test {name}": evaluate(
+                committee, read_dataset(out / f"{name}.xyz"), False
+            ).to_dict()
             for name in recipe.published
         }
     return row

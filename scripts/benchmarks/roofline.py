@@ -30,12 +30,12 @@ import jax.numpy as jnp
 import numpy as np
 from machine import machine
 
-from mlff import compiler
-from mlff.configfile import load_config
+from mlff.basics import compiler
+from mlff.config.load import load_config
 from mlff.data.dataset import load_data
-from mlff.derivatives import predict
-from mlff.training.loop import prepare
+from mlff.potential.derivatives import predict
 from mlff.training.step import initial_state, make_step
+from mlff.training.train import prepare
 
 sys.path.insert(0, str(Path(__file__).parent / "peers"))
 from launch import pin
@@ -147,7 +147,9 @@ def profile(compiled, call, calls: int) -> Counter:
 
 def measure(name: str, function, args, rate: dict, calls: int, options: dict, donated: bool = False) -> dict:
     """One program: its stages on paper and in time."""
-    counts = count(jax.make_jaxpr(inspect.unwrap(function))(*args).jaxpr)  # a program with options of the compiler is not to be traced
+    counts = count(
+        jax.make_jaxpr(inspect.unwrap(function))(*args).jaxpr
+    )  # a program with options of the compiler is not to be traced
     jitted = function if donated else jax.jit(function, compiler_options=options)
     compiled = jitted.lower(*args).compile()
     state = [jax.tree.map(jnp.copy, args[0])]

@@ -89,12 +89,17 @@ def curve_table(found: dict[str, dict[float, dict]], axis: str = "minutes") -> s
     ticks = sorted({point for points in found.values() for point in points})
     lines = [f"| {axis} | " + " | ".join(f"{tick:g}" for tick in ticks) + " |", "|---|" + "---|" * len(ticks)]
     for code, points in found.items():
-        cells = [" / ".join(f"{points[t][name]['forces_rmse']:.1f}" for name in ("t300", "t600")) if t in points else "" for t in ticks]
+        cells = [
+            " / ".join(f"{points[t][name]['forces_rmse']:.1f}" for name in ("t300", "t600")) if t in points else ""
+            for t in ticks
+        ]
         lines.append(f"| {code} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
-def plot(found: dict[str, dict[float, dict]], path: Path, axis: str = "minutes", title: str = "3BPA, 450 structures at 300 K") -> None:
+def plot(
+    found: dict[str, dict[float, dict]], path: Path, axis: str = "minutes", title: str = "3BPA, 450 structures at 300 K"
+) -> None:
     """Errors at 300 K (full lines) and 600 K (broken ones) against the time of training or the number of structures."""
     import matplotlib
 

@@ -132,9 +132,9 @@ class XCGrid:
             buf = store[key] = np.empty(int(1.1 * comp * n * self.nao))
         self.blocks, off = [], 0
         for i in range(0, n, self.block):
-            cc = self.coords[i:i + self.block]
+            cc = self.coords[i : i + self.block]
             m = comp * len(cc) * self.nao
-            self.blocks.append(mol.eval_gto(name, cc, comp=comp, out=buf[off:off + m]))
+            self.blocks.append(mol.eval_gto(name, cc, comp=comp, out=buf[off : off + m]))
             off += m
 
     def potential(self, ni, mo: np.ndarray) -> tuple[float, float, np.ndarray, np.ndarray]:
@@ -146,9 +146,9 @@ class XCGrid:
         for b in self.blocks:
             n = b.shape[1]
             t = [(b[c] @ mo) for c in range(4)]
-            rho[0, p:p + n] = np.einsum("gi,gi->g", t[0], t[0])
+            rho[0, p : p + n] = np.einsum("gi,gi->g", t[0], t[0])
             for c in (1, 2, 3):
-                rho[c, p:p + n] = 2 * np.einsum("gi,gi->g", t[0], t[c])
+                rho[c, p : p + n] = 2 * np.einsum("gi,gi->g", t[0], t[c])
             p += n
         exc, vxc = ni.eval_xc_eff(XC, rho, deriv=1, xctype="GGA")[:2]
         wv = vxc * self.weights
@@ -157,7 +157,7 @@ class XCGrid:
         v, p = np.zeros((self.nao, self.nao)), 0
         for b in self.blocks:
             n = b.shape[1]
-            v += b[0].T @ _scale_ao(b[:4], half[:, p:p + n])
+            v += b[0].T @ _scale_ao(b[:4], half[:, p : p + n])
             p += n
         return float(exc * rho[0] @ self.weights), float(rho[0] @ self.weights), v + v.T, wv
 
@@ -169,7 +169,7 @@ class XCGrid:
         g, p = np.zeros((3, self.nao)), 0
         for r in self.blocks:
             n = r.shape[1]
-            w = wv[:, p:p + n]
+            w = wv[:, p : p + n]
             p += n
             x0 = dm @ r[0].T  # (nao, n)
             y = dm @ _scale_ao(r[:4], w).T
@@ -347,7 +347,14 @@ class Labeller:
         mf.mo_coeff, mf.mo_energy = mo, np.r_[eo, ev]
         mf.mo_occ = np.r_[np.full(nocc, 2.0), np.zeros(mol.nao - nocc)]
         mf.e_tot, mf.converged = etot, True
-        self.info = {"cycles": cycles, "fine": nfine, "gnorm": gnorm, "electrons": nel, "gap": float(gap), "history": history}
+        self.info = {
+            "cycles": cycles,
+            "fine": nfine,
+            "gnorm": gnorm,
+            "electrons": nel,
+            "gap": float(gap),
+            "history": history,
+        }
         return mf, dm, fine, wv, fit, q @ q.T
 
     @staticmethod
@@ -452,9 +459,20 @@ def xtb_minimum() -> Atoms:
     from ase.optimize import BFGS
     from tblite.ase import TBLite
 
-    at = Atoms(SYMBOLS, positions=[(-1.303, -1.016, 0), (-1.228, 0.207, 0), (0.005, 0.941, 0), (1.186, 0.272, 0),
-                                   (1.296, -1.034, 0), (0.371, -1.411, 0), (-2.148, 0.814, 0), (-0.018, 2.015, 0),
-                                   (2.139, 0.791, 0)])
+    at = Atoms(
+        SYMBOLS,
+        positions=[
+            (-1.303, -1.016, 0),
+            (-1.228, 0.207, 0),
+            (0.005, 0.941, 0),
+            (1.186, 0.272, 0),
+            (1.296, -1.034, 0),
+            (0.371, -1.411, 0),
+            (-2.148, 0.814, 0),
+            (-0.018, 2.015, 0),
+            (2.139, 0.791, 0),
+        ],
+    )
     at.calc = TBLite(method="GFN2-xTB", verbosity=0)
     BFGS(at, logfile=None).run(fmax=1e-4, steps=500)
     at.calc = None
@@ -549,9 +567,17 @@ def label(work: Path, limit: int | None, path_after: int) -> None:
                 relaxed_path(work, lab)
             try:
                 e, f = lab(at.positions)
-                rec = {"key": key, "set": kind, "positions": at.positions.tolist(), "energy": e, "forces": f.tolist(),
-                       "trajectory": at.info["trajectory"], "frame": int(at.info["frame"]),
-                       "temperature": float(at.info["temperature"]), "diag": lab.info}
+                rec = {
+                    "key": key,
+                    "set": kind,
+                    "positions": at.positions.tolist(),
+                    "energy": e,
+                    "forces": f.tolist(),
+                    "trajectory": at.info["trajectory"],
+                    "frame": int(at.info["frame"]),
+                    "temperature": float(at.info["temperature"]),
+                    "diag": lab.info,
+                }
             except NotConverged as err:
                 rec = {"key": key, "set": "dropped", "reason": str(err)}
             append(file, rec)
@@ -631,7 +657,7 @@ def relax(lab: Labeller, pos: np.ndarray, q: float | None, fmax: float = 5e-3, s
         a = np.concatenate(rows, 1)
         u, sv, _ = np.linalg.svd(a[keep], full_matrices=True)
         basis = np.zeros((27, 18 - a.shape[1]))
-        basis[keep] = u[:, a.shape[1]:]
+        basis[keep] = u[:, a.shape[1] :]
         fp = basis.T @ f
         resid = basis @ fp
         worst = float(np.abs(resid).max())
@@ -667,11 +693,21 @@ def relaxed_path(work: Path, lab: Labeller) -> None:
     def store(i, q, res):
         pos, e, _, worst = res
         e, f = lab(pos)
-        have[f"path/{i}"] = rec = {"key": f"path/{i}", "set": "path", "positions": pos.tolist(), "energy": e,
-                                   "forces": f.tolist(), "q": transfer(pos), "residual": worst, "diag": lab.info}
+        have[f"path/{i}"] = rec = {
+            "key": f"path/{i}",
+            "set": "path",
+            "positions": pos.tolist(),
+            "energy": e,
+            "forces": f.tolist(),
+            "q": transfer(pos),
+            "residual": worst,
+            "diag": lab.info,
+        }
         append(file, rec)
-        console.print(f"path image {i}: q = {rec['q']:.4f} A, E - E_min = {e - have['path/0']['energy']:.5f} eV, "
-                      f"residual {worst:.4f} eV/A")
+        console.print(
+            f"path image {i}: q = {rec['q']:.4f} A, E - E_min = {e - have['path/0']['energy']:.5f} eV, "
+            f"residual {worst:.4f} eV/A"
+        )
 
     if "path/0" not in have:
         store(0, None, relax(lab, start, None, fmax=2e-3))
@@ -704,7 +740,7 @@ def symmetrise(pos: np.ndarray) -> np.ndarray:
 
 def extxyz(symbols, pos, energy: float, forces, info: dict) -> str:
     """One frame of extended XYZ: energy to 1e-8 eV, forces to 1e-8 eV/Angstrom."""
-    extra = " ".join(f'{k}={v!r}' if not isinstance(v, str) else f"{k}={v}" for k, v in info.items())
+    extra = " ".join(f"{k}={v!r}" if not isinstance(v, str) else f"{k}={v}" for k, v in info.items())
     lines = [str(len(symbols)), f'Properties=species:S:1:pos:R:3:forces:R:3 energy={energy:.8f} {extra} pbc="F F F"']
     for s, r, f in zip(symbols, pos, forces):
         lines.append(f"{s:<2}" + "".join(f"{v:15.8f}" for v in r) + "".join(f"{v + 0.0:15.8f}" for v in f))
@@ -721,17 +757,40 @@ def assemble(work: Path, out: Path) -> None:
     for kind in ROUND:
         recs = sorted(by.get(kind, {}).values(), key=lambda r: (r["frame"], order[r["trajectory"]]))
         if recs:
-            atomic_write(out / f"{kind}.xyz", "".join(
-                extxyz(SYMBOLS, r["positions"], r["energy"], r["forces"],
-                       {"config_type": f"malonaldehyde_{r['temperature']:.0f}K", "trajectory": r["trajectory"],
-                        "frame": r["frame"], "temperature": r["temperature"]}) for r in recs))
+            atomic_write(
+                out / f"{kind}.xyz",
+                "".join(
+                    extxyz(
+                        SYMBOLS,
+                        r["positions"],
+                        r["energy"],
+                        r["forces"],
+                        {
+                            "config_type": f"malonaldehyde_{r['temperature']:.0f}K",
+                            "trajectory": r["trajectory"],
+                            "frame": r["frame"],
+                            "temperature": r["temperature"],
+                        },
+                    )
+                    for r in recs
+                ),
+            )
         console.print(f"{kind}: {len(recs)}")
     atoms = by.get("isolated_atoms", {})
     if atoms:
-        atomic_write(out / "isolated_atoms.xyz", "".join(
-            extxyz([r["symbol"]], [(0, 0, 0)], r["energy"], [(0, 0, 0)],
-                   {"config_type": "IsolatedAtom", "multiplicity": ATOM_SPIN[r["symbol"]] + 1})
-            for r in atoms.values()))
+        atomic_write(
+            out / "isolated_atoms.xyz",
+            "".join(
+                extxyz(
+                    [r["symbol"]],
+                    [(0, 0, 0)],
+                    r["energy"],
+                    [(0, 0, 0)],
+                    {"config_type": "IsolatedAtom", "multiplicity": ATOM_SPIN[r["symbol"]] + 1},
+                )
+                for r in atoms.values()
+            ),
+        )
     path = sorted(by.get("path", {}).values(), key=lambda r: int(r["key"].split("/")[1]))
     if path:
         images = [(np.asarray(r["positions"]), r["energy"], np.asarray(r["forces"]), r["q"]) for r in path]
@@ -743,8 +802,9 @@ def assemble(work: Path, out: Path) -> None:
             u, _, vt = np.linalg.svd(c.T @ ref)
             r = u @ np.diag([1, 1, np.sign(np.linalg.det(u @ vt))]) @ vt
             ref = c @ r
-            frames.append(extxyz(SYMBOLS, ref, e, f @ r,
-                                 {"config_type": "proton_transfer", "image": i, "q": round(q, 6) + 0.0}))
+            frames.append(
+                extxyz(SYMBOLS, ref, e, f @ r, {"config_type": "proton_transfer", "image": i, "q": round(q, 6) + 0.0})
+            )
         atomic_write(out / "path.xyz", "".join(frames))
     console.print(f"path: {len(path)} of {PATH_HALF} unique, atoms: {len(atoms)}, dropped: {len(by.get('dropped', {}))}")
     for f in sorted(out.glob("*.xyz")):
@@ -782,11 +842,22 @@ def check(work: Path, out: Path, count: int) -> None:
             e, g = lab.plain(mol, level=level)
             ff = -(g * units.Hartree / units.Bohr + g3)
             ff = (ff - ff.mean(0)) @ rot.T
-            res[name].append({"key": r["key"], "de": e * units.Hartree + e3 - r["energy"],
-                              "df_max": float(np.abs(ff - f).max()), "df_rms": float(((ff - f) ** 2).mean() ** 0.5)})
-        console.print(f"{n + 1}/{count}", r["key"], [round(1e3 * (a["analytic"] - a["numeric"]), 3)
-                                                     for a in res["finite_difference"][-2:]], "meV/A;",
-                      res["plain"][-1], res["grid5"][-1])
+            res[name].append(
+                {
+                    "key": r["key"],
+                    "de": e * units.Hartree + e3 - r["energy"],
+                    "df_max": float(np.abs(ff - f).max()),
+                    "df_rms": float(((ff - f) ** 2).mean() ** 0.5),
+                }
+            )
+        console.print(
+            f"{n + 1}/{count}",
+            r["key"],
+            [round(1e3 * (a["analytic"] - a["numeric"]), 3) for a in res["finite_difference"][-2:]],
+            "meV/A;",
+            res["plain"][-1],
+            res["grid5"][-1],
+        )
     atomic_write(work / "checks.json", json.dumps(res, indent=1))
 
 

@@ -69,7 +69,7 @@ def pw_input(at: Atoms, out: str, ecut: float, k, mixing: float, degauss: float,
 /
 &system
  ibrav=0, nat={len(at)}, ntyp=1, ecutwfc={ecut}, ecutrho={4 * ecut}, occupations='smearing',
- smearing='gaussian', degauss={degauss}, nbnd={bands}, nosym={'.true.' if nosym else '.false.'}
+ smearing='gaussian', degauss={degauss}, nbnd={bands}, nosym={".true." if nosym else ".false."}
 /
 &electrons
  conv_thr={CONV * len(at) / 8:.2e}, mixing_beta={mixing}, electron_maxstep=80, diago_david_ndim=2
@@ -91,7 +91,9 @@ def parse(text: str, n: int) -> dict:
         raise NotConverged("no convergence")
     energy = float(re.findall(r"^!\s+total energy\s+=\s+(\S+) Ry", text, re.M)[-1]) * RY
     block = text.split("Forces acting on atoms")[1].split("Total force")[0]
-    forces = [[float(x) for x in m] for m in re.findall(r"atom\s+\d+ type\s+\d+\s+force =\s+(\S+)\s+(\S+)\s+(\S+)", block)[:n]]
+    forces = [
+        [float(x) for x in m] for m in re.findall(r"atom\s+\d+ type\s+\d+\s+force =\s+(\S+)\s+(\S+)\s+(\S+)", block)[:n]
+    ]
     lines = text.split("total   stress")[1].splitlines()[1:4]
     stress = -np.array([[float(x) for x in line.split()[:3]] for line in lines]) * RY / BOHR**3
     return {"energy": energy, "forces": (np.array(forces) * RY / BOHR).tolist(), "stress": stress.tolist()}
@@ -107,12 +109,22 @@ def compute(at: Atoms, ecut: float = ECUT, nk: int = NK, degauss: float = DEGAUS
         start = time.perf_counter()
         try:
             text = pw_input(at, tmp, ecut, kgrid(at, nk), mixing, degauss, nosym)
-            run = subprocess.run([os.environ.get("PW", "pw.x")], input=text, capture_output=True, text=True, cwd=tmp,
-                                 env={**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"})
+            run = subprocess.run(
+                [os.environ.get("PW", "pw.x")],
+                input=text,
+                capture_output=True,
+                text=True,
+                cwd=tmp,
+                env={**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
+            )
             res = parse(run.stdout, len(at))
             cpu = re.search(r"PWSCF\s+:\s+(.*?) CPU", run.stdout)
-            return res | {"seconds": time.perf_counter() - start, "cpu": cpu[1].strip() if cpu else "", "mixing": mixing,
-                          "iterations": int(re.search(r"achieved in\s+(\d+) iterations", run.stdout)[1])}
+            return res | {
+                "seconds": time.perf_counter() - start,
+                "cpu": cpu[1].strip() if cpu else "",
+                "mixing": mixing,
+                "iterations": int(re.search(r"achieved in\s+(\d+) iterations", run.stdout)[1]),
+            }
         except (NotConverged, IndexError):
             continue
         finally:
@@ -211,12 +223,20 @@ def structures(a: float, work: Path) -> list[tuple[str, str, Atoms]]:
     """
     file = work / "melts.json"
     if not file.exists():
-        runs = {"liquid_16": ((2, 1, 1), 4500, 2400, 9), "liquid_32": ((2, 2, 1), 4500, 2200, 5),
-                "liquid_64": ((2, 2, 2), 4500, 2000, 2)}
-        melts = {k: [(m.cell.tolist(), m.positions.tolist()) for m in melt(rep, a * 0.985, SEED + i, hot, cold, n)]
-                 for i, (k, (rep, hot, cold, n)) in enumerate(runs.items(), 1)}
+        runs = {
+            "liquid_16": ((2, 1, 1), 4500, 2400, 9),
+            "liquid_32": ((2, 2, 1), 4500, 2200, 5),
+            "liquid_64": ((2, 2, 2), 4500, 2000, 2),
+        }
+        melts = {
+            k: [(m.cell.tolist(), m.positions.tolist()) for m in melt(rep, a * 0.985, SEED + i, hot, cold, n)]
+            for i, (k, (rep, hot, cold, n)) in enumerate(runs.items(), 1)
+        }
         atomic_write(file, json.dumps(melts))
-    melts = {k: [Atoms(f"Si{len(p)}", positions=p, cell=c, pbc=True) for c, p in v] for k, v in json.loads(file.read_text()).items()}
+    melts = {
+        k: [Atoms(f"Si{len(p)}", positions=p, cell=c, pbc=True) for c, p in v]
+        for k, v in json.loads(file.read_text()).items()
+    }
 
     rng = np.random.default_rng(SEED)
     c8 = cell((1, 1, 1), a)
@@ -300,8 +320,13 @@ def published(out: Path) -> list[dict]:
 def current(recs: list[dict], todo) -> dict[str, dict]:
     """key -> record, only for records whose geometry is that of the structure of that name."""
     geometry = {key: at for key, _, at in todo}
-    same = lambda r, at: len(at) == len(r["positions"]) and np.allclose(at.positions, r["positions"], atol=1e-7) and np.allclose(  # noqa: E731
-        at.cell.array, r["cell"], atol=1e-9)
+    same = lambda r, at: (
+        len(at) == len(r["positions"])
+        and np.allclose(at.positions, r["positions"], atol=1e-7)
+        and np.allclose(  # noqa: E731
+            at.cell.array, r["cell"], atol=1e-9
+        )
+    )
     return {r["key"]: r for r in recs if r["key"] in geometry and same(r, geometry[r["key"]])}
 
 
@@ -328,7 +353,7 @@ def lattice_constant(work: Path) -> float:
             done[a] = (r := compute(cell((1, 1, 1), a), nosym=False))["energy"]
             append(file, {"a": a, **r})
     x = np.array(sorted(done))
-    p = np.polyfit(x ** -2.0, [done[v] for v in x], 3)  # Birch-Murnaghan form
+    p = np.polyfit(x**-2.0, [done[v] for v in x], 3)  # Birch-Murnaghan form
     roots = np.roots(np.polyder(p))
     best = [r.real**-0.5 for r in roots if abs(r.imag) < 1e-9 and r.real > 0 and np.polyval(np.polyder(p, 2), r.real) > 0]
     return round(min(best, key=lambda v: abs(v - 5.47)), 4)
@@ -338,7 +363,7 @@ def bulk_modulus(work: Path) -> float:
     """Bulk modulus (GPa) of the same fit."""
     done = {r["a"]: r["energy"] for r in load(work / "lattice.jsonl")}
     x = np.array(sorted(done))
-    p = np.polyfit(x ** -2.0, [done[v] for v in x], 3)
+    p = np.polyfit(x**-2.0, [done[v] for v in x], 3)
     a, h = lattice_constant(work), 1e-3
     e = lambda s: np.polyval(p, s**-2.0)  # noqa: E731
     d2 = (e(a + h) - 2 * e(a) + e(a - h)) / h**2  # d2E/da2 ; V = a^3
@@ -393,9 +418,12 @@ def extxyz(rec: dict) -> str:
     """One frame of extended XYZ (energy 1e-8 eV, forces 1e-8 eV/A, stress 1e-10 eV/A^3)."""
     flat = lambda m, d: " ".join(f"{x + 0.0:.{d}f}" for x in np.asarray(m).ravel())  # noqa: E731
     n = len(rec["positions"])
-    lines = [str(n), f'Lattice="{flat(rec["cell"], 8)}" Properties=species:S:1:pos:R:3:forces:R:3 '
-                     f'energy={rec["energy"]:.8f} stress="{flat(rec["stress"], 10)}" config_type={rec["kind"]} '
-                     f'name={rec["key"].replace("/", "-")} pbc="T T T"']
+    lines = [
+        str(n),
+        f'Lattice="{flat(rec["cell"], 8)}" Properties=species:S:1:pos:R:3:forces:R:3 '
+        f'energy={rec["energy"]:.8f} stress="{flat(rec["stress"], 10)}" config_type={rec["kind"]} '
+        f'name={rec["key"].replace("/", "-")} pbc="T T T"',
+    ]
     for p, f in zip(rec["positions"], rec["forces"]):
         lines.append("Si" + "".join(f"{v:15.8f}" for v in p) + "".join(f"{v + 0.0:15.8f}" for v in f))
     return "\n".join(lines) + "\n"
@@ -417,11 +445,19 @@ def assemble(work: Path, out: Path) -> None:
         e = [r["energy"] / len(r["positions"]) for r in mine]
         f = np.concatenate([np.asarray(r["forces"]).ravel() for r in mine])
         s = np.array([r["stress"] for r in mine]) / units.GPa
-        console.print(f"{name}: {len(mine)} {kinds}\n  E/atom {min(e):.4f}..{max(e):.4f} eV, F rms {np.sqrt((f**2).mean()):.3f}, "
-                      f"max {np.abs(f).max():.3f} eV/A, stress diag {s[:, range(3), range(3)].min():.2f}.."
-                      f"{s[:, range(3), range(3)].max():.2f} GPa")
-    console.print("dropped:", sum("dropped" in r for r in recs.values()), "of", len(todo), "structures; seconds:",
-                  round(sum(r.get("seconds", 0) for r in recs.values())))
+        console.print(
+            f"{name}: {len(mine)} {kinds}\n  E/atom {min(e):.4f}..{max(e):.4f} eV, F rms {np.sqrt((f**2).mean()):.3f}, "
+            f"max {np.abs(f).max():.3f} eV/A, stress diag {s[:, range(3), range(3)].min():.2f}.."
+            f"{s[:, range(3), range(3)].max():.2f} GPa"
+        )
+    console.print(
+        "dropped:",
+        sum("dropped" in r for r in recs.values()),
+        "of",
+        len(todo),
+        "structures; seconds:",
+        round(sum(r.get("seconds", 0) for r in recs.values())),
+    )
     for f in sorted(out.glob("*.xyz")):
         print(f"{hashlib.sha256(f.read_bytes()).hexdigest()}  {f.name}  {f.stat().st_size / 1e6:.3f} MB")
 
@@ -430,7 +466,9 @@ def check(work: Path) -> None:
     """Forces and stress against energy differences; a higher cut-off; one structure."""
     rng = np.random.default_rng(5)
     a = lattice_constant(work)
-    at = displaced(strained(cell((1, 1, 1), a), np.array([[0.02, 0.01, 0], [0.01, -0.01, 0.015], [0, 0.015, 0.01]])), 0.08, rng)
+    at = displaced(
+        strained(cell((1, 1, 1), a), np.array([[0.02, 0.01, 0], [0.01, -0.01, 0.015], [0, 0.015, 0.01]])), 0.08, rng
+    )
     ref = compute(at)
     f, s, res = np.asarray(ref["forces"]), np.asarray(ref["stress"]), {}
     d = rng.normal(size=f.shape)
@@ -442,14 +480,22 @@ def check(work: Path) -> None:
         e.append(compute(x)["energy"])
     res["force"] = {"analytic": float((f * d).sum()), "numeric": -(e[0] - e[1]) / 0.04}
     res["net_force"] = float(np.linalg.norm(f.sum(0)))
-    for name, eps in {"volume": np.eye(3) / 3, "xx": np.diag([1.0, 0, 0]), "xy": np.array([[0, 0.5, 0], [0.5, 0, 0], [0, 0, 0]])}.items():
+    for name, eps in {
+        "volume": np.eye(3) / 3,
+        "xx": np.diag([1.0, 0, 0]),
+        "xy": np.array([[0, 0.5, 0], [0.5, 0, 0], [0, 0, 0]]),
+    }.items():
         e = [compute(strained(at, h * eps))["energy"] for h in (0.005, -0.005)]
         res[f"stress_{name}"] = {"analytic": float((s * eps).sum()), "numeric": (e[0] - e[1]) / 0.01 / at.get_volume()}
     for name, kw in {"ecut28": {"ecut": 28.0}}.items():
         r = compute(at, **kw)
         df, ds = np.asarray(r["forces"]) - f, (np.asarray(r["stress"]) - s) / units.GPa
-        res[name] = {"de_per_atom": (r["energy"] - ref["energy"]) / len(at), "df_rms": float((df**2).mean() ** 0.5),
-                     "df_max": float(np.abs(df).max()), "ds_max_GPa": float(np.abs(ds).max())}
+        res[name] = {
+            "de_per_atom": (r["energy"] - ref["energy"]) / len(at),
+            "df_rms": float((df**2).mean() ** 0.5),
+            "df_max": float(np.abs(df).max()),
+            "ds_max_GPa": float(np.abs(ds).max()),
+        }
     res["force_rms"] = float((f**2).mean() ** 0.5)
     console.print(res)
     atomic_write(work / "checks.json", json.dumps(res, indent=1))
@@ -465,8 +511,12 @@ def main(argv=None) -> int:
     ap.add_argument("--check", action="store_true", help="only run the checks")
     ap.add_argument("--limit", type=int, help="stop after this many new labels")
     ap.add_argument("--reverse", action="store_true", help="work from the end of the list")
-    ap.add_argument("--large", choices=("mixed", "last", "skip", "only"), default="mixed",
-                    help="what to do with cells of 30 atoms or more")
+    ap.add_argument(
+        "--large",
+        choices=("mixed", "last", "skip", "only"),
+        default="mixed",
+        help="what to do with cells of 30 atoms or more",
+    )
     ap.add_argument("--only", default="", metavar="REGEX", help="label only structures whose name (kind/number) matches")
     a = ap.parse_args(argv)
     a.work.mkdir(parents=True, exist_ok=True)

@@ -11,7 +11,7 @@ import numpy as np
 from ase.build import bulk
 
 from mlff.graph import Graph, Prediction
-from mlff.potential import Potential
+from mlff.potential.potential import Potential
 from tests.potentials import BASELINE, morse
 
 ELEMENTS = (1, 6)  # a bond of both, and of carbon alone, is about 1.2 Å long

@@ -11,11 +11,11 @@ import pytest
 from ase.build import molecule
 
 from mlff import MLFFCalculator
+from mlff.basics.errors import DataError
 from mlff.certificate import checks, hot, scans
 from mlff.certificate.certificate import certify, suitable
 from mlff.certificate.probe import Probe
 from mlff.certificate.scans import Scan, find_kinks
-from mlff.errors import DataError
 from tests.certificate.planted import SOUND, add_energies, directed, gaussian, pairs, planted, structures
 
 
@@ -242,7 +242,9 @@ def test_a_figure_that_is_no_number_fails():
     def ask(structures):
         broken = len(structures[-1])
         return [
-            SimpleNamespace(energy=np.nan if len(a) == broken else 0.0, forces=np.full((len(a), 3), np.nan if len(a) == broken else 0.0))
+            SimpleNamespace(
+                energy=np.nan if len(a) == broken else 0.0, forces=np.full((len(a), 3), np.nan if len(a) == broken else 0.0)
+            )
             for a in structures
         ]
 

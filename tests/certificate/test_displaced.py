@@ -98,7 +98,10 @@ def test_a_hole_that_no_pair_shows(monkeypatch):
 
 def test_a_wall_that_no_pair_shows():
     found = lines(planted(both(1e5, 0.6)), structures()[:1])
-    assert found["displaced structures, energy below harmonic"].passed and not found["displaced structures, largest force"].passed
+    assert (
+        found["displaced structures, energy below harmonic"].passed
+        and not found["displaced structures, largest force"].passed
+    )
 
 
 def test_what_is_not_finite_fails():

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from mlff import MLFFCalculator
-from mlff.certificate import full as module
-from mlff.certificate.full import full, homonuclear, lost_hydrogen, nve, stability
+from mlff.basics.errors import DataError
+from mlff.certificate import stability as module
 from mlff.certificate.scans import Scan
-from mlff.errors import DataError
+from mlff.certificate.stability import full, homonuclear, lost_hydrogen, nve, stability
 from tests.certificate.planted import SOUND, planted, structures
 from tests.certificate.test_certificate import direct
 

@@ -8,9 +8,9 @@ from ase import Atoms
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mlff.basics.errors import DataError
 from mlff.data import baseline
 from mlff.data.structure import Structure
-from mlff.errors import DataError
 
 ATOMS = {1: -13.587, 6: -1029.489, 7: -1484.981, 8: -2041.982}
 

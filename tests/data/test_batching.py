@@ -7,10 +7,20 @@ import numpy as np
 import pytest
 from ase.build import bulk, molecule
 
-from mlff.data.batching import Batches, Sample, Sizes, make_graph, make_labels, make_sample, reverse_pairs, round_up, to_dense
+from mlff.basics.errors import StructureError
+from mlff.data.batching import (
+    Batches,
+    Sample,
+    Sizes,
+    make_graph,
+    make_labels,
+    make_sample,
+    reverse_pairs,
+    round_up,
+    to_dense,
+)
 from mlff.data.neighbors import neighbor_list
 from mlff.data.structure import Structure
-from mlff.errors import StructureError
 
 CUTOFF = 3.0
 
@@ -23,7 +33,9 @@ def _fake(n: int, k: int) -> Sample:
     """A sample of which only the sizes matter."""
     numbers, neighbors = np.ones(n, np.int32), np.zeros((n, k), np.int32)
     reverse = np.zeros((n, k), np.int32)
-    return Sample(numbers, np.zeros((n, 3)), np.zeros((3, 3)), neighbors, neighbors == 0, reverse, None, None, None, None, 1.0)
+    return Sample(
+        numbers, np.zeros((n, 3)), np.zeros((3, 3)), neighbors, neighbors == 0, reverse, None, None, None, None, 1.0
+    )
 
 
 def _mixed(count: int, seed: int = 0) -> list[Sample]:
@@ -122,10 +134,14 @@ def _pairs(atoms: ase.Atoms, cutoff: float = CUTOFF):
 
 
 @pytest.mark.parametrize("far", [0, 100_000], ids=["near", "images far away"])
-@pytest.mark.parametrize("atoms", [molecule("CH3CH2OH"), bulk("Cu"), bulk("Si", cubic=True)], ids=["molecule", "one atom", "crystal"])
+@pytest.mark.parametrize(
+    "atoms", [molecule("CH3CH2OH"), bulk("Cu"), bulk("Si", cubic=True)], ids=["molecule", "one atom", "crystal"]
+)
 def test_every_pair_knows_where_its_other_direction_stands(atoms, far):
     i, j, shifts = _pairs(atoms)
-    moves = far * np.arange(len(atoms), dtype=np.int32)[:, None] * atoms.pbc  # atoms counted from other cells, as `placement` may
+    moves = (
+        far * np.arange(len(atoms), dtype=np.int32)[:, None] * atoms.pbc
+    )  # atoms counted from other cells, as `placement` may
     shifts = shifts + moves[i] - moves[j]
     other = reverse_pairs(len(atoms), i, j, shifts)
     np.testing.assert_array_equal(i[other], j)
@@ -143,7 +159,9 @@ def test_in_a_batch_the_other_direction_is_that_of_the_same_structure():
         np.testing.assert_array_equal(centers.reshape(-1)[flat].reshape(centers.shape), graph.neighbors)
         np.testing.assert_array_equal(graph.neighbor_mask.reshape(-1)[flat].reshape(centers.shape), graph.neighbor_mask)
         vectors = np.asarray(graph.pair_vectors)
-        np.testing.assert_allclose(vectors.reshape(-1, 3)[flat].reshape(vectors.shape), -vectors, atol=1e-5)  # float32: both are differences of coordinates
+        np.testing.assert_allclose(
+            vectors.reshape(-1, 3)[flat].reshape(vectors.shape), -vectors, atol=1e-5
+        )  # float32: both are differences of coordinates
 
 
 def test_a_pair_listed_in_one_direction_only_is_left_out():

@@ -9,10 +9,10 @@ import pytest
 from ase.build import bulk
 from ase.calculators.emt import EMT
 
-from mlff.data.consistency import compare, imbalance, robust_slope
+from mlff.basics.units import ENERGY, LENGTH, STRESS, VOIGT
 from mlff.data.dataset import read_dataset
-from mlff.data.nearby import find_pairs
-from mlff.units import ENERGY, LENGTH, STRESS, VOIGT
+from mlff.lint.close_pairs import find_pairs
+from mlff.lint.consistency import compare, imbalance, robust_slope
 from tests.data import labelled
 
 HARTREE, KCAL, BOHR = ENERGY["Hartree"], ENERGY["kcal/mol"], LENGTH["Bohr"]

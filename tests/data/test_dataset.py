@@ -13,12 +13,12 @@ from ase.calculators.singlepoint import SinglePointCalculator
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mlff.config import Data, KeyNames, Loss
-from mlff.configfile import make_config
+from mlff.basics.errors import ConfigError, DataError
+from mlff.config.load import make_config
+from mlff.config.options import Data, KeyNames, Loss
 from mlff.data.census import Census
 from mlff.data.dataset import Dataset, expand, load_data, read_dataset
 from mlff.data.structure import Structure
-from mlff.errors import ConfigError, DataError
 
 SHARED = Path(__file__).parents[2].parent / "shared" / "datasets"
 needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason=f"the shared reference sets are not at {SHARED}")
@@ -294,23 +294,31 @@ def test_a_validation_set_with_nothing_to_compare_stops_the_run(write):
         warnings.simplefilter("error")
         load(train=train, valid=energies, loss=ENERGY_ONLY)
     few = write("few.xyz", [frame(0), *(frame(k, labels=("energy",)) for k in range(1, 20))])
-    with pytest.raises(DataError, match="few.xyz: no validation structure has forces.*another seed or a larger data.valid_fraction"):
+    with pytest.raises(
+        DataError, match="few.xyz: no validation structure has forces.*another seed or a larger data.valid_fraction"
+    ):
         load(train=few, loss=Loss(energy=0))
 
 
 def test_structures_of_weight_0_are_no_labels(write):
     light = write("light.xyz", [frame(k, w=0.0) for k in range(3)])
     train = write("train.xyz", [frame(k, w=1.0) for k in range(6)])
-    with pytest.raises(DataError, match=r"light.xyz: no training structure has energy and a weight above 0 \(data.keys.weight\)"):
+    with pytest.raises(
+        DataError, match=r"light.xyz: no training structure has energy and a weight above 0 \(data.keys.weight\)"
+    ):
         load(train=light, keys={"weight": "w"})
-    with pytest.raises(DataError, match=r"light.xyz: no validation structure has energy .*count with weight 0 \(data.keys.weight\)"):
+    with pytest.raises(
+        DataError, match=r"light.xyz: no validation structure has energy .*count with weight 0 \(data.keys.weight\)"
+    ):
         load(train=train, valid=light, keys={"weight": "w"})
 
 
 def test_a_test_set_without_labels_stops_the_run(write):
     train = write("train.xyz", [frame(k) for k in range(6)])
     bare = write("bare.xyz", [frame(10, labels=(), E_dft=-1.0)])
-    with pytest.raises(DataError, match=r"bare.xyz: no structure has energy, forces or stress: nothing to compare.*E_dft \(info\)"):
+    with pytest.raises(
+        DataError, match=r"bare.xyz: no structure has energy, forces or stress: nothing to compare.*E_dft \(info\)"
+    ):
         load(train=train, test={"hot": bare})
 
 

@@ -9,10 +9,10 @@ from ase.constraints import FixAtoms, FixCartesian
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mlff.basics.errors import DataError
 from mlff.data.formats import read_atoms, read_structures
 from mlff.data.readers.comment import parse
 from mlff.data.structure import Structure
-from mlff.errors import DataError
 
 HEAD = 'Lattice="5 0 0 1 6 0 0 0 7" Properties=species:S:1:pos:R:3'
 ATOMS = "O 0 0 0\nH 0.96 0 0\nH -0.24 0.93 0\n"
@@ -114,13 +114,23 @@ def test_comments_that_ase_writes_are_read_as_they_were(info):
 
 
 def plain(text):
-    return text and "\\" not in text and isinstance(parse(f'a="{text}"').get("a") if '"' not in text else text, str) and "=" not in text and "," not in text
+    return (
+        text
+        and "\\" not in text
+        and isinstance(parse(f'a="{text}"').get("a") if '"' not in text else text, str)
+        and "=" not in text
+        and "," not in text
+    )
 
 
 def test_frames_of_ase_are_the_same_as_ase_reads_them(tmp_path):
     rng = np.random.default_rng(0)
-    atoms = Atoms("OHHSi", positions=rng.normal(size=(4, 3)) * 3, cell=rng.normal(size=(3, 3)) + 5 * np.eye(3), pbc=(True, False, True))
-    atoms.calc = SinglePointCalculator(atoms, energy=-1.5, forces=rng.normal(size=(4, 3)), stress=rng.normal(size=6), charges=rng.normal(size=4))
+    atoms = Atoms(
+        "OHHSi", positions=rng.normal(size=(4, 3)) * 3, cell=rng.normal(size=(3, 3)) + 5 * np.eye(3), pbc=(True, False, True)
+    )
+    atoms.calc = SinglePointCalculator(
+        atoms, energy=-1.5, forces=rng.normal(size=(4, 3)), stress=rng.normal(size=6), charges=rng.normal(size=4)
+    )
     atoms.info |= {"name": "a b", "tag": 3, "array": np.arange(4.0), "ok": True, "virials": rng.normal(size=(3, 3))}
     atoms.set_masses([15, 1, 2, 28.0])
     atoms.set_tags([0, 1, 2, 3])
@@ -129,10 +139,25 @@ def test_frames_of_ase_are_the_same_as_ase_reads_them(tmp_path):
     atoms.set_array("label", np.array(["a", "b", "c", "d"]))
     for constraint in (FixAtoms([1, 2]), [FixCartesian(0, [True, False, True])]):
         atoms.set_constraint(constraint)
-        columns = ["symbols", "positions", "forces", "charges", "masses", "tags", "initial_charges", "momenta", "label", "move_mask"]
+        columns = [
+            "symbols",
+            "positions",
+            "forces",
+            "charges",
+            "masses",
+            "tags",
+            "initial_charges",
+            "momenta",
+            "label",
+            "move_mask",
+        ]
         ase.io.write(tmp_path / "a.xyz", atoms, columns=columns)
         expected, (found,) = ase.io.read(tmp_path / "a.xyz"), read_atoms(tmp_path / "a.xyz")
-        assert (found.pbc == expected.pbc).all() and found.info.keys() == expected.info.keys() and found.arrays.keys() == expected.arrays.keys()
+        assert (
+            (found.pbc == expected.pbc).all()
+            and found.info.keys() == expected.info.keys()
+            and found.arrays.keys() == expected.arrays.keys()
+        )
         np.testing.assert_array_equal(found.cell, expected.cell)
         for key, array in expected.arrays.items():
             np.testing.assert_array_equal(found.arrays[key], array)
@@ -160,13 +185,20 @@ def test_periodicity_that_nobody_understands_is_refused(tmp_path):
     for text in ("xyz", '"T T"', '"2 2 2"', "slab", "7"):
         with pytest.raises(DataError, match="line 2 .the comment.: pbc=.*three of T or F"):
             read(tmp_path, frame(f"{HEAD} pbc={text}"))
-    assert read(tmp_path, frame(HEAD))[0].pbc.all() and not read(tmp_path, frame("Properties=species:S:1:pos:R:3"))[0].pbc.any()
+    assert (
+        read(tmp_path, frame(HEAD))[0].pbc.all() and not read(tmp_path, frame("Properties=species:S:1:pos:R:3"))[0].pbc.any()
+    )
 
 
 def test_an_apostrophe_swallows_nothing(tmp_path):
     for comment in (f"{HEAD} name=N,N'-dimethylurea energy=-3.5", f"name=N,N'-dimethylurea {HEAD} energy=-3.5"):
         (structure,), census = read_structures(write(tmp_path, frame(comment)))
-        assert structure.energy == -3.5 and structure.info["name"] == "N,N'-dimethylurea" and structure.pbc.all() and census.energy == 1
+        assert (
+            structure.energy == -3.5
+            and structure.info["name"] == "N,N'-dimethylurea"
+            and structure.pbc.all()
+            and census.energy == 1
+        )
         np.testing.assert_array_equal(structure.cell, [[5, 0, 0], [1, 6, 0], [0, 0, 7]])
 
 
@@ -198,7 +230,12 @@ def test_columns_without_a_name_are_refused(tmp_path):
         read(tmp_path, frame("water", "O 0 0 0 0.3\nH 0.96 0 0 0.1\nH -0.24 0.93 0 0.1\n"))
     with pytest.raises(DataError, match="line 4 has 5 columns, but Properties names 4"):
         read(tmp_path, frame(HEAD, "O 0 0 0\nH 0.96 0 0 9\nH -0.24 0.93 0\n"))
-    for properties, message in (("species:S:1", "must name the columns pos"), ("pos:R:3", "must name the columns"), ("species:S:1:pos:R", "is not NAME"), ("species:S:1:pos:R:3:pos:R:3", "twice")):
+    for properties, message in (
+        ("species:S:1", "must name the columns pos"),
+        ("pos:R:3", "must name the columns"),
+        ("species:S:1:pos:R", "is not NAME"),
+        ("species:S:1:pos:R:3:pos:R:3", "twice"),
+    ):
         with pytest.raises(DataError, match=message):
             read(tmp_path, frame(f"Properties={properties}"))
 
@@ -246,7 +283,9 @@ def test_dialects_that_are_refused_by_name(tmp_path):
             read_structures(write(tmp_path, frame(comment)))
     for kind in ("frc", "vel"):
         with pytest.raises(DataError, match="a CP2K file of .* where positions are expected"):
-            read_structures(write(tmp_path, frame(" i =        0, time =        0.000, E =       -17.1"), f"water-{kind}-1.xyz"))
+            read_structures(
+                write(tmp_path, frame(" i =        0, time =        0.000, E =       -17.1"), f"water-{kind}-1.xyz")
+            )
 
 
 def test_plain_comments_stay_text(tmp_path):

@@ -17,10 +17,10 @@ from ase.constraints import FixAtoms
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mlff.config import KeyNames, ReadOptions, Units
+from mlff.basics.errors import ConfigError, DataError
+from mlff.config.options import KeyNames, ReadOptions, Units
 from mlff.data.formats import read_atoms, read_structures
 from mlff.data.labels import is_isolated_atom, label_frames
-from mlff.errors import ConfigError, DataError
 from tests import samples
 
 SHARED = Path(__file__).parents[2].parent / "shared" / "datasets"
@@ -348,7 +348,7 @@ def test_the_census_is_one_line(tmp_path):
     assert str(census).replace(str(tmp_path) + "/", "") == (
         'train.xyz: 4 structures, 3 to 8 atoms, H O Si; positions (Angstrom assumed), energy 4 (key "energy", calculator, '
         'eV assumed), forces 3 (key "forces", calculator, eV/Angstrom assumed), stress 3 (key "stress", calculator, '
-        'eV/Angstrom^3, positive: tension assumed); isolated atoms 1'
+        "eV/Angstrom^3, positive: tension assumed); isolated atoms 1"
     )
 
 

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from scipy.spatial.transform import Rotation
 
-from mlff.data import lint as module
 from mlff.data.dataset import read_dataset
-from mlff.data.lint import SEVERITIES, Finding, lint
 from mlff.data.structure import Structure
+from mlff.lint import lint as module
+from mlff.lint.lint import SEVERITIES, Finding, lint
 from tests.data import labelled
 
 DATA = Path(__file__).parents[2] / "data"

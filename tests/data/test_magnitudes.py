@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 from ase.build import bulk, molecule
 
-from mlff.data.contacts import measure
-from mlff.data.lint import lint
-from mlff.data.magnitudes import all_electron, energy_unit, energy_zero, length_unit
+from mlff.basics.units import ENERGY, LENGTH
 from mlff.data.structure import Structure
-from mlff.units import ENERGY, LENGTH
+from mlff.lint.contacts import measure
+from mlff.lint.lint import lint
+from mlff.lint.unit_guess import all_electron, energy_unit, energy_zero, length_unit
 from tests.data import labelled
 
 NAMES = "CH3CH2OH", "H2O", "CH4", "C6H6", "CH3OH", "C2H6", "NH3", "HCN"

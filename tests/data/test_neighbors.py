@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mlff.basics.errors import StructureError
 from mlff.data import neighbors
 from mlff.data.neighbors import coincident_pair, neighbor_list
-from mlff.errors import StructureError
 
 
 def brute_force(positions, cell, pbc, cutoff):

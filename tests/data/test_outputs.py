@@ -15,12 +15,12 @@ import pytest
 from ase import units
 
 from mlff import MLFFCalculator
-from mlff.config import ReadOptions
+from mlff.basics.errors import DataError
+from mlff.config.options import ReadOptions
 from mlff.data.dataset import read_dataset
 from mlff.data.formats import format_name, read_atoms, read_structures
-from mlff.data.lint import lint
 from mlff.data.readers import programs
-from mlff.errors import DataError
+from mlff.lint.lint import lint
 from tests.conftest import make_potential
 
 FILES = Path(__file__).parent / "files"
@@ -50,7 +50,9 @@ def test_cp2k_single_point():
     assert format_name(FILES / "cp2k.out.xz") == "CP2K output"
     assert structure.energy == pytest.approx(float(re.search(r"ENERGY\|.*:\s+(\S+)", text)[1]) * units.Hartree, rel=1e-12)
     rows = re.search(r"ATOMIC FORCES in \[a.u.\](.*?)SUM OF", text, re.DOTALL)[1].splitlines()[3:6]
-    np.testing.assert_allclose(structure.forces, [np.array(numbers(row[30:])) * units.Hartree / units.Bohr for row in rows], rtol=1e-12)
+    np.testing.assert_allclose(
+        structure.forces, [np.array(numbers(row[30:])) * units.Hartree / units.Bohr for row in rows], rtol=1e-12
+    )
     printed = np.array([numbers(row[15:]) for row in re.findall(r"STRESS\|      [xyz]  .*", text)[:3]])
     np.testing.assert_allclose(structure.stress, -printed * units.GPa, rtol=1e-9)
     assert structure.formula == "H2O" and structure.pbc.all()
@@ -81,7 +83,9 @@ def test_cp2k_trajectory_with_forces_and_cells_beside_it(tmp_path):
     path = tmp_path / "water-pos-1.xyz"
     structures, census = read_structures(path)
     assert len(structures) == 5 and not structures[0].pbc.any()
-    assert structures[1].energy == pytest.approx(float(re.findall(r"E =\s+(\S+)", path.read_text())[1]) * units.Hartree, rel=1e-12)
+    assert structures[1].energy == pytest.approx(
+        float(re.findall(r"E =\s+(\S+)", path.read_text())[1]) * units.Hartree, rel=1e-12
+    )
     line = (tmp_path / "water-frc-1.xyz").read_text().splitlines()[2]
     np.testing.assert_allclose(structures[0].forces[0], np.array(numbers(line[4:])) * units.Hartree / units.Bohr, rtol=1e-12)
     assert "no cell and none stands beside it (-1.cell): taken as not periodic (5 structures)" in str(census)
@@ -98,6 +102,9 @@ def test_cp2k_trajectory_with_forces_and_cells_beside_it(tmp_path):
         list(read_atoms(path))
     write(tmp_path, "water-frc-1.xyz", "\n".join((FILES / "water-frc-1.xyz").read_text().splitlines()[5:]) + "\n")
     with pytest.raises(DataError, match="structure 0: the file of forces has step 1 where that of positions has step 0"):
+        read_structures(path)
+    write(tmp_path, "water-frc-1.xyz", "\n".join((FILES / "water-frc-1.xyz").read_text().splitlines()[:15]) + "\n")
+    with pytest.raises(DataError, match="structure 3: the file of forces ends where that of positions has step 3"):
         read_structures(path)
 
 
@@ -167,7 +174,9 @@ def test_lammps_dump_in_the_units_that_it_states():
     assert structures[0].formula == "H2O"
     assert structures[0].forces[0, 1] == pytest.approx(5.96684 * units.kcal / units.mol, rel=1e-12)
     first = next(read_atoms(path))
-    np.testing.assert_allclose(first.get_velocities()[1], np.array([-0.00491492, 0.00894518, -0.0312873]) / units.fs, rtol=1e-12)
+    np.testing.assert_allclose(
+        first.get_velocities()[1], np.array([-0.00491492, 0.00894518, -0.0312873]) / units.fs, rtol=1e-12
+    )
 
 
 def test_lammps_triclinic_boxes(tmp_path):
@@ -177,9 +186,13 @@ def test_lammps_triclinic_boxes(tmp_path):
     expected = [[5.431, 0, 0], [1.0862, 5.431, 0], [0.5431, -0.81465, 5.431]]
     np.testing.assert_allclose(dumped.cell, expected, atol=1e-10)
     np.testing.assert_allclose(structure.cell, expected, atol=1e-10)
-    np.testing.assert_allclose(structure.positions[1:], dumped.positions[1:], atol=1e-4)  # a dump has six digits, and wraps the first
+    np.testing.assert_allclose(
+        structure.positions[1:], dumped.positions[1:], atol=1e-4
+    )  # a dump has six digits, and wraps the first
     (atoms,) = read_atoms(FILES / "lammps_tri.data")
-    np.testing.assert_allclose(atoms.get_velocities()[0], np.array([-0.6731203341885397, 15.669346000906973, 44.59781944635977]) / 1000 / units.fs)
+    np.testing.assert_allclose(
+        atoms.get_velocities()[0], np.array([-0.6731203341885397, 15.669346000906973, 44.59781944635977]) / 1000 / units.fs
+    )
 
 
 def test_lammps_data_with_charges_bonds_and_units():
@@ -223,9 +236,14 @@ def outcar(iterations=(5, 8), most=8, last="aborting loop because EDIFF is reach
         text += [f"------------------------ {last} ----------------------------------------"]
         text += ["  in kB      10.00000    20.00000    30.00000     4.00000     5.00000     6.00000"]
         text += [" direct lattice vectors                 reciprocal lattice vectors"]
-        text += [f"    {' '.join('8.000000000' if i == j else '0.000000000' for j in range(3))}  0.125 0.0 0.0" for i in range(3)]
+        text += [
+            f"    {' '.join('8.000000000' if i == j else '0.000000000' for j in range(3))}  0.125 0.0 0.0" for i in range(3)
+        ]
         text += [" POSITION                                       TOTAL-FORCE (eV/Angst)", " " + "-" * 83]
-        text += [f"  0.00000  0.00000  0.00000  0.10000  0.00000  {0.1 * step:.5f}", f"  0.00000  0.00000  0.75000 -0.10000  0.00000  {-0.1 * step:.5f}"]
+        text += [
+            f"  0.00000  0.00000  0.00000  0.10000  0.00000  {0.1 * step:.5f}",
+            f"  0.00000  0.00000  0.75000 -0.10000  0.00000  {-0.1 * step:.5f}",
+        ]
         text += [" " + "-" * 83, "    total drift:                                0.000000      0.000000      0.000000", ""]
         text += ["  FREE ENERGIE OF THE ION-ELECTRON SYSTEM (eV)", "  ---------------------------------------------------"]
         text += [f"  free  energy   TOTEN  =        {-6.7 - step:.8f} eV", ""]
@@ -256,24 +274,32 @@ def vasprun(iterations=(3, 6), most=6):
         return f'<varray name="{name}">' + "".join(f"<v> {' '.join(map(str, row))} </v>" for row in rows) + "</varray>"
 
     def structure(z):
-        return f'<structure><crystal>{vectors("basis", 8 * np.eye(3))}{vectors("rec_basis", np.eye(3) / 8)}</crystal>{vectors("positions", [[0, 0, 0], [0, 0, z]])}</structure>'
+        return f"<structure><crystal>{vectors('basis', 8 * np.eye(3))}{vectors('rec_basis', np.eye(3) / 8)}</crystal>{vectors('positions', [[0, 0, 0], [0, 0, z]])}</structure>"
 
     text = '<?xml version="1.0" encoding="ISO-8859-1"?>\n<modeling>\n<incar></incar>\n'
     text += f'<parameters><separator name="electronic"><i type="int" name="NELM"> {most}</i></separator></parameters>\n'
-    text += "<kpoints><varray name=\"kpointlist\"><v> 0 0 0 </v></varray><varray name=\"weights\"><v> 1 </v></varray></kpoints><atominfo><atoms> 2 </atoms><array name=\"atoms\"><set><rc><c>H </c><c> 1</c></rc><rc><c>H </c><c> 1</c></rc></set></array></atominfo>\n"
+    text += '<kpoints><varray name="kpointlist"><v> 0 0 0 </v></varray><varray name="weights"><v> 1 </v></varray></kpoints><atominfo><atoms> 2 </atoms><array name="atoms"><set><rc><c>H </c><c> 1</c></rc><rc><c>H </c><c> 1</c></rc></set></array></atominfo>\n'
     text += structure(0.1).replace("<structure>", '<structure name="initialpos">') + "\n"
-    energy = "<energy><i name=\"e_fr_energy\"> {0} </i><i name=\"e_wo_entrp\"> {1} </i><i name=\"e_0_energy\"> {2} </i></energy>"
+    energy = '<energy><i name="e_fr_energy"> {0} </i><i name="e_wo_entrp"> {1} </i><i name="e_0_energy"> {2} </i></energy>'
     for step, count in enumerate(iterations):
-        text += "<calculation>\n" + "<scstep>\n" .join([""] + [energy.format(-7.7 - step, -7.6 - step, -7.65 - step) + "</scstep>\n"] * count)
+        text += "<calculation>\n" + "<scstep>\n".join(
+            [""] + [energy.format(-7.7 - step, -7.6 - step, -7.65 - step) + "</scstep>\n"] * count
+        )
         text += structure(0.09 + 0.01 * step) + vectors("forces", [[0.1, 0, 0.2 + step], [-0.1, 0, -0.2 - step]])
-        text += vectors("stress", [[10, 4, 6], [4, 20, 5], [6, 5, 30]]) + energy.format(-7.7 - step, -7.6 - step, -7.65 - step) + "\n</calculation>\n"
+        text += (
+            vectors("stress", [[10, 4, 6], [4, 20, 5], [6, 5, 30]])
+            + energy.format(-7.7 - step, -7.6 - step, -7.65 - step)
+            + "\n</calculation>\n"
+        )
     return text + structure(0.1).replace("<structure>", '<structure name="finalpos">') + "</modeling>\n"
 
 
 def test_vasprun_values_and_convergence(tmp_path):
     structures, census = read_structures(write(tmp_path, "vasprun.xml", vasprun()))
     assert [s.energy for s in structures] == [-7.65, -8.65] and structures[0].forces[0].tolist() == [0.1, 0, 0.2]
-    np.testing.assert_allclose(structures[0].stress, -0.1 * units.GPa * np.array([[10, 4, 6], [4, 20, 5], [6, 5, 30]]), rtol=1e-6)
+    np.testing.assert_allclose(
+        structures[0].stress, -0.1 * units.GPa * np.array([[10, 4, 6], [4, 20, 5], [6, 5, 30]]), rtol=1e-6
+    )
     assert structures[0].positions[1].tolist() == [0, 0, 0.72]
     assert [where.rsplit(", ")[1] for where, _ in census.remarks] == ["structure 1"]
 
@@ -282,7 +308,9 @@ def test_poscar_keeps_fixed_atoms_and_velocities(tmp_path):
     text = "H2\n1.0\n8 0 0\n0 8 0\n0 0 8\nH\n2\nSelective dynamics\nDirect\n0 0 0 F F F\n0 0 0.1 T T T\n\n0.001 0 0\n0 0 -0.002\n"
     (atoms,) = read_atoms(write(tmp_path, "POSCAR", text))
     assert atoms.constraints[0].index.tolist() == [0] and atoms.positions[1, 2] == pytest.approx(0.8)
-    np.testing.assert_allclose(atoms.get_velocities(), np.array([[0, 0, 0], [0, 0, -0.002]]) / units.fs, rtol=1e-6)  # fixed atoms rest
+    np.testing.assert_allclose(
+        atoms.get_velocities(), np.array([[0, 0, 0], [0, 0, -0.002]]) / units.fs, rtol=1e-6
+    )  # fixed atoms rest
     with pytest.raises(DataError, match="the reader of vasp does not know 'D', an isotope of hydrogen; write H"):
         list(read_atoms(write(tmp_path, "POSCAR", text.replace("\nH\n", "\nD\n"))))
 
@@ -291,7 +319,10 @@ def test_poscar_keeps_fixed_atoms_and_velocities(tmp_path):
 
 
 def gaussian(orientation="Input", note=""):
-    rows = "\n".join(f"      {k}          {z}           0        0.000000    0.000000    {x:.6f}" for k, z, x in ((1, 1, 0.0), (2, 1, 0.75)))
+    rows = "\n".join(
+        f"      {k}          {z}           0        0.000000    0.000000    {x:.6f}"
+        for k, z, x in ((1, 1, 0.0), (2, 1, 0.75))
+    )
     table = f"                         {orientation} orientation:\n {'-' * 69}\n Center     Atomic      Atomic             Coordinates (Angstroms)\n Number     Number       Type             X           Y           Z\n {'-' * 69}\n{rows}\n {'-' * 69}\n"
     forces = f" Center     Atomic                   Forces (Hartrees/Bohr)\n Number     Number              X              Y              Z\n {'-' * 67}\n      1        1           0.000000000    0.000000000    0.010000000\n      2        1           0.000000000    0.000000000   -0.010000000\n {'-' * 67}\n"
     return (
@@ -303,7 +334,11 @@ def gaussian(orientation="Input", note=""):
 
 def test_gaussian_values_convergence_and_axes(tmp_path):
     (structure, *_), census = read_structures(write(tmp_path, "h2.log", gaussian()))
-    assert structure.energy == pytest.approx(-1.117 * units.Hartree, rel=1e-6) and structure.positions[1].tolist() == [0, 0, 0.75]
+    assert structure.energy == pytest.approx(-1.117 * units.Hartree, rel=1e-6) and structure.positions[1].tolist() == [
+        0,
+        0,
+        0.75,
+    ]
     np.testing.assert_allclose(structure.forces[0], [0, 0, 0.01 * units.Hartree / units.Bohr], rtol=1e-6)
     assert not structure.pbc.any() and not census.remarks
     _, census = read_structures(write(tmp_path, "bad.log", gaussian(note=" >>>>>>>>>> Convergence criterion not met.\n")))
@@ -327,8 +362,14 @@ def orca(box="SCF CONVERGED AFTER   6 CYCLES", tail=""):
 
 def test_orca_values_and_convergence(tmp_path):
     (structure,), census = read_structures(write(tmp_path, "h2.out", orca()))
-    assert structure.energy == pytest.approx(-1.117 * units.Hartree, rel=1e-6) and structure.positions[1].tolist() == [0, 0, 0.75]
-    np.testing.assert_allclose(structure.forces[0], [0, 0, 0.01 * units.Hartree / units.Bohr], rtol=1e-6)  # minus the gradient
+    assert structure.energy == pytest.approx(-1.117 * units.Hartree, rel=1e-6) and structure.positions[1].tolist() == [
+        0,
+        0,
+        0.75,
+    ]
+    np.testing.assert_allclose(
+        structure.forces[0], [0, 0, 0.01 * units.Hartree / units.Bohr], rtol=1e-6
+    )  # minus the gradient
     assert not structure.pbc.any() and not census.remarks
     _, census = read_structures(write(tmp_path, "bad.out", orca("SCF NOT CONVERGED AFTER 125 CYCLES")))
     assert [item.code for _, item in census.remarks] == ["unconverged"]
@@ -339,14 +380,21 @@ def test_aims_marks_and_its_molecular_dynamics(tmp_path):
     bad = "* WARNING! SELF-CONSISTENCY CYCLE DID NOT CONVERGE\n  | Total energy corrected        :  -100.0 eV\n"
     assert programs.aims(write(tmp_path, "a.out", text + bad + text)) == [True, False, True]
     with pytest.raises(DataError, match="FHI-aims' molecular dynamics.*convert it"):
-        read_structures(write(tmp_path, "md.out", text + "  Atomic structure (and velocities) as used in the preceding time step:\n"))
+        read_structures(
+            write(tmp_path, "md.out", text + "  Atomic structure (and velocities) as used in the preceding time step:\n")
+        )
 
 
 def castep_md():
     row = "{:>26}{:>26}{:>26}  <-- {}\n"
     block = "                       {}\n                     -0.5    -0.5   0.001                        <-- E\n"
-    block += "".join(f"  {'15.0' if i == 0 else '0.0'}  {'15.0' if i == 1 else '0.0'}  {'15.0' if i == 2 else '0.0'}    <-- h\n" for i in range(3))
-    block += "".join(f" H   {k}  0.0  0.0  {1.4 * (k - 1)}   <-- R\n" for k in (1, 2)) + "".join(f" H   {k}  0.0  0.0  0.0   <-- V\n" for k in (1, 2))
+    block += "".join(
+        f"  {'15.0' if i == 0 else '0.0'}  {'15.0' if i == 1 else '0.0'}  {'15.0' if i == 2 else '0.0'}    <-- h\n"
+        for i in range(3)
+    )
+    block += "".join(f" H   {k}  0.0  0.0  {1.4 * (k - 1)}   <-- R\n" for k in (1, 2)) + "".join(
+        f" H   {k}  0.0  0.0  0.0   <-- V\n" for k in (1, 2)
+    )
     block += " H   1  0.0  0.0  0.01   <-- F\n H   2  0.0  0.0  -0.01   <-- F\n\n"
     return " BEGIN header\n \n END header\n \n" + block.format("0.0") + row[:0]
 
@@ -417,7 +465,10 @@ def test_pdb_models_dummy_cells_and_what_is_refused(tmp_path):
         assert not atoms.pbc.any() and not atoms.cell.any() and atoms.get_chemical_symbols() == ["O", "H", "H"]
     for text, message in (
         (PDB.replace("H2   HOH", "H2  AHOH"), "line 4: an atom with alternate locations .'A' in column 17"),
-        (PDB.replace("P 1 ", "P 21"), "line 1: a crystal of space group 'P 21', of which the file holds the asymmetric unit only"),
+        (
+            PDB.replace("P 1 ", "P 21"),
+            "line 1: a crystal of space group 'P 21', of which the file holds the asymmetric unit only",
+        ),
         (PDB.replace("1.00  0.00           H", "0.50  0.00           H"), "atom 1 is occupied in part .0.5"),
     ):
         with pytest.raises(DataError, match=message):

@@ -15,11 +15,11 @@ from ase import units
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from mlff.config import Data, Loss, ReadOptions
+from mlff.basics.errors import DataError, MLFFError
+from mlff.basics.units import spelled
+from mlff.config.options import Data, Loss, ReadOptions
 from mlff.data.dataset import load_data, read_dataset
 from mlff.data.formats import read_atoms, read_structures
-from mlff.errors import DataError, MLFFError
-from mlff.units import spelled
 from tests import samples
 
 SAID = {
@@ -560,7 +560,9 @@ def test_hdf5_of_ani2x_has_the_elements_of_every_row(tmp_path):
     with h5py.File(tmp_path / "ani2x.h5", "w") as file:
         group = file.create_group("003")
         group["species"] = np.array([[8, 1, 1], [16, 1, 1]])
-        group["coordinates"] = np.array([[[0, 0, 0], [0.96, 0, 0], [-0.24, 0.93, 0]], [[0, 0, 0], [1.34, 0, 0], [-0.05, 1.34, 0]]])
+        group["coordinates"] = np.array(
+            [[[0, 0, 0], [0.96, 0, 0], [-0.24, 0.93, 0]], [[0, 0, 0], [1.34, 0, 0], [-0.05, 1.34, 0]]]
+        )
         group["energies"] = [-76.4, -399.4]
         group["forces"] = np.zeros((2, 3, 3))
     data = read_dataset(tmp_path / "ani2x.h5", units={"energy": "Hartree"})
@@ -568,7 +570,9 @@ def test_hdf5_of_ani2x_has_the_elements_of_every_row(tmp_path):
     with h5py.File(tmp_path / "ani2x.h5", "a") as file:
         del file["003/species"]
         file["003/species"] = np.array([[8, 1], [16, 1]])
-    with pytest.raises(DataError, match=r"group '003': 'species' has the shape \(2, 2\) where \(3,\) or \(2, 3\) is expected"):
+    with pytest.raises(
+        DataError, match=r"group '003': 'species' has the shape \(2, 2\) where \(3,\) or \(2, 3\) is expected"
+    ):
         read_dataset(tmp_path / "ani2x.h5")
 
 
@@ -586,7 +590,9 @@ def test_hdf5_of_transition1x_is_in_ev(tmp_path):
 
 
 def silicon_of_pymatgen(x=1.35, species=({"element": "Si", "occu": 1},)):
-    sites = [{"species": [{"element": "Si", "occu": 1}], "abc": [0, 0, 0], "xyz": [0, 0, 0], "label": "Si", "properties": {}}]
+    sites = [
+        {"species": [{"element": "Si", "occu": 1}], "abc": [0, 0, 0], "xyz": [0, 0, 0], "label": "Si", "properties": {}}
+    ]
     sites.append({"species": list(species), "abc": [0.25] * 3, "xyz": [x, 1.35, 1.35], "label": "Si", "properties": {}})
     lattice = {"matrix": [[0, 2.7, 2.7], [2.7, 0, 2.7], [2.7, 2.7, 0]], "pbc": [True, True, True]}
     return {"@module": "pymatgen.core.structure", "@class": "Structure", "charge": 0, "lattice": lattice, "sites": sites}
@@ -598,7 +604,12 @@ def write_json(path, content):
 
 
 def test_pymatgen_mptrj(tmp_path, monkeypatch):
-    labels = {"corrected_total_energy": -11.0, "uncorrected_total_energy": -10.8, "energy_per_atom": -5.4, "force": [[0.01, 0, 0], [-0.01, 0, 0]]}
+    labels = {
+        "corrected_total_energy": -11.0,
+        "uncorrected_total_energy": -10.8,
+        "energy_per_atom": -5.4,
+        "force": [[0.01, 0, 0], [-0.01, 0, 0]],
+    }
     labels |= {"stress": [[10.0, 0, 1], [0, 20.0, 0], [1, 0, 30.0]], "magmom": None}
     frames = {f"mp-149-0-{k}": {"structure": silicon_of_pymatgen(1.3 + 0.02 * k)} | labels for k in range(3)}
     frames["mp-149-0-1"]["force"] = [[0.02, 0, 0], [-0.02, 0, 0]]
@@ -606,7 +617,12 @@ def test_pymatgen_mptrj(tmp_path, monkeypatch):
     for piece in (1 << 20, 50):
         monkeypatch.setattr("mlff.data.readers.pymatgen._PIECE", piece)
         data = read_dataset(path)
-        assert len(data) == 6 and data[0].energy == -10.8 and data[4].positions[1, 0] == 1.32 and data[4].info["id"] == "mp-149-0-1"
+        assert (
+            len(data) == 6
+            and data[0].energy == -10.8
+            and data[4].positions[1, 0] == 1.32
+            and data[4].info["id"] == "mp-149-0-1"
+        )
     expected = -np.array([[10.0, 0, 1], [0, 20.0, 0], [1, 0, 30.0]]) * 0.1 * units.GPa
     np.testing.assert_allclose(data[0].stress, expected, rtol=1e-12)
     np.testing.assert_array_equal(data[0].forces, labels["force"])
@@ -617,7 +633,13 @@ def test_pymatgen_mptrj(tmp_path, monkeypatch):
 
 
 def test_pymatgen_matpes_and_structures_by_themselves(tmp_path):
-    entry = {"structure": silicon_of_pymatgen(), "energy": -10.8, "forces": [[0.01, 0, 0], [-0.01, 0, 0]], "stress": [1, 2, 3, 4, 5, 6], "matpes_id": "m-1"}
+    entry = {
+        "structure": silicon_of_pymatgen(),
+        "energy": -10.8,
+        "forces": [[0.01, 0, 0], [-0.01, 0, 0]],
+        "stress": [1, 2, 3, 4, 5, 6],
+        "matpes_id": "m-1",
+    }
     path = write_json(tmp_path / "MatPES.json", [entry, entry])
     data = read_dataset(path)
     assert data[0].energy == -10.8 and data.census.unordered_stress == 2
@@ -626,7 +648,11 @@ def test_pymatgen_matpes_and_structures_by_themselves(tmp_path):
     for content in (silicon_of_pymatgen(), [silicon_of_pymatgen()]):
         (atoms,) = read_atoms(write_json(tmp_path / "structure.json", content))
         assert atoms.pbc.all() and atoms.positions[1].tolist() == [1.35] * 3
-    molecule = {"@class": "Molecule"} | {key: value for key, value in silicon_of_pymatgen(species=({"element": "D", "occu": 1},)).items() if key not in ("lattice", "@class")}
+    molecule = {"@class": "Molecule"} | {
+        key: value
+        for key, value in silicon_of_pymatgen(species=({"element": "D", "occu": 1},)).items()
+        if key not in ("lattice", "@class")
+    }
     (atoms,) = read_atoms(write_json(tmp_path / "molecule.json", molecule | {"charge": 1}))
     assert not atoms.pbc.any() and atoms.info["charge"] == 1 and atoms.get_masses()[1] == pytest.approx(2.014, abs=1e-3)
     half = silicon_of_pymatgen(species=({"element": "Si", "occu": 0.5}, {"element": "Ge", "occu": 0.5}))

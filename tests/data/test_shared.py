@@ -10,10 +10,10 @@ import ase.io
 import numpy as np
 import pytest
 
-from mlff.config import Data, Loss
+from mlff.basics.errors import DataError
+from mlff.config.options import Data, Loss
 from mlff.data.dataset import load_data, read_dataset
-from mlff.data.lint import lint
-from mlff.errors import DataError
+from mlff.lint.lint import lint
 
 SHARED = Path(__file__).parents[2].parent / "shared" / "datasets"
 pytestmark = pytest.mark.skipif(not SHARED.is_dir(), reason=f"the shared reference sets are not at {SHARED}")

@@ -6,11 +6,11 @@ import ase.io
 import numpy as np
 import pytest
 
-from mlff.config import Data, Loss
+from mlff.basics.errors import ConfigError, DataError
+from mlff.config.options import Data, Loss
 from mlff.data.dataset import load_data, read_dataset
-from mlff.data.lint import lint
 from mlff.data.skipping import choose
-from mlff.errors import ConfigError, DataError
+from mlff.lint.lint import lint
 from tests import samples
 from tests.data import labelled
 

@@ -18,7 +18,7 @@ from mlff.data.writing import tell_left_out, write_frames
 from tests.potentials import morse
 
 KEPT = {
-    "quotes": "say \"hi\" to N,N'-dimethylurea",
+    "quotes": 'say "hi" to N,N\'-dimethylurea',
     "backslash": "C:\\data\\",
     "equals": "a=b",
     "again": "b=b",
@@ -133,7 +133,9 @@ def test_results_constraints_and_cells_are_written(tmp_path):
 
 
 def test_one_warning_names_what_is_left_out():
-    with pytest.warns(UserWarning, match="a.xyz: left out, since extended XYZ does not hold it: x0, x1,.* and 2 more") as told:
+    with pytest.warns(
+        UserWarning, match="a.xyz: left out, since extended XYZ does not hold it: x0, x1,.* and 2 more"
+    ) as told:
         tell_left_out("a.xyz", {f"x{number}" for number in range(12)})
     assert len(told) == 1
     tell_left_out("a.xyz", write_frames(io.StringIO(), [Atoms("H")]))

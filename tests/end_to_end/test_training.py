@@ -88,9 +88,7 @@ def start(folder: Path, *arguments) -> subprocess.Popen:
     environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
     environment["JAX_COMPILATION_CACHE_DIR"] = str(folder / "cache")
     command = [sys.executable, "-c", "from mlff.cli import main; main()", *map(str, arguments)]
-    return subprocess.Popen(
-        command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+    return subprocess.Popen(command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
 def run(folder: Path, *arguments) -> str:

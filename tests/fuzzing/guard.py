@@ -20,7 +20,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-from mlff.errors import MLFFError
+from mlff.basics.errors import MLFFError
 
 CPU_SECONDS = 2.0  #: one input may take
 MEMORY = 512 * 2**20  #: bytes of address space that one input may take

@@ -21,15 +21,15 @@ from safetensors.numpy import save as serialise
 
 from mlff.certificate.certificate import Certificate
 from mlff.certificate.line import Line
-from mlff.config import ACE, LennardJones, SchNet
+from mlff.config.options import ACE, LennardJones, SchNet
 from mlff.data.batching import make_sample
 from mlff.data.structure import Structure
-from mlff.modelfile import CERTIFICATE
 from mlff.models import registry
 from mlff.models.atoms import Statistics
 from mlff.models.parameters import initial_params
-from mlff.potential import Potential, Result
-from mlff.references import KEY
+from mlff.potential.modelfile import CERTIFICATE
+from mlff.potential.potential import Potential, Result
+from mlff.potential.selfcheck import KEY
 from mlff.report import tables
 from mlff.training.metrics import Metrics
 from tests.fuzzing.mutations import dump_json, mutate_bytes, mutate_tree

@@ -20,13 +20,13 @@ from ase.build import bulk, molecule
 from ase.calculators.lj import LennardJones
 
 from mlff.cli.options import about
-from mlff.configfile import make_config
+from mlff.config.load import make_config
 from mlff.data.structure import Structure
+from mlff.potential.neighborlist import VerletList
 from mlff.simulation.md import run_md
-from mlff.simulation.verlet import VerletList
 from mlff.training.checkpoint import Checkpoints
-from mlff.training.loop import _refuse_other
 from mlff.training.run import Run
+from mlff.training.train import _refuse_other
 from tests.fuzzing import archives
 from tests.fuzzing.mutations import dump_json, mutate_bytes, mutate_text, mutate_tree
 

@@ -20,10 +20,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from rich.console import Console
 
-from mlff.configfile import dump_config, load_config
+from mlff.basics.errors import DataError
+from mlff.config.load import dump_config, load_config
 from mlff.data.dataset import expand, read_dataset
 from mlff.data.formats import _plain_file
-from mlff.errors import DataError
 from mlff.report import tables
 from tests import samples
 from tests.fuzzing import archives, hdf5, models, runs

@@ -12,12 +12,12 @@ from ase.build import bulk, molecule
 from ase.data import covalent_radii
 from ase.units import Bohr, Hartree
 
-from mlff.config import LennardJones, Morse
+from mlff.basics.numerics import safe_norm
+from mlff.config.options import LennardJones, Morse
 from mlff.data.batching import Sizes, make_graph, make_sample
 from mlff.data.structure import Structure
 from mlff.models.pair import zbl_energies
-from mlff.numerics import safe_norm
-from mlff.potential import Potential
+from mlff.potential.potential import Potential
 
 CUTOFF = 4.0
 
@@ -111,7 +111,9 @@ def test_zbl_against_its_formula(first, second):
     reach = covalent_radii[first] + covalent_radii[second]
     distances = np.linspace(0.02, 1.05, 40) * reach
     x = distances * (first**0.23 + second**0.23) / (0.8854 * Bohr)
-    screening = sum(c * np.exp(-b * x) for c, b in zip((0.1818, 0.5099, 0.2802, 0.02817), (3.2, 0.9423, 0.4029, 0.2016)))
+    screening = sum(
+        c * np.exp(-b * x) for c, b in zip((0.1818, 0.5099, 0.2802, 0.02817), (3.2, 0.9423, 0.4029, 0.2016), strict=True)
+    )
     expected = Hartree * Bohr * first * second / distances * screening * _envelope(distances / reach)
     energies = _dimers(first, second, distances)
     np.testing.assert_allclose(energies, expected, rtol=2e-3)

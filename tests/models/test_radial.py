@@ -75,13 +75,15 @@ def test_derivatives_of_chebyshev_polynomials_against_numpy(size):
     """They have a rule of their own; here to the third, at the ends of the range too."""
     t = np.linspace(0.0, 1.0, 23)
     weights = np.random.default_rng(0).normal(size=size)
-    derivative = lambda x: chebyshev_basis(x, size) @ weights
+
+    def derivative(x):
+        return chebyshev_basis(x, size) @ weights
+
     series = np.polynomial.Chebyshev(2 / np.arange(1, size + 1) * weights, domain=[0, 1])
     for _ in range(3):
         derivative, series = jax.grad(derivative), series.deriv()
         expected = series(t)
         np.testing.assert_allclose(jax.vmap(derivative)(jnp.asarray(t)), expected, atol=1e-12 * (1 + np.abs(expected).max()))
-
 
 
 def test_bond_coordinate_falls_from_one_to_zero_and_resolves_the_bond():

@@ -53,7 +53,9 @@ def test_a_model_far_outside_its_data_stays_bounded():
     config = potential.config.model_copy(update={"zbl": False})
     potential = replace(potential, config=config, statistics=potential.statistics._replace(core=()))
     weights = {name: 5 * value if name.startswith("mix_") else value for name, value in potential.params["params"].items()}
-    free, bound = (replace(potential, params={"params": weights} | more) for more in ({}, {"ranges": potential.params["ranges"]}))
+    free, bound = (
+        replace(potential, params={"params": weights} | more) for more in ({}, {"ranges": potential.params["ranges"]})
+    )
     atoms = molecule("CH3OH")
     close = atoms.copy()
     close.positions[1] = close.positions[0] + 0.1 * (close.positions[1] - close.positions[0])

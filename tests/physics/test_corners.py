@@ -17,16 +17,16 @@ from ase import Atoms
 from ase.build import bulk
 from ase.calculators.lj import LennardJones
 
-from mlff import programs as programs_module
-from mlff.calculator import MLFFCalculator
-from mlff.config import SchNet
+from mlff.basics.errors import StructureError
+from mlff.config.options import SchNet
 from mlff.data import neighbors
 from mlff.data.structure import Structure
-from mlff.derivatives import predict
-from mlff.errors import StructureError
+from mlff.interfaces.ase import MLFFCalculator
 from mlff.models import registry
 from mlff.models.atoms import Statistics
 from mlff.models.parameters import initial_params
+from mlff.potential import compiled as programs_module
+from mlff.potential.derivatives import predict
 from mlff.training.checkpoint import Checkpoints
 from mlff.training.journal import Journal
 from mlff.training.trainer import Trainer
@@ -401,7 +401,7 @@ import resource
 import jax
 import numpy as np
 from ase.build import bulk
-from mlff.calculator import MLFFCalculator
+from mlff.interfaces.ase import MLFFCalculator
 from tests import images
 from tests.potentials import BASELINE, lennard_jones
 
@@ -456,7 +456,11 @@ def test_nanometres_taken_for_angstrom_are_an_error_before_memory_runs_out(poten
     nanometres.set_cell(nanometres.cell.array / 10, scale_atoms=True)
     for pbc in (True, (True, False, True), False):
         nanometres.pbc = pbc
-        dense = "6912 atoms in a cell of 81.3 Å³; is it a placeholder, or not in Å" if pbc is True else r"about [\d,]+ neighbours per atom within 5 Å: .* in Å\?"
+        dense = (
+            "6912 atoms in a cell of 81.3 Å³; is it a placeholder, or not in Å"
+            if pbc is True
+            else r"about [\d,]+ neighbours per atom within 5 Å: .* in Å\?"
+        )
         with pytest.raises(StructureError, match=f"structure 0: {dense}"):
             potential(SINGLE).predict([nanometres])
         nanometres.calc = MLFFCalculator(potential(SINGLE))

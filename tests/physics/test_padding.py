@@ -10,7 +10,7 @@ import pytest
 
 from mlff.data.batching import Sizes, make_graph, make_sample
 from mlff.data.structure import Structure
-from mlff.derivatives import predict
+from mlff.potential.derivatives import predict
 from tests.conftest import MODELS
 
 pytestmark = pytest.mark.parametrize("name", MODELS)

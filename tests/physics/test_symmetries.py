@@ -13,7 +13,9 @@ pytestmark = pytest.mark.parametrize("name", MODELS)
 
 @pytest.mark.parametrize("precision, tolerance", [("float64", 1e-12), ("float32", 1e-6)])
 @pytest.mark.parametrize("improper", [1, -1], ids=["rotation", "reflection"])
-def test_energy_is_invariant_and_forces_turn_with_the_structure(name, precision, tolerance, improper, potentials, ethanol, silicon):
+def test_energy_is_invariant_and_forces_turn_with_the_structure(
+    name, precision, tolerance, improper, potentials, ethanol, silicon
+):
     potential = potentials(name, precision)
     turn = improper * Rotation.from_rotvec([0.3, -1.1, 0.7]).as_matrix()
     for atoms in (ethanol, silicon):
@@ -26,7 +28,9 @@ def test_energy_is_invariant_and_forces_turn_with_the_structure(name, precision,
         size = np.abs(before.forces).max()
         np.testing.assert_allclose(after.forces, before.forces @ turn.T, atol=100 * tolerance * max(1.0, size))
         if atoms.pbc.all():
-            np.testing.assert_allclose(after.stress, turn @ before.stress @ turn.T, atol=100 * tolerance * max(1, np.abs(before.stress).max()))
+            np.testing.assert_allclose(
+                after.stress, turn @ before.stress @ turn.T, atol=100 * tolerance * max(1, np.abs(before.stress).max())
+            )
 
 
 def test_translation_changes_nothing(name, potentials, ethanol, silicon):

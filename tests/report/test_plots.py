@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 from matplotlib.image import imread
 
+from mlff.basics.errors import DataError
+from mlff.basics.files import replacing
 from mlff.certificate.certificate import Certificate
 from mlff.certificate.line import Line
 from mlff.certificate.scans import Scan
-from mlff.data.lint import lint
 from mlff.data.structure import Structure
-from mlff.errors import DataError
-from mlff.files import replacing
+from mlff.lint.lint import lint
 from mlff.report import plots
 from tests.data.labelled import crystals, dataset, molecules
 

@@ -10,8 +10,8 @@ import pytest
 from ase.build import bulk, molecule
 from ase.io import read
 
-from mlff.errors import ConfigError, DataError
-from mlff.files import alone
+from mlff.basics.errors import ConfigError, DataError
+from mlff.basics.files import alone
 from mlff.simulation.guard import Limits, SimulationError
 from mlff.simulation.md import run_md
 from mlff.simulation.record import load_state, lock_path, state_path

@@ -7,9 +7,9 @@ import pytest
 from ase.build import molecule
 
 from mlff import MLFFCalculator
+from mlff.basics.errors import ConfigError, StructureError
 from mlff.data.structure import Structure
-from mlff.environments import summarise
-from mlff.errors import ConfigError, StructureError
+from mlff.potential.domain import summarise
 from mlff.report import tables
 from mlff.simulation.md import run_md
 from mlff.simulation.reach import Reach

@@ -6,8 +6,8 @@ from ase.build import bulk, molecule
 from ase.constraints import FixAtoms
 from ase.io import read
 
-from mlff.calculator import MLFFCalculator
-from mlff.errors import ConfigError
+from mlff.basics.errors import ConfigError
+from mlff.interfaces.ase import MLFFCalculator
 from mlff.simulation.relax import force_noise, relax
 from tests.potentials import lennard_jones, morse
 

@@ -18,8 +18,8 @@ from ase.constraints import (
 from ase.io import read, write
 from typer.testing import CliRunner
 
+from mlff.basics.errors import ConfigError, DataError, StructureError
 from mlff.cli import app
-from mlff.errors import ConfigError, DataError, StructureError
 from mlff.simulation.md import run_md
 from mlff.simulation.record import load_state, save_state, state_path
 from tests.potentials import morse
@@ -75,7 +75,11 @@ def test_the_energy_is_conserved_with_every_constraint_that_is_let_pass(tmp_path
     carbon_dioxide.set_constraint(FixLinearTriatomic([(1, 0, 2)]))
     for steps in (30, 60):
         run_md(
-            carbon_dioxide, Springs(molecule("CO2")), steps=steps, trajectory=tmp_path / "co2.traj", restart=steps == 60,
+            carbon_dioxide,
+            Springs(molecule("CO2")),
+            steps=steps,
+            trajectory=tmp_path / "co2.traj",
+            restart=steps == 60,
             progress=False,
         )
     assert carbon_dioxide.get_angle(1, 0, 2) == pytest.approx(180, abs=1e-4)
@@ -116,7 +120,9 @@ def test_bond_lengths_of_ones_own_are_part_of_the_constraint(tmp_path):
     out, held = tmp_path / "a.traj", ethanol().get_distance(0, 1)
     simulate(ethanol(FixBondLengths([[0, 1]])), steps=5, trajectory=out)
     with pytest.raises(DataError, match="other constraints"):
-        simulate(ethanol(FixBondLengths([[0, 1]], bondlengths=np.array([held + 0.1]))), steps=10, trajectory=out, restart=True)
+        simulate(
+            ethanol(FixBondLengths([[0, 1]], bondlengths=np.array([held + 0.1]))), steps=10, trajectory=out, restart=True
+        )
     simulate(ethanol(FixBondLengths([[0, 1]], bondlengths=np.array([held]))), steps=10, trajectory=out, restart=True)
 
 

@@ -13,8 +13,8 @@ from ase.calculators.emt import EMT
 from ase.io import read
 from typer.testing import CliRunner
 
+from mlff.basics.errors import DataError
 from mlff.cli.app import app
-from mlff.errors import DataError
 from mlff.simulation import sampling
 from mlff.simulation.guard import SimulationError
 from mlff.simulation.sampling import sample
@@ -99,7 +99,9 @@ def test_full_cells_have_stresses_and_keep_their_cell(tmp_path):
         np.testing.assert_allclose(atoms.get_stress(), stress, atol=1e-6)
 
 
-@pytest.mark.parametrize("calculator", [Wells(fail=RuntimeError("no convergence")), Wells(stiffness=1e4)], ids=["fails", "forces"])
+@pytest.mark.parametrize(
+    "calculator", [Wells(fail=RuntimeError("no convergence")), Wells(stiffness=1e4)], ids=["fails", "forces"]
+)
 def test_a_teacher_that_gives_nothing_is_an_error_that_says_why(tmp_path, calculator):
     with pytest.raises(SimulationError, match="20 trajectories .* gave no structure: (no convergence|a force of)"):
         samples(tmp_path / "a.xyz", 6, calculator)
@@ -139,7 +141,10 @@ def test_the_command_refuses_an_unknown_teacher_in_one_line(tmp_path):
     molecule("CH4").write(tmp_path / "a.xyz")
     result = call("sample", "GFN7-xTB", tmp_path / "a.xyz", "--out", tmp_path / "b.xyz")
     assert result.exit_code == 1
-    assert result.stderr == "error: GFN7-xTB: neither a model file nor a method known here (GFN2-xTB, GFN1-xTB, or package.module:function)\n"
+    assert (
+        result.stderr
+        == "error: GFN7-xTB: neither a model file nor a method known here (GFN2-xTB, GFN1-xTB, or package.module:function)\n"
+    )
 
 
 def test_the_command_samples_with_a_calculator_of_ones_own(tmp_path, monkeypatch):
@@ -190,6 +195,9 @@ def test_the_command_samples_with_a_semi_empirical_method(tmp_path):
 def test_the_command_samples_with_a_trained_model(tmp_path):
     lennard_jones().save(tmp_path / "lj.safetensors")
     ase.Atoms("Ar3", [[0, 0, 0], [3.8, 0, 0], [0, 3.8, 0]]).write(tmp_path / "a.xyz")
-    assert call("sample", tmp_path / "lj.safetensors", tmp_path / "a.xyz", "--out", tmp_path / "b.xyz", "--count", 4).exit_code == 0
+    assert (
+        call("sample", tmp_path / "lj.safetensors", tmp_path / "a.xyz", "--out", tmp_path / "b.xyz", "--count", 4).exit_code
+        == 0
+    )
     frames = read(tmp_path / "b.xyz", ":")
     assert len(frames) == 4 and len(frames[0].info["teacher"]) == 12

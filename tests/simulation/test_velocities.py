@@ -11,8 +11,8 @@ from ase.io import read, write
 from ase.md.velocitydistribution import MaxwellBoltzmannDistribution
 from typer.testing import CliRunner
 
+from mlff.basics.errors import ConfigError, StructureError
 from mlff.cli import app
-from mlff.errors import ConfigError, StructureError
 from mlff.simulation.md import run_md
 from mlff.simulation.velocities import COLUMNS, take_velocities
 from tests.potentials import morse
@@ -109,8 +109,14 @@ def test_without_velocities_the_command_says_so_before_anything(folder):
         ({"tau_pressure": 500.0}, "tau_pressure has no effect in the ensemble nvt"),
         ({"ensemble": "nve", "tau": 50.0}, "tau has no effect in the ensemble nve: leave it out, or choose nvt or npt"),
         ({"ensemble": "nve", "thermostat": "bussi"}, "thermostat has no effect in the ensemble nve"),
-        ({"ensemble": "npt", "thermostat": "bussi"}, "thermostat has no effect in the ensemble npt: leave it out, or choose nvt"),
-        ({"ensemble": "nve", "temperature": 300.0, "keep_velocities": True}, "temperature has no effect in the ensemble nve"),
+        (
+            {"ensemble": "npt", "thermostat": "bussi"},
+            "thermostat has no effect in the ensemble npt: leave it out, or choose nvt",
+        ),
+        (
+            {"ensemble": "nve", "temperature": 300.0, "keep_velocities": True},
+            "temperature has no effect in the ensemble nve",
+        ),
         ({"ensemble": "nve", "seed": 1, "keep_velocities": True}, "seed has no effect in the ensemble nve"),
         ({"seed": -1}, "seed must not be negative"),
     ],

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from mlff.errors import ModelFileError
+from mlff.basics.errors import ModelFileError
 from mlff.training.checkpoint import Checkpoints
 
 TREE = {"w": np.arange(6.0).reshape(2, 3), "b": [np.float32([1.5]), np.zeros((0, 3), np.float32)], "step": np.int32(7)}

@@ -9,16 +9,15 @@ import pytest
 from ase.build import bulk
 from ase.calculators.singlepoint import SinglePointCalculator
 
-from mlff.configfile import make_config
+from mlff.basics.errors import ConfigError, DataError
+from mlff.basics.files import alone
+from mlff.config.load import make_config
 from mlff.data.dataset import load_data
-from mlff.errors import ConfigError, DataError
-from mlff.files import alone
-from mlff.potential import Potential
+from mlff.potential.potential import Potential
 from mlff.training.evaluate import evaluate
 from mlff.training.journal import Journal
-from mlff.training.loop import inspect, train
+from mlff.training.train import inspect, train
 from mlff.training.trainer import Trainer
-
 from tests.potentials import lennard_jones
 
 from .toy import make_structures
@@ -172,7 +171,9 @@ def test_one_atom_cells_train_on_energies_and_stresses(tmp_path):
         frames.append(atoms)
     ase.io.write(tmp_path / "eos.xyz", frames)
     model = {"cutoff": 4.0}
-    config = settings((str(tmp_path / "eos.xyz"), None), data={"test": None}, model=model, loss={"stress": 1.0}, training={"epochs": 15})
+    config = settings(
+        (str(tmp_path / "eos.xyz"), None), data={"test": None}, model=model, loss={"stress": 1.0}, training={"epochs": 15}
+    )
     trained = train(config, tmp_path / "run", progress=False)
     energies = [atoms.get_potential_energy() for atoms in frames]
     assert trained.statistics.energy_scale == pytest.approx(np.std(energies), rel=0.2)

@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mlff.config import Loss, WeightStage
+from mlff.config.options import Loss, WeightStage
 from mlff.data.batching import Sizes, make_graph, make_labels, make_sample
 from mlff.data.structure import Structure
 from mlff.graph import Prediction

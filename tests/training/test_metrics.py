@@ -5,10 +5,10 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from mlff.basics.errors import DataError
 from mlff.data.census import Census
 from mlff.data.dataset import Dataset
 from mlff.data.structure import Structure
-from mlff.errors import DataError
 from mlff.training.evaluate import evaluate
 from mlff.training.metrics import compare
 
@@ -62,5 +62,7 @@ def test_nothing_to_compare_is_refused_before_anything_is_computed():
     with pytest.raises(DataError, match="structure: no structure has energy, forces or stress: nothing to compare with"):
         evaluate(None, [structure([1])])
     data = Dataset((structure([1]),), {}, Census("a.xyz", keys=(("E_dft", "info"),)))
-    with pytest.raises(DataError, match=r"a.xyz: no structure has energy.*keys there: E_dft \(info\); name them with keys.energy"):
+    with pytest.raises(
+        DataError, match=r"a.xyz: no structure has energy.*keys there: E_dft \(info\); name them with keys.energy"
+    ):
         evaluate(None, data)

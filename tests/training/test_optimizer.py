@@ -7,7 +7,7 @@ import optax
 import pytest
 from optax import contrib
 
-from mlff.config import Optimizer, Schedule
+from mlff.config.options import Optimizer, Schedule
 from mlff.training import optimizer
 
 NAMES = typing.get_args(Optimizer.model_fields["name"].annotation)

@@ -10,13 +10,13 @@ import pytest
 from safetensors.numpy import load_file
 
 from mlff import Potential
-from mlff.committee import committee
-from mlff.configfile import make_config
+from mlff.basics.errors import ModelFileError
+from mlff.config.load import make_config
 from mlff.data.batching import Batches, make_sample
 from mlff.data.structure import Structure
-from mlff.errors import ModelFileError
+from mlff.potential.committee import committee
 from mlff.training import ranges
-from mlff.training.loop import train
+from mlff.training.train import train
 from tests.conftest import make_potential
 
 from .test_loop import write
@@ -57,8 +57,12 @@ def test_training_puts_them_into_the_file_and_on_training_data_nothing_changes(t
     free = replace(potential, params={"params": potential.params["params"]})
     known = [s for s in structures if len(s) == 4]
     for a, b in zip(free.predict(known[:3]), potential.predict(known[:3]), strict=True):
-        np.testing.assert_allclose(a.forces, b.forces, rtol=0, atol=1e-6 * np.abs(b.forces).max())  # two programs, in float32
-    fine = train(make_config(raw | {"start": str(tmp_path / "run" / "model.safetensors")}), tmp_path / "fine", progress=False)
+        np.testing.assert_allclose(
+            a.forces, b.forces, rtol=0, atol=1e-6 * np.abs(b.forces).max()
+        )  # two programs, in float32
+    fine = train(
+        make_config(raw | {"start": str(tmp_path / "run" / "model.safetensors")}), tmp_path / "fine", progress=False
+    )
     assert (fine.params["ranges"]["1"] >= potential.params["ranges"]["1"]).all()
     other = train(make_config(raw | {"member": 1}), tmp_path / "other", progress=False)
     both = committee([potential, other])

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-
 import ase
 import pytest
 from ase.build import bulk, molecule
 
-from mlff.config import ACE, SchNet
-from mlff.configfile import make_config
+from mlff.basics.errors import ConfigError
+from mlff.config.load import make_config
+from mlff.config.options import ACE, SchNet
 from mlff.data.structure import Structure
-from mlff.errors import ConfigError
 from mlff.training import recipe, start
 from tests.conftest import make_potential
 
@@ -48,7 +47,9 @@ def test_what_is_said_stays_and_nothing_is_told_of_it():
         assert config.model == (ACE(cutoff=5.0) if "cutoff" in model else SchNet()) and not reasons
         assert config.training.epochs is None
     resolved, _ = choose([molecule("CH3OH")])
-    again, reasons = choose([bulk("Cu")], **{k: v for k, v in resolved.model_dump(mode="json").items() if k in ("model", "training")})
+    again, reasons = choose(
+        [bulk("Cu")], **{k: v for k, v in resolved.model_dump(mode="json").items() if k in ("model", "training")}
+    )
     assert again.model == resolved.model and not reasons
 
 

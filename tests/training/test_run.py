@@ -3,7 +3,7 @@ import json
 import numpy as np
 import pytest
 
-from mlff.config import Config, Data, Optimizer, Schedule, Training
+from mlff.config.options import Config, Data, Optimizer, Schedule, Training
 from mlff.training.losses import Sums
 from mlff.training.run import Run, errors
 from mlff.training.step import Report
@@ -78,7 +78,7 @@ def test_an_error_that_jumps_is_seen_and_noise_is_not():
     for error in np.geomspace(1.0, 0.1, 100) * rng.uniform(0.5, 2.0, 100):
         run.take(step(error))
         assert not run.spiked
-    for number in range(50):
+    for number in range(50):  # noqa: B007
         run.take(step(1.0))
         if run.spiked:
             break

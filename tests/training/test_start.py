@@ -6,13 +6,13 @@ import jax
 import numpy as np
 import pytest
 
-from mlff.configfile import load_config, make_config
+from mlff.basics.errors import ConfigError, ModelFileError
+from mlff.config.load import load_config, make_config
 from mlff.data.dataset import load_data
-from mlff.errors import ConfigError, ModelFileError
 from mlff.models.atoms import Statistics
-from mlff.potential import Potential
+from mlff.potential.potential import Potential
 from mlff.training import start
-from mlff.training.loop import prepare, train
+from mlff.training.train import prepare, train
 
 from .test_loop import write
 from .toy import make_structures
@@ -26,7 +26,9 @@ def files(tmp_path_factory):
     folder = tmp_path_factory.mktemp("start")
     carbon = make_structures(24, seed=0)
     silicon = [replace(s, numbers=np.full(4, 14, np.int32), energy=s.energy - 3) for s in make_structures(24, seed=1)]
-    first = make_config({"data": {"train": write(folder / "both.xyz", carbon + silicon)}, "model": MODEL, "training": {"epochs": 1}})
+    first = make_config(
+        {"data": {"train": write(folder / "both.xyz", carbon + silicon)}, "model": MODEL, "training": {"epochs": 1}}
+    )
     train(first, folder / "first", progress=False)
     moved = [replace(s, energy=s.energy + 40, forces=2 * s.forces) for s in make_structures(24, seed=2)]
     return folder / "first" / "model.safetensors", write(folder / "moved.xyz", moved)

@@ -1,9 +1,9 @@
 import numpy as np
 import pytest
 
+from mlff.basics.errors import DataError
 from mlff.data.batching import make_sample
 from mlff.data.structure import Structure
-from mlff.errors import DataError
 from mlff.training.statistics import measure
 
 BOTH = "energy", "forces"
@@ -34,12 +34,16 @@ def test_forces_that_are_zero_by_symmetry_leave_the_scale_to_what_varies():
 
     def cell(energy, stress):
         labels = {"energy": energy, "forces": np.full((1, 3), 1e-9), "stress": stress * np.eye(3)}
-        return make_sample(Structure(np.array([29], np.int32), np.zeros((1, 3)), 2 * np.eye(3), np.ones(3, bool), **labels), 2.5)
+        return make_sample(
+            Structure(np.array([29], np.int32), np.zeros((1, 3)), 2 * np.eye(3), np.ones(3, bool), **labels), 2.5
+        )
 
     assert measure([cell(-2.2, 0.1), cell(-1.8, 0.1)], (29,), BOTH).energy_scale == pytest.approx(0.2)
     same = [cell(-2.0, 0.3), cell(-2.0, -0.3)]
     assert measure(same, (29,), ("energy", "forces", "stress")).energy_scale == pytest.approx(0.3 * 8 / np.sqrt(3))
-    with pytest.raises(DataError, match=r"no label .* varies \(forces RMS 1.0e-09, energy RMS .*\): nothing to learn; .*loss.stress"):
+    with pytest.raises(
+        DataError, match=r"no label .* varies \(forces RMS 1.0e-09, energy RMS .*\): nothing to learn; .*loss.stress"
+    ):
         measure(same, (29,), BOTH)
 
 

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mlff.config import Schedule
-from mlff.errors import TrainingError
+from mlff.basics.errors import TrainingError
+from mlff.config.options import Schedule
 from mlff.training.checkpoint import Checkpoints
 from mlff.training.journal import Journal
 from mlff.training.run import Run
@@ -214,7 +214,10 @@ def test_over_fitting_goes_back_to_the_best_weights_and_ends_early(structures, t
     judge = Run.judge
     monkeypatch.setattr(Run, "judge", lambda self, score, config: judge(self, next(scores), config))
     trainer = fit(tmp_path, make_task(config, structures))
-    assert (trainer.run.best_epoch, trainer.run.epoch) == (3, 8)  # seen after the sixth epoch; 0.15 of the plan are three, half is 1.5
+    assert (trainer.run.best_epoch, trainer.run.epoch) == (
+        3,
+        8,
+    )  # seen after the sixth epoch; 0.15 of the plan are three, half is 1.5
     assert "over-fitting since epoch 3" in caplog.text
     rates = [line["learning_rate"] for line in lines(tmp_path)]
     assert rates[5] > rates[6] > rates[7] and rates[7] < 0.1 * rates[0]

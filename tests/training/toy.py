@@ -4,12 +4,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mlff.config import Config, Data, Loss, Optimizer, Schedule, Training
+from mlff.basics.numerics import safe_norm
+from mlff.config.options import Config, Data, Loss, Optimizer, Schedule, Training
 from mlff.data.batching import Batches, Sizes, make_graph, make_sample
 from mlff.data.structure import Structure
-from mlff.derivatives import predict
 from mlff.models.atoms import Statistics
-from mlff.numerics import safe_norm
+from mlff.potential.derivatives import predict
 from mlff.training.trainer import Task
 
 CUTOFF = 3.0

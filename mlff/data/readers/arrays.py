@@ -8,7 +8,7 @@ import ase
 import numpy as np
 from ase.data import atomic_numbers
 
-from mlff.errors import DataError
+from mlff.basics.errors import DataError
 
 _UNPACKED = 2**26  # bytes that any file may unpack to
 _RATIO = 200  # and how many times its size a larger one may

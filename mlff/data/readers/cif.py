@@ -9,8 +9,8 @@ from pathlib import Path
 import ase
 import ase.io
 
+from mlff.basics.errors import DataError
 from mlff.data.facts import Facts, Reading, Remark, remark
-from mlff.errors import DataError
 
 _FACTS = Facts(by_format={"length": "Angstrom"})
 DEUTERIUM = Remark("isotope", "deuterium is read as hydrogen, with hydrogen's mass")
@@ -18,7 +18,10 @@ DEUTERIUM = Remark("isotope", "deuterium is read as hydrogen, with hydrogen's ma
 
 def is_cif(path: Path, head: bytes) -> bool:
     """By the name, or a data block at the start."""
-    return path.suffix.lower() in (".cif", ".mcif") or re.match(rb"\s*(#[^\n]*\n\s*)*data_\S*\s*\n\s*(_|loop_|#)", head) is not None
+    return (
+        path.suffix.lower() in (".cif", ".mcif")
+        or re.match(rb"\s*(#[^\n]*\n\s*)*data_\S*\s*\n\s*(_|loop_|#)", head) is not None
+    )
 
 
 def read_cif(path: Path) -> Reading:
@@ -33,7 +36,9 @@ def _frames(path: Path, heavy: bool) -> Iterator[ase.Atoms]:
         for site, kinds in (atoms.info.pop("occupancy", None) or {}).items():
             if len(kinds) != 1 or any(abs(share - 1) > 1e-3 for share in kinds.values()):
                 shares = ", ".join(f"{name} {share:g}" for name, share in kinds.items())
-                raise DataError(f"site {site} is occupied in part ({shares}); only ordered structures can be computed: choose one arrangement")
+                raise DataError(
+                    f"site {site} is occupied in part ({shares}); only ordered structures can be computed: choose one arrangement"
+                )
         for key in ("spacegroup", "unit_cell"):
             atoms.info.pop(key, None)
         yield remark(atoms, DEUTERIUM) if heavy and 1 in atoms.numbers else atoms

@@ -12,7 +12,7 @@ import re
 
 import numpy as np
 
-from mlff.errors import DataError
+from mlff.basics.errors import DataError
 
 _CLOSING = {'"': '"', "'": "'", "{": "}", "[": "]"}
 _BOOLEANS = {"T": True, "true": True, "True": True, "TRUE": True, "F": False, "false": False, "False": False, "FALSE": False}
@@ -32,7 +32,11 @@ def parse(line: str) -> dict[str, object]:
     while place < len(line):
         match = _KEY.match(line, place)
         if match is None:
-            what = "a quotation mark is not closed" if line[place] == '"' else f"a key is expected before {line[place : place + 20]!r}"
+            what = (
+                "a quotation mark is not closed"
+                if line[place] == '"'
+                else f"a key is expected before {line[place : place + 20]!r}"
+            )
             raise DataError(what)
         key = _unescaped(match[1]) if match[1] is not None else match[2]
         place, value = match.end(), True
@@ -94,7 +98,9 @@ def _typed(text: str, delimiter: str) -> object:
             raise DataError(f"a value is not valid JSON: {text[:40]!r}") from None
         return _array(value)
     if delimiter == "[" and "[" in text:
-        quoted = re.sub(r"(?<![\w.+-])(T|F|true|false|True|False|TRUE|FALSE)(?![\w.])", lambda m: str(_BOOLEANS[m[1]]).lower(), text)
+        quoted = re.sub(
+            r"(?<![\w.+-])(T|F|true|false|True|False|TRUE|FALSE)(?![\w.])", lambda m: str(_BOOLEANS[m[1]]).lower(), text
+        )
         try:
             return _array(json.loads(f"[{quoted}]"))
         except ValueError:

@@ -5,7 +5,6 @@ Energies in Hartree, forces in Hartree/Bohr, lengths in Å, stresses in GPa or b
 
 from __future__ import annotations
 
-import itertools
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,8 +12,8 @@ from pathlib import Path
 import ase
 import numpy as np
 
+from mlff.basics.errors import DataError
 from mlff.data.facts import UNCONVERGED, Facts, Reading, Remark, remark
-from mlff.errors import DataError
 
 _FORCES = "Hartree/Bohr"
 _FACTS = {"energy": "Hartree", "length": "Angstrom", "forces": _FORCES, "stress_sign": "compression"}
@@ -35,14 +34,22 @@ def read_cp2k(path: Path) -> Reading:
     energies = re.findall(rf"ENERGY\| Total FORCE_EVAL .*?energy [\[(](?:a\.u\.|hartree)[\])]:?\s+({_REAL})", text)
     if len(energies) != 1:
         what = f"{len(energies)} energies" if energies else "no energy"
-        raise DataError(f"an output of CP2K with {what}; of a run give the trajectory: PROJECT-pos-1.xyz, with PROJECT-frc-1.xyz and PROJECT-1.cell beside it")
+        raise DataError(
+            f"an output of CP2K with {what}; of a run give the trajectory: PROJECT-pos-1.xyz, with PROJECT-frc-1.xyz and PROJECT-1.cell beside it"
+        )
     atoms = _geometry(text)
     atoms.info["energy"] = float(energies[0])
-    found = re.search(r"(?:ATOMIC FORCES in \[a\.u\.\]|FORCES\| Atomic forces \[hartree/bohr\])(.*?)(?:SUM OF|FORCES\| Sum|\n\s*\n\s*\n|STRESS)", text, re.DOTALL)
+    found = re.search(
+        r"(?:ATOMIC FORCES in \[a\.u\.\]|FORCES\| Atomic forces \[hartree/bohr\])(.*?)(?:SUM OF|FORCES\| Sum|\n\s*\n\s*\n|STRESS)",
+        text,
+        re.DOTALL,
+    )
     if found:
         rows = [line.replace("FORCES|", "").split() for line in found[1].splitlines()]
         rows = [row for row in rows if row and row[0].isdecimal()]
-        first = 3 if rows and len(rows[0]) == 6 else 1  # atom, kind, element; from 2025 on the atom alone, and the norm behind
+        first = (
+            3 if rows and len(rows[0]) == 6 else 1
+        )  # atom, kind, element; from 2025 on the atom alone, and the norm behind
         atoms.arrays["forces"] = _numbers([row[first : first + 3] for row in rows], len(atoms), "forces")
     stress, unit = _stress(text)
     if stress is not None:
@@ -57,7 +64,9 @@ def _geometry(text: str) -> ase.Atoms:
     pattern = rf"CELL\| Vector {{}} \[angstrom\]:\s+({_REAL})\s+({_REAL})\s+({_REAL})\s+\|.\| =\s+({_REAL})"
     cell = [re.search(pattern.format(axis), text) for axis in "abc"]
     if found is None or not all(cell):
-        raise DataError("an output of CP2K without cell or coordinates, as with PRINT_LEVEL LOW; use MEDIUM, or give the trajectory (-pos-1.xyz)")
+        raise DataError(
+            "an output of CP2K without cell or coordinates, as with PRINT_LEVEL LOW; use MEDIUM, or give the trajectory (-pos-1.xyz)"
+        )
     if found[1].lower() != "angstrom":
         raise DataError("an output of CP2K with coordinates in Bohr: print them in Å")
     rows = [line.split() for line in found[2].splitlines()]
@@ -72,7 +81,11 @@ def _geometry(text: str) -> ase.Atoms:
 
 
 def _stress(text: str) -> tuple[np.ndarray | None, str | None]:
-    found = re.search(r"(?:STRESS TENSOR|STRESS\| Analytical stress tensor) \[(GPa|bar)\](.*?)(?:1/3 T|TRACE|\n\s*\n\s*\n)", text, re.DOTALL | re.IGNORECASE)
+    found = re.search(
+        r"(?:STRESS TENSOR|STRESS\| Analytical stress tensor) \[(GPa|bar)\](.*?)(?:1/3 T|TRACE|\n\s*\n\s*\n)",
+        text,
+        re.DOTALL | re.IGNORECASE,
+    )
     if found is None:
         return None, None
     rows = [re.findall(_REAL, line)[-3:] for line in found[2].splitlines() if re.search(r"(^|\|)\s+[xyzXYZ]\s+[-+\d]", line)]
@@ -91,11 +104,15 @@ def beside(path: Path) -> tuple[Path | None, Path | None]:
 def join(frames: Iterator[ase.Atoms], forces: Iterator[ase.Atoms] | None, cells: Path | None) -> Iterator[ase.Atoms]:
     """Frames of positions with what stands beside them. Raises DataError where steps or elements differ."""
     boxes = None if cells is None else _cells(cells)
-    for atoms, pushed in zip(frames, forces or itertools.repeat(None)):
+    for atoms in frames:
         step = atoms.info.get("step")
-        if pushed is not None:
-            if pushed.info.get("step") != step or (pushed.numbers != atoms.numbers).any():
-                raise DataError(f"the file of forces has step {pushed.info.get('step')} where that of positions has step {step}; give both of one run, whole")
+        if forces is not None:
+            pushed = next(forces, None)
+            if pushed is None or pushed.info.get("step") != step or (pushed.numbers != atoms.numbers).any():
+                other = "ends" if pushed is None else f"has step {pushed.info.get('step')}"
+                raise DataError(
+                    f"the file of forces {other} where that of positions has step {step}; give both of one run, whole"
+                )
             atoms.arrays["forces"] = pushed.positions
         if boxes is None:
             remark(atoms, NO_CELL)
@@ -109,7 +126,11 @@ def join(frames: Iterator[ase.Atoms], forces: Iterator[ase.Atoms] | None, cells:
 
 def _cells(path: Path) -> dict[int, np.ndarray]:
     """step -> (3, 3) Å."""
-    rows = [line.split() for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if not line.lstrip().startswith("#")]
+    rows = [
+        line.split()
+        for line in path.read_text(encoding="utf-8", errors="replace").splitlines()
+        if not line.lstrip().startswith("#")
+    ]
     return {int(row[0]): _numbers([row[2:5], row[5:8], row[8:11]], 3, path.name) for row in rows if row}
 
 

@@ -8,9 +8,9 @@ from pathlib import Path
 import ase
 import numpy as np
 
+from mlff.basics.errors import DataError
 from mlff.data.facts import Facts, Reading
 from mlff.data.readers.arrays import elements
-from mlff.errors import DataError
 
 _FACTS = Facts(by_format={"energy": "eV", "length": "Angstrom", "virial_sign": "minus_stress"})
 

@@ -18,16 +18,21 @@ from ase.constraints import FixAtoms, FixCartesian
 from ase.data import atomic_masses, atomic_numbers
 from ase.stress import full_3x3_to_voigt_6_stress
 
+from mlff.basics.errors import DataError
 from mlff.data.facts import Facts, Reading
 from mlff.data.readers import cp2k
 from mlff.data.readers.arrays import ISOTOPES
 from mlff.data.readers.comment import parse
-from mlff.errors import DataError
 
 _CONTROL = re.compile(r"[\x00-\x08\x0e-\x1f]")
 _PLAIN = "species:S:1:pos:R:3"
 _COLUMNS = {"species": "symbols", "Z": "numbers", "pos": "positions", "charge": "charges"}  #: as ASE calls them
-_TYPES: dict[str, Callable] = {"R": float, "I": int, "S": str, "L": {"T": True, "F": False, "True": True, "False": False}.__getitem__}
+_TYPES: dict[str, Callable] = {
+    "R": float,
+    "I": int,
+    "S": str,
+    "L": {"T": True, "F": False, "True": True, "False": False}.__getitem__,
+}
 _CELLS = {"lattice", "cell", "unitcell", "unit_cell", "box", "cell_vectors", "lattice_vectors"}
 _TENSORS = {"stress", "virial"}  #: nine numbers stand column by column, as those of Lattice
 _OF_STRUCTURE = {"energy", "free_energy", "stress", "dipole", "magmom"}  #: results of ASE's calculators that are no columns
@@ -45,11 +50,14 @@ _HARTREE = Facts(by_format={"energy": "Hartree", "length": "Angstrom"})
 _CP2K = Facts(by_format={"energy": "Hartree", "length": "Angstrom", "forces": "Hartree/Bohr"})
 _REAL = r"[+-]?\d+\.?\d*(?:[eEdD][+-]?\d+)?"
 DIALECTS = {
-    "CP2K": Dialect(re.compile(rf"i\s*=\s*(?P<step>\d+),(?:\s*time\s*=\s*(?P<time>{_REAL}),)?\s*E\s*=\s*(?P<energy>{_REAL})"), _CP2K),
+    "CP2K": Dialect(
+        re.compile(rf"i\s*=\s*(?P<step>\d+),(?:\s*time\s*=\s*(?P<time>{_REAL}),)?\s*E\s*=\s*(?P<energy>{_REAL})"), _CP2K
+    ),
     "xtb": Dialect(re.compile(rf"energy:\s*(?P<energy>{_REAL})\s+gnorm:\s*{_REAL}.*"), _HARTREE),
     "ORCA": Dialect(re.compile(rf"Coordinates from ORCA-job \S+ E\s+(?P<energy>{_REAL})"), _HARTREE),
     "i-PI": Dialect(
-        re.compile(r"#\s*CELL.*"), refusal="an i-PI trajectory, whose cell and units stand in its own way; convert it, e.g. with i-PI's tools"
+        re.compile(r"#\s*CELL.*"),
+        refusal="an i-PI trajectory, whose cell and units stand in its own way; convert it, e.g. with i-PI's tools",
     ),
     "DFTB+": Dialect(
         re.compile(r"(MD iter|Geometry Step):.*"),
@@ -88,7 +96,9 @@ def read_extxyz(path: Path) -> Reading:
     name = dialect(first)
     if name == "CP2K" and (found := re.search(r"-(frc|vel)-\d*\.xyz$", path.name)):
         what = {"frc": "forces", "vel": "velocities"}[found[1]]
-        raise DataError(f"a CP2K file of {what} where positions are expected; give the file of positions (-pos-), beside which that of forces is found")
+        raise DataError(
+            f"a CP2K file of {what} where positions are expected; give the file of positions (-pos-), beside which that of forces is found"
+        )
     if name == "CP2K":
         forces, cells = cp2k.beside(path)
         return Reading(cp2k.join(_frames(path, name), forces and _frames(forces, name), cells), DIALECTS[name].facts)
@@ -163,7 +173,9 @@ def _atoms(comment: str, lines: list[str], vectors: list[str], number: int, name
         if np.shape(info[key]) == (9,):
             info[key] = np.reshape(info[key], (3, 3), order="F")
     results = {key: arrays.pop(key) for key in list(arrays) if key in all_properties}
-    results |= {key: info[key] for key in _OF_STRUCTURE & info.keys() if np.size(info[key]) != 6}  # six numbers: their order is not said
+    results |= {
+        key: info[key] for key in _OF_STRUCTURE & info.keys() if np.size(info[key]) != 6
+    }  # six numbers: their order is not said
     atoms.info = {key: value for key, value in info.items() if key not in results}
     for key, array in arrays.items():
         atoms.set_array(key, array)
@@ -201,7 +213,11 @@ def _declared(text: str) -> list[tuple[str, str, int]]:
     """(name, type, width) of the columns."""
     parts = text.split(":")
     names, types, widths = parts[::3], parts[1::3], parts[2::3]
-    if len(parts) % 3 or not all(kind in _TYPES for kind in types) or not all(width.isdecimal() and int(width) for width in widths):
+    if (
+        len(parts) % 3
+        or not all(kind in _TYPES for kind in types)
+        or not all(width.isdecimal() and int(width) for width in widths)
+    ):
         raise _Comment(f"Properties={text[:60]!r} is not NAME:TYPE:WIDTH with the types S, R, I and L")
     named = [_COLUMNS.get(name, name) for name in names]
     twice = next((name for name in named if named.count(name) > 1), None)
@@ -221,18 +237,30 @@ def _arrays(columns: list[tuple[str, str, int]], lines: list[str], number: int, 
         if len(row) != wanted:
             if extended:
                 raise DataError(f"line {number + k} has {len(row)} columns, but Properties names {wanted}")
-            raise DataError(f"line {number + k} has {len(row)} columns, a symbol and three numbers are expected; name others with Properties")
+            raise DataError(
+                f"line {number + k} has {len(row)} columns, a symbol and three numbers are expected; name others with Properties"
+            )
     arrays, start = {}, 0
     for name, kind, width in columns:
         try:
             values = [list(map(_TYPES[kind], row[start : start + width])) for row in rows]
         except (ValueError, KeyError):
-            k, text = next((k, text) for k, row in enumerate(rows) for text in row[start : start + width] if not _fits(kind, text))
-            raise DataError(f"not extended XYZ (line {number + k}): {text[:40]!r} in the column {name!r} is not of the type {kind}") from None
+            k, text = next(
+                (k, text) for k, row in enumerate(rows) for text in row[start : start + width] if not _fits(kind, text)
+            )
+            raise DataError(
+                f"not extended XYZ (line {number + k}): {text[:40]!r} in the column {name!r} is not of the type {kind}"
+            ) from None
         array = np.array(values, dtype=object if kind == "S" else None).reshape(len(rows), width)
         if kind == "I" and array.dtype.kind == "O":
             raise DataError(f"the column {name!r} has an integer that is too large")
-        arrays[name] = (array.astype(float) if kind == "R" else array)[:, 0] if width == 1 else array.astype(float) if kind == "R" else array
+        arrays[name] = (
+            (array.astype(float) if kind == "R" else array)[:, 0]
+            if width == 1
+            else array.astype(float)
+            if kind == "R"
+            else array
+        )
         start += width
     return arrays
 
@@ -276,7 +304,7 @@ def _periodic(value: object) -> np.ndarray:
         words = [letter.upper() for letter in text if letter.isalnum()]
     elif len(words) == 1 and isinstance(words[0], int) and not isinstance(words[0], bool):
         words = list(f"{words[0]:03d}")
-    meant = {True: True, False: False, "T": True, "F": False, 1: True, 0: False, "1": True, "0": False}
+    meant = {True: True, False: False, "T": True, "F": False, "1": True, "0": False}  # 1 and 0 are True and False
     if len(words) not in (1, 3) or any(word not in meant for word in words):
         raise _Comment(f"pbc={str(value)[:40]!r}: three of T or F are expected")
     return np.array([meant[word] for word in words] * (3 // len(words)))

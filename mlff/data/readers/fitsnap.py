@@ -8,10 +8,10 @@ from pathlib import Path
 
 import ase
 
+from mlff.basics.errors import DataError
+from mlff.basics.units import spelled
 from mlff.data.facts import Facts, Reading
 from mlff.data.readers.arrays import elements, numbers
-from mlff.errors import DataError
-from mlff.units import spelled
 
 _STYLES = {"EnergyStyle": "energy", "ForcesStyle": "forces", "LatticeStyle": "length", "StressStyle": "stress"}
 

@@ -11,9 +11,9 @@ import ase
 import h5py
 import numpy as np
 
+from mlff.basics.errors import DataError
 from mlff.data.facts import Facts, Reading
 from mlff.data.readers.arrays import check_size, elements, numbers, rows
-from mlff.errors import DataError
 
 _POSITIONS = ("conformations", "coordinates", "positions")
 _SPECIES = ("atomic_numbers", "species")
@@ -58,7 +58,10 @@ def read_hdf5(path: Path) -> Reading:
         if "conformations" in manners:
             facts = _spice(file, found)
         elif _dataset(first, f"{_T1X}.energy") is not None:
-            facts = Facts(by_format={"energy": "eV", "length": "Angstrom"}, keys={"energy": f"{_T1X}.energy", "forces": f"{_T1X}.forces"})
+            facts = Facts(
+                by_format={"energy": "eV", "length": "Angstrom"},
+                keys={"energy": f"{_T1X}.energy", "forces": f"{_T1X}.forces"},
+            )
         else:
             facts = Facts(keys=_ani(first))
     return Reading(_frames(path, found), facts)
@@ -81,7 +84,9 @@ def _molecule(group, positions_key, species_key) -> Iterator[ase.Atoms]:
         raise DataError(f"{positions_key!r} has the shape {shape} where (structures, atoms, 3) is expected")
     n, size = shape[:2]
     if group[species_key].shape not in ((size,), (n, size)):
-        raise DataError(f"{species_key!r} has the shape {group[species_key].shape} where {(size,)} or {(n, size)} is expected")
+        raise DataError(
+            f"{species_key!r} has the shape {group[species_key].shape} where {(size,)} or {(n, size)} is expected"
+        )
     species = elements(_values(group, species_key), repr(species_key))
     if not species.all():
         raise DataError(f"{species_key!r}: atomic numbers between 1 and 118 are expected")

@@ -9,9 +9,10 @@ from pathlib import Path
 import ase
 import ase.data
 import ase.io
+
+from mlff.basics.errors import DataError
 from mlff.data.facts import Facts, Reading
 from mlff.data.readers.arrays import ISOTOPES
-from mlff.errors import DataError
 
 _STYLES = {
     "metal": {"energy": "eV", "length": "Angstrom"},
@@ -29,7 +30,10 @@ def is_dump(path: Path, head: bytes) -> bool:
 
 def is_data(path: Path, head: bytes) -> bool:
     """By the counts in its header."""
-    return re.search(rb"^\s*\d+\s+atoms\b", head, re.MULTILINE) is not None and re.search(rb"^\s*\d+\s+atom types\b", head, re.MULTILINE) is not None
+    return (
+        re.search(rb"^\s*\d+\s+atoms\b", head, re.MULTILINE) is not None
+        and re.search(rb"^\s*\d+\s+atom types\b", head, re.MULTILINE) is not None
+    )
 
 
 def read_dump(path: Path) -> Reading:
@@ -75,13 +79,17 @@ def read_data(path: Path) -> Reading:
     text = path.read_text(encoding="utf-8", errors="replace")
     found = re.search(r"^\s*Atoms\s*#\s*(\S+)", text, re.MULTILINE)
     if found is None or found[1] not in _STYLES_OF_ATOMS:
-        raise DataError(f"a LAMMPS data file that does not say its atom style; write 'Atoms # full' (or {', '.join(_STYLES_OF_ATOMS)}) over the atoms")
+        raise DataError(
+            f"a LAMMPS data file that does not say its atom style; write 'Atoms # full' (or {', '.join(_STYLES_OF_ATOMS)}) over the atoms"
+        )
     if re.search(r"^\s*Masses\b", text, re.MULTILINE) is None:
         raise DataError("a LAMMPS data file without Masses: nothing says what its types are")
     style = (re.search(r"units = (\S+)", text.splitlines()[0]) or [None, None])[1]
     if style is not None and style not in _STYLES:
         raise DataError(f"a LAMMPS data file in the units {style!r}; metal, real and electron are known")
-    atoms = ase.io.read(str(path.resolve()), format="lammps-data", units="metal", atom_style=found[1], do_not_split_by_at_sign=True)
+    atoms = ase.io.read(
+        str(path.resolve()), format="lammps-data", units="metal", atom_style=found[1], do_not_split_by_at_sign=True
+    )
     _elements_by_mass(atoms, text)
     _velocities(atoms, style)
     return Reading([atoms], Facts(in_file=_STYLES.get(style, {})))

@@ -8,9 +8,9 @@ from pathlib import Path
 import ase
 import numpy as np
 
+from mlff.basics.errors import DataError
 from mlff.data.facts import Reading
 from mlff.data.readers.arrays import elements
-from mlff.errors import DataError
 
 _COLUMNS = {"lattice": 3, "atom": 9, "energy": 1, "charge": 1}
 

@@ -11,9 +11,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from mlff.basics.errors import DataError
 from mlff.data.facts import Facts, Reading
 from mlff.data.readers.arrays import check_size, elements, numbers, rows
-from mlff.errors import DataError
 
 
 class _Manner(NamedTuple):

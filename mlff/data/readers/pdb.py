@@ -9,8 +9,8 @@ from pathlib import Path
 import ase
 import ase.io
 
+from mlff.basics.errors import DataError
 from mlff.data.facts import Facts, Reading
-from mlff.errors import DataError
 
 _FACTS = Facts(by_format={"length": "Angstrom"})
 
@@ -34,7 +34,9 @@ def read_pdb(path: Path) -> Reading:
             dummy = len(lengths) == 3 and all(float(length) == 1.0 for length in lengths)
             group = line[55:66].strip()
             if not dummy and group not in ("", "P 1", "P1", "1"):
-                raise DataError(f"line {number}: a crystal of space group {group!r}, of which the file holds the asymmetric unit only; write the whole cell (P 1)")
+                raise DataError(
+                    f"line {number}: a crystal of space group {group!r}, of which the file holds the asymmetric unit only; write the whole cell (P 1)"
+                )
         elif line.startswith(("ATOM  ", "HETATM")) and line[16:17].strip():
             raise DataError(f"line {number}: an atom with alternate locations ({line[16]!r} in column 17); keep one of them")
     return Reading(_frames(path, dummy), _FACTS)

@@ -14,8 +14,8 @@ from pathlib import Path
 import ase
 import ase.io
 
+from mlff.basics.errors import DataError
 from mlff.data.facts import ASE, UNCONVERGED, Reading, Remark, remark
-from mlff.errors import DataError
 
 _UNFINISHED = 2  #: energies that may lack a geometry: of a step that was cut off, or computed twice
 _LOOSE = 10.0  #: times its own threshold at which an SCF of Quantum ESPRESSO counts as not converged
@@ -41,7 +41,10 @@ def _frames(path: Path, name: str, converged: list[bool]) -> Iterator[ase.Atoms]
         before = atoms
     if before is not None:
         if labelled < len(converged) - _UNFINISHED:
-            remark(before, Remark("lost", f"the file has {len(converged)} energies, but ASE reads {labelled} geometries with one"))
+            remark(
+                before,
+                Remark("lost", f"the file has {len(converged)} energies, but ASE reads {labelled} geometries with one"),
+            )
         yield before
 
 
@@ -62,7 +65,9 @@ def outcar(path: Path) -> list[bool]:
         elif found := re.search(r"-+ Iteration\s+(\d+)\(\s*(\d+)\)", line):
             steps[int(found[1])] = most is None or int(found[2]) < most
         elif "free  energy ML TOTEN" in line or "free energy ML TOTEN" in line:
-            raise DataError("a run with VASP's own machine-learned force field, whose energies and forces are not those of DFT; take ML_AB or a DFT run")
+            raise DataError(
+                "a run with VASP's own machine-learned force field, whose energies and forces are not those of DFT; take ML_AB or a DFT run"
+            )
         elif "EDIFF was not reached" in line or "hard stop was set" in line:
             steps[max(steps, default=1)] = False
     return [steps[number] for number in sorted(steps)]
@@ -85,7 +90,9 @@ def espresso(path: Path) -> list[bool]:
     """With scf_must_converge=.false. the text says that it converged; the accuracy it names beside the final energy does not lie. Raises DataError."""
     threshold, final, accuracy, steps = None, False, 0.0, []
     for line in _lines(path):
-        if found := re.search(r"(?:convergence threshold\s*=|new conv_thr\s*=)\s*([\d.]+(?:[ED][+-]?\d+)?)", line, re.IGNORECASE):
+        if found := re.search(
+            r"(?:convergence threshold\s*=|new conv_thr\s*=)\s*([\d.]+(?:[ED][+-]?\d+)?)", line, re.IGNORECASE
+        ):
             threshold = _real(found[1])
         elif found := re.search(r"estimated scf accuracy\s*<\s*([\d.]+(?:[ED][+-]?\d+)?)", line, re.IGNORECASE):
             accuracy = _real(found[1]) if final else accuracy
@@ -95,7 +102,9 @@ def espresso(path: Path) -> list[bool]:
         elif "convergence has been achieved" in line:
             steps.append(threshold is None or accuracy <= _LOOSE * threshold)
         elif "convergence NOT achieved" in line:
-            raise DataError(f"the SCF of geometry {len(steps)} did not converge, and Quantum ESPRESSO stopped there without energy and forces")
+            raise DataError(
+                f"the SCF of geometry {len(steps)} did not converge, and Quantum ESPRESSO stopped there without energy and forces"
+            )
     return steps
 
 
@@ -112,7 +121,9 @@ def gaussian(path: Path) -> list[bool]:
             axes.add(found[1])
         forces |= "Forces (Hartrees/Bohr)" in line
     if forces and axes == {"Standard"}:
-        raise DataError("positions are given in the standard orientation only, forces in that of the input: compute it with NoSymm")
+        raise DataError(
+            "positions are given in the standard orientation only, forces in that of the input: compute it with NoSymm"
+        )
     return steps
 
 
@@ -134,7 +145,9 @@ def aims(path: Path) -> list[bool]:
     steps, bad = [], False
     for line in _lines(path):
         if "as used in the preceding time step" in line:
-            raise DataError("FHI-aims' molecular dynamics, whose positions and cells ASE does not read right: convert it, e.g. with dpdata (fhi_aims/md)")
+            raise DataError(
+                "FHI-aims' molecular dynamics, whose positions and cells ASE does not read right: convert it, e.g. with dpdata (fhi_aims/md)"
+            )
         if "SELF-CONSISTENCY CYCLE DID NOT CONVERGE" in line:
             bad = True
         elif "Total energy corrected" in line:
@@ -156,7 +169,9 @@ def castep(path: Path) -> list[bool]:
         smeared |= "NB est. 0K energy" in line
     first = 3 if corrected else 1  # the correction takes three energies of the first geometry
     if corrected and len(steps) > first and not smeared:
-        raise DataError(f"{corrected} of {len(steps)} energies are corrected for the finite basis set; compute with FINITE_BASIS_CORR 0, or all alike")
+        raise DataError(
+            f"{corrected} of {len(steps)} energies are corrected for the finite basis set; compute with FINITE_BASIS_CORR 0, or all alike"
+        )
     return steps[first - 1 :]
 
 

@@ -15,14 +15,16 @@ import ase
 import numpy as np
 from ase.data import atomic_masses
 
+from mlff.basics.errors import DataError
 from mlff.data.facts import Facts, Reading
 from mlff.data.readers.arrays import ISOTOPES, elements, numbers
-from mlff.errors import DataError
 
 _VASP = {"energy": "eV", "length": "Angstrom", "stress": "kbar", "stress_sign": "compression"}
 #: The six numbers of mlearn and MatPES stand in an order that nobody states (mlearn's differs between its groups): the user says it.
 _MLEARN = Facts(by_format=_VASP | {"stress_order": "unknown"}, keys={"stress": "virial_stress", "group": "group"})
-_MATPES = Facts(by_format=_VASP | {"stress_order": "unknown"}, keys={"energy": "energy", "forces": "forces", "stress": "stress"})
+_MATPES = Facts(
+    by_format=_VASP | {"stress_order": "unknown"}, keys={"energy": "energy", "forces": "forces", "stress": "stress"}
+)
 _MPTRJ = Facts(by_format=_VASP, keys={"energy": "uncorrected_total_energy", "forces": "force", "stress": "stress"})
 _PIECE = 1 << 20  #: characters read at a time
 _BETWEEN = re.compile(r"[\s,]*")
@@ -85,7 +87,9 @@ def _values(path: Path) -> Iterator[object]:
             except (json.JSONDecodeError, AttributeError):
                 more = file.read(max(_PIECE, len(text)))
                 if not more:
-                    raise DataError("the file ends in the middle of an entry, or is not JSON; is it damaged or cut short?") from None
+                    raise DataError(
+                        "the file ends in the middle of an entry, or is not JSON; is it damaged or cut short?"
+                    ) from None
                 text, place = text[place:] + more, 0
                 continue
             yield value
@@ -101,21 +105,29 @@ def _atoms(entry: dict) -> ase.Atoms:
         symbols = [_element(site) for site in sites]
         species = elements(["H" if symbol in ISOTOPES else symbol for symbol in symbols], "structure.sites")
         positions = numbers([site["xyz"] for site in sites], (len(sites), 3), "structure.sites.xyz")
-        extras = {key: value for key, value in entry.items() if isinstance(value, str | int | float) and not key.startswith("@")}
+        extras = {
+            key: value for key, value in entry.items() if isinstance(value, str | int | float) and not key.startswith("@")
+        }
         found = {key: outputs.get(key) for key in ("energy", "uncorrected_total_energy", "stress", "virial_stress")}
         forces = {key: outputs.get(key) for key in ("force", "forces")}
         cell = None if lattice is None else numbers(lattice["matrix"], (3, 3), "structure.lattice.matrix")
         pbc = False if lattice is None else lattice.get("pbc", True)
         charge = structure.get("charge")
     except KeyError as error:
-        raise DataError(f"the entry lacks {error}; each has 'structure' (of pymatgen) and labels, mlearn's in 'outputs'") from None
+        raise DataError(
+            f"the entry lacks {error}; each has 'structure' (of pymatgen) and labels, mlearn's in 'outputs'"
+        ) from None
     except (TypeError, AttributeError):
-        raise DataError("the entry is not built as pymatgen's, mlearn's, MPtrj's or MatPES's are: 'structure' and labels") from None
+        raise DataError(
+            "the entry is not built as pymatgen's, mlearn's, MPtrj's or MatPES's are: 'structure' and labels"
+        ) from None
     atoms = ase.Atoms(species, positions=positions, cell=cell, pbc=pbc)
     for key, value in forces.items():
         if value is not None:
             atoms.arrays[key] = numbers(value, (len(atoms), 3), key if outputs is entry else f"outputs.{key}")
-    atoms.info.update(extras | {key: value if np.isscalar(value) else _array(value) for key, value in found.items() if value is not None})
+    atoms.info.update(
+        extras | {key: value if np.isscalar(value) else _array(value) for key, value in found.items() if value is not None}
+    )
     if ISOTOPES.keys() & set(symbols):
         atoms.set_masses([ISOTOPES.get(symbol, atomic_masses[z]) for symbol, z in zip(symbols, species, strict=True)])
     if charge:

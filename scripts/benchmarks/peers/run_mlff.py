@@ -17,13 +17,15 @@ from ase.io import read
 from dynamics import explore
 from service import Clock, cpu_seconds, errors, serve, time_calculator
 
-from mlff import MLFFCalculator, Potential, load_config, references
+from mlff import MLFFCalculator, Potential, load_config
 from mlff.certificate.certificate import certify
 from mlff.data.structure import Structure
 from mlff.models import registry
 from mlff.models.parameters import initial_params
+from mlff.potential import selfcheck
 from mlff.simulation import sampling
-from mlff.training import loop, trainer
+from mlff.training import train as training
+from mlff.training import trainer
 
 MODEL = "model.safetensors"
 
@@ -46,7 +48,7 @@ def train(request: dict) -> dict:
     """Answer of a train task."""
     clock = Clock(request)
     if clock.cpu:
-        loop.time = trainer.time = SimpleNamespace(monotonic=cpu_seconds)
+        training.time = trainer.time = SimpleNamespace(monotonic=cpu_seconds)
     start = pretrain(request, clock)
     data = {"train": str(Path(request["train"]).resolve()), "valid": str(Path(request["valid"]).resolve())}
     potential = fit(request, "run", clock.left(), start=start, data=data)
@@ -71,13 +73,17 @@ def train(request: dict) -> dict:
 
 def pretrain(request: dict, clock: Clock) -> str | None:
     """The model file that training starts from, if the options name a teacher."""
-    teacher = dict(option.removeprefix("teacher.").split("=") for option in request["options"] if option.startswith("teacher."))
+    teacher = dict(
+        option.removeprefix("teacher.").split("=") for option in request["options"] if option.startswith("teacher.")
+    )
     if not teacher:
         return None
     out = Path(request["out"])
     out.mkdir(parents=True, exist_ok=True)
     calculator, sampled = sampling.teacher(teacher["method"]), (out / "sampled.xyz").resolve()
-    sampling.sample(read(request["train"], ":"), calculator, sampled, int(teacher["count"]), seed=request["seed"], progress=False)
+    sampling.sample(
+        read(request["train"], ":"), calculator, sampled, int(teacher["count"]), seed=request["seed"], progress=False
+    )
     data = {"train": str(sampled), "valid_fraction": 0.03, "reference_energies": "least_squares", "lint": "off"}
     first = request | {"options": [option for option in request["options"] if "learning_rate" not in option]}
     fit(first, "first", float(teacher["share"]) * clock.left(), data=data)
@@ -86,8 +92,10 @@ def pretrain(request: dict, clock: Clock) -> str | None:
 
 def fit(request: dict, name: str, seconds: float, **sections) -> Potential:
     """A training run of so many seconds."""
-    config = configure(request, seed=request["seed"], training={"max_hours": seconds / 3600, "tensorboard": False}, **sections)
-    return loop.train(config, Path(request["out"]) / name, progress=False)
+    config = configure(
+        request, seed=request["seed"], training={"max_hours": seconds / 3600, "tensorboard": False}, **sections
+    )
+    return training.train(config, Path(request["out"]) / name, progress=False)
 
 
 def prepare(request: dict) -> None:
@@ -97,8 +105,8 @@ def prepare(request: dict) -> None:
     elements = tuple(sorted({int(z) for z in atoms.numbers}))
     params = initial_params(registry.build(config.model, elements), seed=0)
     potential = Potential(config.model, params, elements, dict.fromkeys(elements, 0.0))
-    known = Structure.from_atoms(atoms[: references.LARGEST])
-    potential = replace(potential, metadata={references.KEY: references.record(potential, [known])})
+    known = Structure.from_atoms(atoms[: selfcheck.LARGEST])
+    potential = replace(potential, metadata={selfcheck.KEY: selfcheck.record(potential, [known])})
     potential.save(Path(request["out"]) / MODEL)
 
 

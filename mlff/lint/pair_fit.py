@@ -11,9 +11,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from mlff.data.contacts import crowd
 from mlff.data.neighbors import neighbor_list, pair_vectors
 from mlff.data.structure import Structure
+from mlff.lint.contacts import crowd
 
 CUTOFF = 5.0  #: Å
 _FUNCTIONS = 10  # per pair of elements

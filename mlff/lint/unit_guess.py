@@ -7,9 +7,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from mlff.data.contacts import Contacts
+from mlff.basics.units import ENERGY, LENGTH
 from mlff.data.structure import Structure
-from mlff.units import ENERGY, LENGTH
+from mlff.lint.contacts import Contacts
 
 _FEWEST = 20  # atoms with a neighbour
 _BOND = 0.75, 1.45  # shortest over sum of covalent radii, of ordinary matter (rare gases apart)

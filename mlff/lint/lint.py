@@ -11,13 +11,14 @@ from dataclasses import dataclass
 import numpy as np
 from ase.data import chemical_symbols
 
-from mlff.data import baseline, consistency, contacts, duplicates, magnitudes, outliers, stress_order
-from mlff.data.comparison import Comparison
+from mlff.basics.errors import DataError
+from mlff.data import baseline, duplicates, outliers
 from mlff.data.dataset import Dataset
 from mlff.data.facts import UNCONVERGED
-from mlff.data.nearby import Pairs, find_pairs
 from mlff.data.structure import Structure
-from mlff.errors import DataError
+from mlff.lint import consistency, contacts, stress_order, unit_guess
+from mlff.lint.close_pairs import Pairs, find_pairs
+from mlff.lint.comparison import Comparison
 
 _MOST_STRUCTURES, _MOST_ATOMS = 3000, 40_000  # that distances are measured in; of more, an even selection
 _TOO_NEAR = 0.55  # of the sum of the covalent radii
@@ -176,7 +177,7 @@ def _reference(data: Dataset, how) -> tuple[dict, list[Finding]]:
     isolated = {chemical_symbols[z]: energy for z, energy in data.isolated_atoms.items()}
     counts = {tuple((s.numbers == z).sum() / len(s) for z in elements) for s in data if s.energy is not None}
     rank = int(np.linalg.matrix_rank(np.array(sorted(counts)))) if counts else 0
-    zero = magnitudes.energy_zero(data.structures)
+    zero = unit_guess.energy_zero(data.structures)
     summary = {"kind": "none", "rank": rank, "elements": len(elements), "isolated": isolated, "energies": {}, "zero": zero}
     if not counts:
         return summary, []
@@ -219,8 +220,8 @@ def _units(data: Dataset, measured: contacts.Contacts) -> list[Finding]:
     """Units that the labels cannot contradict each other about."""
     origins = dict(data.census.origins)
     found = [
-        magnitudes.energy_unit(data.structures, origins.get("energy", "")),
-        magnitudes.length_unit(measured, origins.get("positions", "")),
+        unit_guess.energy_unit(data.structures, origins.get("energy", "")),
+        unit_guess.length_unit(measured, origins.get("positions", "")),
     ]
     return [Finding("error" if item.sure else "warning", f"{item.label}-unit", item.what, item.do) for item in found if item]
 

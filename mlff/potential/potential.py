@@ -17,18 +17,18 @@ import numpy as np
 from flax import traverse_util
 from rich.progress import track
 
-from mlff import modelfile, references
+from mlff.basics.errors import StructureError
+from mlff.basics.runtime import refuse_forked
 from mlff.data import baseline as baselines
 from mlff.data.batching import Batches, Sample, Sizes, make_graph, make_sample, round_up
 from mlff.data.neighbors import neighbor_list, pair_vectors
 from mlff.data.structure import Structure
-from mlff.environments import Environments
-from mlff.errors import StructureError
 from mlff.graph import Graph, Prediction
 from mlff.models import registry
 from mlff.models.atoms import Statistics
-from mlff.programs import Programs
-from mlff.runtime import refuse_forked
+from mlff.potential import modelfile, selfcheck
+from mlff.potential.compiled import Programs
+from mlff.potential.domain import Environments
 
 _ATOMS = 512  #: atoms evaluated at once: enough to keep two cores busy, little enough for their caches
 _PAIRS_PER_COMPILATION = 1e6  #: padded pairs evaluated in the time of one compilation (many-body model, two cores)
@@ -56,7 +56,7 @@ class Potential:
     A pickled one leaves behind what is compiled; a copy is the object itself.
     """
 
-    config: Any  #: the model section of the config (mlff.config.ACE, SchNet, ...)
+    config: Any  #: the model section of the config (mlff.config.options.ACE, SchNet, ...)
     params: dict  #: flax parameters, {"params": {name: array}}; of a committee each with an axis of the members in front
     elements: tuple[int, ...]  #: atomic numbers it knows, ascending
     baseline: dict[int, float]  #: eV per element, added in float64
@@ -64,7 +64,7 @@ class Potential:
     precision: str = "float32"
     metadata: dict = field(default_factory=dict)  #: plain JSON: training config, dataset fingerprint, versions, errors
     environments: Environments | None = None  #: what the training data had around an atom; None: not known
-    members: int = 1  #: above 1: a committee (`mlff.committee`), whose results are the means of its members'
+    members: int = 1  #: above 1: a committee (`mlff.potential.committee`), whose results are the means of its members'
 
     @property
     def cutoff(self) -> float:
@@ -87,7 +87,7 @@ class Potential:
     @property
     def reference_structures(self) -> list[ase.Atoms]:
         """The structures that travel with it."""
-        return references.atoms(self.metadata.get(references.KEY) or ())
+        return selfcheck.atoms(self.metadata.get(selfcheck.KEY) or ())
 
     @property
     def failed_checks(self) -> list[str]:
@@ -306,7 +306,7 @@ class Potential:
         path = Path(path)
         potential = cls(**modelfile.read(path))
         if verify:
-            references.verify(potential, path)
+            selfcheck.verify(potential, path)
         return potential
 
 

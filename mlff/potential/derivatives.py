@@ -12,8 +12,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from mlff.basics.runtime import run_where_called
 from mlff.graph import Graph, Prediction
-from mlff.runtime import run_where_called
 
 EnergyFunction = Callable[[Graph], Array]  #: Graph -> (N,) eV per atom, 0 for padding
 

@@ -10,12 +10,12 @@ import ase
 import numpy as np
 from ase.calculators.calculator import Calculator, PropertyNotImplementedError, all_changes
 
-from mlff import references
+from mlff.basics.errors import ConfigError, StructureError
+from mlff.basics.runtime import refuse_forked
 from mlff.data.structure import Structure
-from mlff.errors import ConfigError, StructureError
-from mlff.potential import Potential
-from mlff.runtime import refuse_forked
-from mlff.simulation.verlet import VerletList
+from mlff.potential import selfcheck
+from mlff.potential.neighborlist import VerletList
+from mlff.potential.potential import Potential
 
 _SPREADS = "energy_std", "forces_std"  #: of a committee: no properties of ASE's, which lets no others into `results`
 
@@ -214,7 +214,7 @@ class MLFFCalculator(Calculator):
         graph = self._list.graph_at(positions)
         self._programs.add((graph.neighbors.shape, graph.shifts is None, stress))
         if stress in self._unverified:
-            references.verify(self.potential, self._unverified[stress], graph, stress, self._written)
+            selfcheck.verify(self.potential, self._unverified[stress], graph, stress, self._written)
             del self._unverified[stress]
         prediction = self.potential.compute(graph, stress)
         energies = np.asarray(prediction.energies)[:n] + self._references

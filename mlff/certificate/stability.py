@@ -25,12 +25,12 @@ from ase.data import covalent_radii
 from ase.neighborlist import natural_cutoffs, neighbor_list
 from scipy.stats import spearmanr
 
+from mlff.basics.errors import MLFFError
 from mlff.certificate.certificate import suitable
 from mlff.certificate.checks import calculator
 from mlff.certificate.line import Line
 from mlff.certificate.scans import Scan
-from mlff.errors import MLFFError
-from mlff.potential import Potential
+from mlff.potential.potential import Potential
 from mlff.simulation.md import run_md
 
 LENGTH = 100.0  #: ps of the stability run; half of it NVE, a tenth heating

@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 
-from mlff.files import write_text
+from mlff.basics.files import write_text
 
 PACKAGES = ("mlff", "jax", "jaxlib", "flax", "optax", "numpy", "ase")
 

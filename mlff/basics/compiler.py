@@ -17,8 +17,8 @@ from importlib.metadata import version
 
 import numpy as np
 
-from mlff.errors import CompilerError
-from mlff.runtime import cache_folder, on_host
+from mlff.basics.errors import CompilerError
+from mlff.basics.runtime import cache_folder, on_host
 
 FUSIONS = "xla_cpu_experimental_ynn_fusion_type"  #: XLA's option: what is handed to YNN
 PRODUCTS = "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT"  #: matrix products by themselves
@@ -125,7 +125,9 @@ def _results(matrix, rows, weights, values, small):
 
     return {
         "sums of squares": squares(matrix, rows),
-        "their derivative": jax.grad(lambda rows: jnp.sum(squares(matrix.T, rows)))(rows),  # shares nothing, or nothing is fused
+        "their derivative": jax.grad(lambda rows: jnp.sum(squares(matrix.T, rows)))(
+            rows
+        ),  # shares nothing, or nothing is fused
         "batched products": jnp.sum(jnp.einsum("nmk,nkc->nmc", weights, values) ** 2, axis=1),
         "sums over many": jnp.mean(rows**2, axis=0),
         "functions": jnp.stack([getattr(jnp, name)(small) for name in _FUNCTIONS]),

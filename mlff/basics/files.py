@@ -11,7 +11,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from mlff.errors import ConfigError, DataError, FileError
+from mlff.basics.errors import ConfigError, DataError, FileError
 
 COMPRESSED = (".gz", ".bz2", ".xz")
 PNG = (".png",)

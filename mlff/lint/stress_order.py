@@ -7,11 +7,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from mlff.data.comparison import Comparison, robust_slope
-from mlff.data.nearby import SHEAR_ORDERS, Pairs, find_pairs, reordered
-from mlff.data.pairfit import Fitted, fit_pairs
+from mlff.basics.units import VOIGT
 from mlff.data.structure import Structure
-from mlff.units import VOIGT
+from mlff.lint.close_pairs import SHEAR_ORDERS, Pairs, find_pairs, reordered
+from mlff.lint.comparison import Comparison, robust_slope
+from mlff.lint.pair_fit import Fitted, fit_pairs
 
 GOOD_FIT = 0.8  #: a pair potential is trusted whose forces correlate so well with those of the data
 _FEWEST = 8  # pairs of cells, or cells

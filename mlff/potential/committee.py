@@ -13,10 +13,10 @@ from dataclasses import replace
 import jax
 import numpy as np
 
-from mlff import references
+from mlff.basics.errors import ModelFileError
 from mlff.data.structure import Structure
-from mlff.errors import ModelFileError
-from mlff.potential import Potential
+from mlff.potential import selfcheck
+from mlff.potential.potential import Potential
 
 _SHARED = ("config", "elements", "baseline", "statistics", "precision")
 
@@ -41,7 +41,9 @@ def committee(potentials: Sequence[Potential], names: Sequence[str] | None = Non
                     "with the same config and --set member=0, 1, 2 ..."
                 )
         if set(potential.params) != set(first.params):
-            raise ModelFileError(f"{name}: one of it and {names[0]} was trained by an older version of mlff; train both with this one")
+            raise ModelFileError(
+                f"{name}: one of it and {names[0]} was trained by an older version of mlff; train both with this one"
+            )
         if potential.fingerprint in seen:
             raise ModelFileError(f"{name}: has the weights of {seen[potential.fingerprint]}; train it with another `member`")
         seen[potential.fingerprint] = name
@@ -49,4 +51,4 @@ def committee(potentials: Sequence[Potential], names: Sequence[str] | None = Non
     params = jax.tree.map(lambda *leaves: np.stack([np.asarray(leaf) for leaf in leaves]), *(p.params for p in potentials))
     together = replace(first, params=params, metadata=kept | {"members": list(seen)}, members=len(potentials))
     structures = [Structure.from_atoms(atoms) for atoms in first.reference_structures]
-    return replace(together, metadata=together.metadata | {references.KEY: references.record(together, structures)})
+    return replace(together, metadata=together.metadata | {selfcheck.KEY: selfcheck.record(together, structures)})

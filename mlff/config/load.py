@@ -14,9 +14,9 @@ import pydantic
 import yaml
 from pydantic import BaseModel
 
-from mlff.config import ARCHITECTURES, Config, Source, WeightStage
-from mlff.errors import ConfigError
-from mlff.plainyaml import plain_values
+from mlff.basics.errors import ConfigError
+from mlff.config.options import ARCHITECTURES, Config, Source, WeightStage
+from mlff.config.plainyaml import plain_values
 
 
 def load_config(path: str | Path, overrides: list[str] = ()) -> Config:
@@ -96,7 +96,7 @@ def _explain(items: list[dict]) -> list[str]:
     for item in items:
         path = tuple(
             str(part)
-            for before, part in zip((None, *item["loc"]), item["loc"])
+            for before, part in zip((None, *item["loc"]), item["loc"], strict=False)
             if not (before == "model" and part in ARCHITECTURES or isinstance(part, str) and _UNION_MEMBER.fullmatch(part))
         )
         sentence, found = _sentence(item, path)

@@ -5,11 +5,11 @@ from __future__ import annotations
 import jax
 import numpy as np
 
+from mlff.basics.errors import StructureError
 from mlff.data.batching import Sample, Sizes, make_graph, round_up, to_dense
 from mlff.data.neighbors import neighbor_list, pair_vectors
 from mlff.data.placement import gather
 from mlff.data.structure import COINCIDENT
-from mlff.errors import StructureError
 from mlff.graph import Graph
 
 SLACK = 0.1  #: spare neighbour slots, as a share of the largest count

@@ -21,11 +21,13 @@ from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
 
-from mlff.errors import ProcessError
+from mlff.basics.errors import ProcessError
 
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4
 _MADV_HUGEPAGE, _HUGE_PAGE = 14, 2**21
-_ON_HUGE_PAGES = 3 * 2**29  #: bytes at the start of the heap, less than what is trimmed; taken from the system only when used
+_ON_HUGE_PAGES = (
+    3 * 2**29
+)  #: bytes at the start of the heap, less than what is trimmed; taken from the system only when used
 
 
 @functools.cache

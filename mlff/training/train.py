@@ -15,20 +15,21 @@ import jax.numpy as jnp
 import numpy as np
 from rich.progress import track
 
-from mlff import environments, provenance, references
-from mlff.config import Config
-from mlff.configfile import differences, dump_config
+from mlff.basics import provenance
+from mlff.basics.errors import ConfigError, DataError, StructureError
+from mlff.basics.files import alone, write_text, writing
+from mlff.basics.runtime import refuse_forked
+from mlff.basics.signals import Terminated
+from mlff.config.load import differences, dump_config
+from mlff.config.options import Config
 from mlff.data import baseline as baselines
 from mlff.data.batching import Batches, make_sample
 from mlff.data.dataset import Dataset, Splits, check_labels, load_data
-from mlff.data.lint import lint
-from mlff.errors import ConfigError, DataError, StructureError
-from mlff.files import alone, write_text, writing
-from mlff.interruption import Terminated
+from mlff.lint.lint import lint
 from mlff.models import registry
 from mlff.models.parameters import initial_params
-from mlff.potential import Potential
-from mlff.runtime import refuse_forked
+from mlff.potential import domain, selfcheck
+from mlff.potential.potential import Potential
 from mlff.training import losses, ranges, recipe, start, statistics
 from mlff.training.checkpoint import Checkpoints
 from mlff.training.evaluate import evaluate
@@ -148,7 +149,11 @@ def prepare(config: Config, splits: Splits, progress: bool = False, beginning: P
     if beginning is not None:
         measured = start.statistics(beginning, measured, present)
     module = registry.build(config.model, elements, measured)
-    params = {"params": beginning.params["params"]} if beginning is not None else initial_params(module, config.seed + _MEMBER * config.member)
+    params = (
+        {"params": beginning.params["params"]}
+        if beginning is not None
+        else initial_params(module, config.seed + _MEMBER * config.member)
+    )
     params = jax.tree.map(lambda p: jnp.asarray(p, dtype), params)
     known = {} if beginning is None else beginning.params.get(ranges.NAME, {})
     return Task(config, elements, baseline, measured, module.apply, params, train, valid, known)
@@ -172,11 +177,11 @@ def finish(task: Task, splits: Splits, params: Params, run: Run, journal: Journa
         statistics=task.statistics,
         precision=task.config.precision,
         metadata=metadata,
-        environments=environments.summarise(splits.train.structures, task.elements, task.config.model.cutoff),
+        environments=domain.summarise(splits.train.structures, task.elements, task.config.model.cutoff),
     )
     found = ranges.measure(potential.model, params, (task.train, task.valid), task.ranges)
     potential = dataclasses.replace(potential, params=potential.params | found)
-    metadata[references.KEY] = references.record(potential, references.choose(splits.valid))
+    metadata[selfcheck.KEY] = selfcheck.record(potential, selfcheck.choose(splits.valid))
     errors = {}
     for name, dataset in _held_out(splits):
         try:

@@ -20,10 +20,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mlff.coverage import Coverage, cover
 from mlff.data.neighbors import neighbor_list, pair_vectors
 from mlff.data.structure import Structure
 from mlff.models.angular import spherical_harmonics
+from mlff.potential.coverage import Coverage, cover
 
 _REACH = 5.0  #: Å, or the cutoff of the potential if that is less
 _GAUSSIANS, _DEGREE, _MIXTURES = 6, 3, 4
@@ -75,7 +75,11 @@ class Environments:
         width = _weights(elements).shape[1] * _GAUSSIANS * (_DEGREE + 1)
         more = {name.removeprefix(_COVERAGE): array for name, array in arrays.items() if name.startswith(_COVERAGE)}
         coverage = Coverage.unpack(header["coverage"], more) if more or "coverage" in header else None
-        if len(arrays) - len(more) != len(chosen) or not set(units) <= set(elements) or not all(1 <= z <= 118 for z in elements):
+        if (
+            len(arrays) - len(more) != len(chosen)
+            or not set(units) <= set(elements)
+            or not all(1 <= z <= 118 for z in elements)
+        ):
             raise ValueError("the training environments are not those of its elements")
         for prints in chosen.values():
             if prints.dtype != np.float32 or prints.ndim != 2 or prints.shape[1] != width or not len(prints):

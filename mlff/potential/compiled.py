@@ -14,10 +14,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from mlff import compiler, derivatives
-from mlff.errors import StructureError
+from mlff.basics import compiler
+from mlff.basics.errors import StructureError
+from mlff.basics.runtime import compilation_cache, free_memory
 from mlff.graph import Graph, Prediction
-from mlff.runtime import compilation_cache, free_memory
+from mlff.potential import derivatives
 
 _LARGE = 500_000  #: padded pairs from which on a program's memory is looked at before it runs
 _EARLY = 100_000  #: padded pairs in all calls of a shape together: as long as there are fewer the hasty program will do
@@ -42,7 +43,9 @@ class Programs:
         self._hasty: dict[tuple, Callable] = {}
         self._calls: dict[tuple, int] = {}
         self._large = 0
-        self.steady = False  #: never a hasty program: every call of a shape computes the same bits (a simulation and its restart)
+        self.steady = (
+            False  #: never a hasty program: every call of a shape computes the same bits (a simulation and its restart)
+        )
 
     @property
     def compilations(self) -> int:
@@ -96,7 +99,9 @@ def _mean(results):
     mean = jax.tree.map(lambda x: jnp.mean(x, axis=0), results)
     if not isinstance(results, Prediction):
         return mean
-    return mean._replace(energy_std=jnp.std(results.energy, axis=0, ddof=1), forces_std=jnp.std(results.forces, axis=0, ddof=1))
+    return mean._replace(
+        energy_std=jnp.std(results.energy, axis=0, ddof=1), forces_std=jnp.std(results.forces, axis=0, ddof=1)
+    )
 
 
 def _check_memory(program, graph: Graph) -> None:

@@ -16,12 +16,12 @@ from flax import traverse_util
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save as serialise
 
-from mlff.environments import Environments
-from mlff.errors import ModelFileError
-from mlff.files import replacing
+from mlff.basics.errors import ModelFileError
+from mlff.basics.files import replacing
 from mlff.models import registry
 from mlff.models.atoms import Statistics
 from mlff.models.parameters import parameter_shapes, range_shapes
+from mlff.potential.domain import Environments
 
 FORMAT_VERSION = 9  #: 1: no core of `Statistics`; 2: no training environments; 3: `ace` without `passing`; 4: without `radial`; 5: `radial_decay`; 6: `envelope`; 7: `compact`; 8: `ranges`
 CERTIFICATE = "certificate"  #: where the certificate stands in the metadata
@@ -100,7 +100,13 @@ def _upgraded(header: dict) -> tuple[dict, dict]:
     """The model section and the statistics, with what older formats lack."""
     options, constants, version = header["model"], header["statistics"], header["format_version"]
     if options["architecture"] == "ace":
-        older = {"passing": (4, False), "radial": (5, "bessel"), "radial_decay": (6, 0.0), "envelope": (7, 6), "compact": (8, False)}
+        older = {
+            "passing": (4, False),
+            "radial": (5, "bessel"),
+            "radial_decay": (6, 0.0),
+            "envelope": (7, 6),
+            "compact": (8, False),
+        }
         options = {name: value for name, (since, value) in older.items() if version < since} | options
     if version == 1:
         constants = {"core": ()} | constants

@@ -10,27 +10,39 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any, Protocol
 
 import ase
 import jax
 import numpy as np
 
-from mlff.compiler import platform_name
+from mlff.basics.compiler import platform_name
+from mlff.basics.errors import MLFFError, ModelFileError
+from mlff.basics.runtime import cache_folder, refuse_forked
 from mlff.data.batching import Sizes, make_graph, make_sample
 from mlff.data.structure import Structure
-from mlff.errors import MLFFError, ModelFileError
 from mlff.graph import Graph
-from mlff.runtime import cache_folder, refuse_forked
-
-if TYPE_CHECKING:
-    from mlff.potential import Potential, Result
 
 KEY = "references"  #: where they stand in the potential's metadata
 LARGEST = 200  #: atoms of one structure
 _COSTLY = 500_000  #: padded pairs: from there on a program of their own takes less time
 #: what rounding may change: eV per atom, and the share of the RMS force
 _TOLERANCE = {"float32": (2e-3, 1e-2), "float64": (1e-6, 1e-5)}
+
+
+class Evaluator(Protocol):
+    """What the check needs of a potential (`mlff.potential.potential.Potential`, which stands above this module)."""
+
+    cutoff: float
+    precision: str
+    dtype: type
+    metadata: dict
+
+    def predict(self, structures: Sequence, stress: bool | None = None) -> list: ...
+    def compute(self, graph: Graph, stress: bool = False) -> Any: ...
+    def check(self, structure: Structure) -> None: ...
+    def result(self, numbers: np.ndarray, energies: np.ndarray, forces: np.ndarray, stress: np.ndarray | None) -> Any: ...
+    def scope(self) -> Any: ...
 
 
 def choose(structures: Sequence[Structure], count: int = 3) -> list[Structure]:
@@ -46,7 +58,7 @@ def choose(structures: Sequence[Structure], count: int = 3) -> list[Structure]:
     return [kinds[name][0] for name in names]
 
 
-def record(potential: Potential, structures: Sequence[Structure]) -> list[dict]:
+def record(potential: Evaluator, structures: Sequence[Structure]) -> list[dict]:
     """Geometry (Å) and the potential's energy (eV), forces (eV/Å) and stress (eV/Å³) as plain values."""
     entries = []
     for structure, result in zip(structures, potential.predict(structures), strict=True):
@@ -69,7 +81,7 @@ def atoms(entries: Sequence[dict]) -> list[ase.Atoms]:
 
 
 def verify(
-    potential: Potential, path: Path, graph: Graph | None = None, stress: bool = True, written: str | None = None
+    potential: Evaluator, path: Path, graph: Graph | None = None, stress: bool = True, written: str | None = None
 ) -> None:
     """Compute the references again unless this platform has done so for this very file.
 
@@ -120,10 +132,10 @@ def verify(
         pass  # a home that cannot be written: it is checked again the next time
 
 
-def _in_shape_of(potential: Potential, frames: list[ase.Atoms], graph: Graph, stress: bool) -> list[Result]:
+def _in_shape_of(potential: Evaluator, frames: list[ase.Atoms], graph: Graph, stress: bool) -> list:
     """Results of the program that `graph` needs; `predict`'s for structures that do not fit into its shape."""
     structures, sizes = [Structure.from_atoms(frame) for frame in frames], Sizes(1, *graph.neighbors.shape)
-    results: dict[int, Result] = {}
+    results: dict[int, Any] = {}
     for number, structure in enumerate(structures):
         potential.check(structure)
         sample = make_sample(structure, potential.cutoff)

@@ -6,12 +6,12 @@ for editors.
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, Union
+from typing import Annotated, Any, Literal
 
 import pydantic
 from pydantic import BaseModel, ConfigDict, Field
 
-from mlff.units import ENERGY, LENGTH, STRESS, VOIGT
+from mlff.basics.units import ENERGY, LENGTH, STRESS, VOIGT
 
 
 class _Section(BaseModel):
@@ -36,7 +36,9 @@ class Units(_Section):
     """Units and signs of the file. None: what the file states or its format fixes, else the default named; the census says which."""
 
     energy: Literal[tuple(ENERGY)] | None = Field(None, description="unit of the energies; default: eV")
-    energy_per_atom: bool | None = Field(None, description="true: energies are per atom, not of the whole structure; default: false")
+    energy_per_atom: bool | None = Field(
+        None, description="true: energies are per atom, not of the whole structure; default: false"
+    )
     length: Literal[tuple(LENGTH)] | None = Field(None, description="unit of positions and cell; default: Angstrom")
     forces: str | None = Field(None, description="unit of the forces, 'ENERGY/LENGTH'; default: energy unit per length unit")
     forces_sign: Literal["force", "gradient"] | None = Field(
@@ -53,7 +55,8 @@ class Units(_Section):
         "(xx yy zz xy xz yz) or unknown (left out); or one per value of keys.group: {Elastic: vasp}, others being unknown",
     )
     virial_sign: Literal["stress", "minus_stress"] | None = Field(
-        None, description="virial = minus_stress (-stress*V, DeePMD, NEP, CASTEP) or stress (+stress*V); default: minus_stress"
+        None,
+        description="virial = minus_stress (-stress*V, DeePMD, NEP, CASTEP) or stress (+stress*V); default: minus_stress",
     )
 
 
@@ -93,7 +96,9 @@ class Data(ReadOptions):
     test: dict[str, str | Source] | str | list[str] | None = Field(
         None, description="held-out file(s), evaluated once at the end; name: file, or a list"
     )
-    valid_fraction: float = Field(0.1, gt=0, lt=1, description="share of the training file kept for validation when `valid` is not given")
+    valid_fraction: float = Field(
+        0.1, gt=0, lt=1, description="share of the training file kept for validation when `valid` is not given"
+    )
     split: Literal["random", "group"] = Field("random", description="group: frames with equal `keys.group` stay together")
     n_train: int | None = Field(None, gt=0, description="use only so many training structures (chosen by the seed)")
     reference_energies: Literal["auto", "isolated", "least_squares", "none"] | dict[str, float] = Field(
@@ -101,7 +106,9 @@ class Data(ReadOptions):
         description="energy per element in eV taken off before training: given ({H: -13.6}), from isolated atoms in the data, by least "
         "squares, or auto (isolated where complete, else least squares)",
     )
-    lint: Annotated[Literal["stop", "warn", "off"], pydantic.BeforeValidator(lambda value: "off" if value is False else value)] = Field(
+    lint: Annotated[
+        Literal["stop", "warn", "off"], pydantic.BeforeValidator(lambda value: "off" if value is False else value)
+    ] = Field(
         "stop", description="contradictions found in the training set (see mlff lint): stop, warn and go on, or do not look"
     )
 
@@ -122,25 +129,39 @@ class ACE(_Section):
 
     architecture: Literal["ace"] = "ace"
     cutoff: float = Field(
-        5.0, gt=0.5, le=100, description="cutoff radius, Å; where training is not told: 4 for molecules, 5 where there are periodic cells"
+        5.0,
+        gt=0.5,
+        le=100,
+        description="cutoff radius, Å; where training is not told: 4 for molecules, 5 where there are periodic cells",
     )
     channels: int = Field(64, gt=0, description="features per atom and harmonic")
     layers: int = Field(2, gt=0, description="message-passing layers")
     l_max: int = Field(3, ge=0, le=4, description="highest degree of the spherical harmonics of an atom's density")
-    l_message: int = Field(2, ge=0, le=3, description="highest degree of the features passed between atoms; 0: invariant messages")
+    l_message: int = Field(
+        2, ge=0, le=3, description="highest degree of the features passed between atoms; 0: invariant messages"
+    )
     correlation: int = Field(3, ge=1, le=4, description="order of the products; 3 means up to four-body terms per layer")
     radial: Literal["chebyshev", "bessel"] = Field(
-        "chebyshev", description="functions of distance: chebyshev resolves bonds finely and what lies beyond coarsely; bessel is even on [0, cutoff]"
+        "chebyshev",
+        description="functions of distance: chebyshev resolves bonds finely and what lies beyond coarsely; bessel is even on [0, cutoff]",
     )
     radial_basis: int = Field(16, gt=1, description="functions of distance before they are mixed")
     radial_decay: float = Field(
-        1.0, ge=0, le=4, description="how fast a neighbour counts less with distance (chebyshev): 1: half as much at twice the bond length, 2: a quarter; 0: alike up to the cutoff"
+        1.0,
+        ge=0,
+        le=4,
+        description="how fast a neighbour counts less with distance (chebyshev): 1: half as much at twice the bond length, 2: a quarter; 0: alike up to the cutoff",
     )
     envelope: int = Field(
-        4, ge=2, le=12, description="power of the smooth cutoff: the smaller, the earlier neighbours fade out on their way to the cutoff"
+        4,
+        ge=2,
+        le=12,
+        description="power of the smooth cutoff: the smaller, the earlier neighbours fade out on their way to the cutoff",
     )
     radial_hidden: int = Field(
-        0, ge=0, description="width of a network for the radial functions, and of the last readout; 0: linear in the basis, no network"
+        0,
+        ge=0,
+        description="width of a network for the radial functions, and of the last readout; 0: linear in the basis, no network",
     )
     compact: bool = Field(
         True,
@@ -148,7 +169,8 @@ class ACE(_Section):
         "each degree, features mixed before: slower, no more accurate",
     )
     passing: bool = Field(
-        True, description="neighbours' features of degree 1 and more reach an atom also as they are, not only as seen along the bond"
+        True,
+        description="neighbours' features of degree 1 and more reach an atom also as they are, not only as seen along the bond",
     )
     zbl: bool = Field(True, description="add the Ziegler-Biersack-Littmark repulsion at short range")
 
@@ -180,9 +202,9 @@ def _default_architecture(model: Any) -> Any:
 
 
 Model = Annotated[
-    Union[ACE, SchNet],
+    ACE | SchNet,
     Field(discriminator="architecture"),
-    pydantic.BeforeValidator(_default_architecture, json_schema_input_type=Union[ACE, SchNet]),
+    pydantic.BeforeValidator(_default_architecture, json_schema_input_type=ACE | SchNet),
 ]
 
 
@@ -203,7 +225,9 @@ class Loss(_Section):
     atom in s_F·Å, forces in s_F, stresses in s_F/Å²), so weights mean the same for soft and stiff systems.
     """
 
-    energy: float = Field(0.5, ge=0, description="weight of the energy term; more than 1 costs forces with mae, about 10 is good with mse")
+    energy: float = Field(
+        0.5, ge=0, description="weight of the energy term; more than 1 costs forces with mae, about 10 is good with mse"
+    )
     forces: float = Field(1.0, ge=0, description="weight of the force term; 0 trains on energies only")
     stress: float = Field(0.0, ge=0, description="weight of the stress term")
     kind: Literal["mse", "mae", "huber"] = Field(
@@ -241,7 +265,9 @@ class Schedule(_Section):
 
     kind: Literal["constant", "cosine", "exponential", "plateau", "warm_restarts"] = "cosine"
     warmup: float = Field(0.01, ge=0, lt=1, description="share of training with linear warm-up")
-    final: float = Field(0.01, gt=0, le=1, description="last learning rate as a share of the first (cosine, exponential); floor (plateau)")
+    final: float = Field(
+        0.01, gt=0, le=1, description="last learning rate as a share of the first (cosine, exponential); floor (plateau)"
+    )
     factor: float = Field(0.5, gt=0, lt=1, description="plateau: multiply by this")
     patience: int = Field(10, gt=0, description="plateau: after so many validations without improvement")
     cycles: int = Field(4, gt=0, description="warm_restarts: number of cosine cycles, each twice as long as the one before")
@@ -250,7 +276,9 @@ class Schedule(_Section):
 class Optimizer(_Section):
     """Gradient descent."""
 
-    name: Literal["sgd", "momentum", "adagrad", "rmsprop", "adam", "adamw", "amsgrad", "nadam", "lion", "muon", "schedule_free"] = Field(
+    name: Literal[
+        "sgd", "momentum", "adagrad", "rmsprop", "adam", "adamw", "amsgrad", "nadam", "lion", "muon", "schedule_free"
+    ] = Field(
         "muon",
         description="muon: momentum made orthogonal for matrices, Adam for the rest; schedule_free averages by itself: take "
         "schedule.kind constant with it",
@@ -260,7 +288,9 @@ class Optimizer(_Section):
     beta1: float = Field(0.9, ge=0, lt=1)
     beta2: float = Field(0.999, ge=0, lt=1)
     weight_decay: float = Field(
-        0.0, ge=0, description="decoupled weight decay (adamw, lion, muon); helps long pre-training on a cheap method, costs accuracy elsewhere"
+        0.0,
+        ge=0,
+        description="decoupled weight decay (adamw, lion, muon); helps long pre-training on a cheap method, costs accuracy elsewhere",
     )
     clip: float | None = Field(1.0, gt=0, description="largest global norm of the gradient; none: no clipping")
     schedule: Schedule = Schedule()
@@ -275,14 +305,22 @@ class Training(_Section):
         description="passes over the training set; default: as many as fit into max_hours, without it about 25,000 steps, in 20 to 1,000 epochs",
     )
     max_hours: float | None = Field(
-        None, gt=0, description="hours of training, compilation included; the schedule is stretched to it. With epochs: what ends first"
+        None,
+        gt=0,
+        description="hours of training, compilation included; the schedule is stretched to it. With epochs: what ends first",
     )
-    batch_size: int | None = Field(None, gt=0, description="structures per step; default: about 80 atoms, from 1 structure to 5 of the mean size")
-    max_atoms: int | None = Field(None, gt=0, description="atoms per step at most; default: batch_size times the mean size of a structure")
+    batch_size: int | None = Field(
+        None, gt=0, description="structures per step; default: about 80 atoms, from 1 structure to 5 of the mean size"
+    )
+    max_atoms: int | None = Field(
+        None, gt=0, description="atoms per step at most; default: batch_size times the mean size of a structure"
+    )
     ema: float = Field(0.99, ge=0, lt=1, description="decay of the moving average of the weights (0: none)")
     patience: int | None = Field(None, gt=0, description="stop after so many validations without improvement")
     validate_every: int = Field(1, gt=0, description="epochs between validations")
-    checkpoint_every: int = Field(1, gt=0, description="epochs between checkpoints (at most one in ten seconds, at least one in ten minutes)")
+    checkpoint_every: int = Field(
+        1, gt=0, description="epochs between checkpoints (at most one in ten seconds, at least one in ten minutes)"
+    )
     keep_checkpoints: int = Field(2, gt=0)
     tensorboard: bool = Field(True, description="write TensorBoard events beside the JSON lines")
 
@@ -292,7 +330,9 @@ class Config(_Section):
 
     seed: int = Field(0, ge=0, description="seed of the split, the weights and the order of batches")
     member: int = Field(
-        0, ge=0, description="which member of a committee: other weights and another order of batches, the same split (mlff committee)"
+        0,
+        ge=0,
+        description="which member of a committee: other weights and another order of batches, the same split (mlff committee)",
     )
     precision: Literal["float32", "float64"] = "float32"
     start: str | None = Field(

@@ -12,12 +12,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from mlff.data.comparison import Comparison, robust_slope
-from mlff.data.nearby import Pairs
-from mlff.data.pairfit import Fitted, fit_pairs
-from mlff.data.stress_order import GOOD_FIT, compare_orders, shear_stresses, strain_key
+from mlff.basics.units import ENERGY, LENGTH, STRESS
 from mlff.data.structure import Structure
-from mlff.units import ENERGY, LENGTH, STRESS
+from mlff.lint.close_pairs import Pairs
+from mlff.lint.comparison import Comparison, robust_slope
+from mlff.lint.pair_fit import Fitted, fit_pairs
+from mlff.lint.stress_order import GOOD_FIT, compare_orders, shear_stresses, strain_key
 
 _FEWEST = 8  # pairs
 _MANY = 30  # pairs, from which on 0.75 is significant by far

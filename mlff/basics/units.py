@@ -5,7 +5,7 @@ Energies, lengths and pressures come from ASE (CODATA 2014, the set ASE uses eve
 
 from ase import units as _ase
 
-from mlff.errors import ConfigError
+from mlff.basics.errors import ConfigError
 
 #: eV per unit
 ENERGY = {

@@ -1,0 +1,1 @@
+"""The potential in other programs: ASE."""

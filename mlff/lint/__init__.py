@@ -1,0 +1,1 @@
+"""Whether reference data can be right: units, signs, outliers, contradictions."""

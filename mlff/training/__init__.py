@@ -1,0 +1,1 @@
+"""Training a potential: losses, optimisers, steps, checkpoints, metrics."""
