@@ -1,44 +1,77 @@
 """Sums over neighbours, harmonics and channels, each with the other two as its derivatives.
 
 A: (N, M, C) of atoms and their harmonics, D: (N, M, K) of harmonics of pairs, R: (N, K, C) of pairs. So that in derivatives
-of any order each is computed in the one way that is fast. XLA on the CPU has a fast product of small matrices, one for each
-atom, where the axis summed over is the last of the left matrix; JAX's own derivatives sum over the middle axis of D, which
-takes two to seven times as long, in one thread. Derivatives in reverse mode only; their products are traced where the
-derivative is taken, so each says by itself that its factors are not to be rounded.
+of any order, forward and reverse, each is computed in the one way that is fast. XLA on the CPU has a fast product of small
+matrices, one for each atom, where the axis summed over is the last of the left matrix; JAX's own derivatives sum over the
+middle axis of D, which takes two to seven times as long, in one thread. Each sum is a primitive of JAX that is linear in
+both factors; they are traced where the derivative is taken, so each says by itself that its factors are not to be rounded.
 """
 
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jax.core import ShapedArray
+from jax.extend.core import Primitive
+from jax.interpreters import ad, batching, mlir
 
 _einsum = functools.partial(jnp.einsum, precision=jax.lax.Precision.HIGHEST)
 
 
-@jax.custom_vjp
-@jax.named_scope("contraction")
 def gathered(directions: Array, pairs: Array) -> Array:
     """A, the sum over neighbours of D times R."""
-    return _einsum("nmk,nkc->nmc", directions, pairs)
+    with jax.named_scope("contraction"):
+        return _gathered.bind(directions, pairs)
 
 
-@jax.custom_vjp
-@jax.named_scope("contraction")
 def spread(directions: Array, atoms: Array) -> Array:
     """R, the sum over harmonics of D times A: there are few, so a sum of products that become one loop with what follows."""
+    with jax.named_scope("contraction"):
+        return _spread.bind(directions, atoms)
+
+
+def projected(atoms: Array, pairs: Array) -> Array:
+    """D, the sum over channels of A times R."""
+    with jax.named_scope("contraction"):
+        return _projected.bind(atoms, pairs)
+
+
+def _sum_of_products(directions: Array, atoms: Array) -> Array:
     return sum(directions[:, m, :, None] * atoms[:, m, None, :] for m in range(atoms.shape[1]))
 
 
-@jax.custom_vjp
-@jax.named_scope("contraction")
-def projected(atoms: Array, pairs: Array) -> Array:
-    """D, the sum over channels of A times R."""
-    return _einsum("nmc,nkc->nmk", atoms, pairs)
+def _primitive(name: str, compute: Callable[[Array, Array], Array]) -> Primitive:
+    """A primitive (x, y) -> array that is computed by `compute` for each entry of the first axis, vmap included."""
+    primitive = Primitive(name)
+    primitive.def_impl(compute)
+
+    def abstract(x, y):
+        result = jax.eval_shape(compute, jax.ShapeDtypeStruct(x.shape, x.dtype), jax.ShapeDtypeStruct(y.shape, y.dtype))
+        return ShapedArray(result.shape, result.dtype)
+
+    def batched(factors, axes):
+        (size,) = {factor.shape[axis] for factor, axis in zip(factors, axes, strict=True) if axis is not None}
+        moved = [
+            jnp.broadcast_to(factor, (size, *factor.shape)) if axis is None else jnp.moveaxis(factor, axis, 0)
+            for factor, axis in zip(factors, axes, strict=True)
+        ]
+        result = primitive.bind(*(factor.reshape(-1, *factor.shape[2:]) for factor in moved))
+        return result.reshape(size, -1, *result.shape[1:]), 0
+
+    primitive.def_abstract_eval(abstract)
+    mlir.register_lowering(primitive, mlir.lower_fun(compute, multiple_results=False))
+    batching.primitive_batchers[primitive] = batched
+    return primitive
 
 
-gathered.defvjp(lambda d, r: (gathered(d, r), (d, r)), lambda s, a: (projected(a, s[1]), spread(s[0], a)))
-spread.defvjp(lambda d, a: (spread(d, a), (d, a)), lambda s, r: (projected(s[1], r), gathered(s[0], r)))
-projected.defvjp(lambda a, r: (projected(a, r), (a, r)), lambda s, d: (gathered(d, s[1]), spread(d, s[0])))
+_gathered = _primitive("gathered", functools.partial(_einsum, "nmk,nkc->nmc"))
+_spread = _primitive("spread", _sum_of_products)
+_projected = _primitive("projected", functools.partial(_einsum, "nmc,nkc->nmk"))
+
+ad.defbilinear(_gathered, lambda a, d, r: projected(a, r), lambda a, d, r: spread(d, a))
+ad.defbilinear(_spread, lambda r, d, a: projected(a, r), lambda r, d, a: gathered(d, r))
+ad.defbilinear(_projected, lambda d, a, r: gathered(d, r), lambda d, a, r: spread(d, a))

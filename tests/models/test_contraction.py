@@ -35,3 +35,28 @@ def test_values_and_derivatives(formula):
         for order in (first, second, third):
             for found, expected in zip(order(ours)(a, b), order(plain)(a, b), strict=True):
                 np.testing.assert_allclose(found, expected, rtol=1e-9, atol=1e-9 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize("formula", SUMS)
+def test_forward_mode_and_many_at_once(formula):
+    """jvp, linearize of a gradient, and vmap over one factor or both, along any axis."""
+    rng = np.random.default_rng(1)
+    left, right = formula.split("->")[0].split(",")
+    ours, plain = SUMS[formula], lambda a, b: jnp.einsum(formula, a, b)
+    with jax.enable_x64(True):
+        a, b, da, db = (jnp.asarray(rng.normal(size=[SIZES[axis] for axis in axes])) for axes in (left, right, left, right))
+
+        def total(product):
+            return lambda a, b: jnp.sum(jnp.sin(product(a, b)))
+
+        for transform in (
+            lambda f: jax.jvp(f, (a, b), (da, db)),
+            lambda f: jax.jvp(jax.grad(total(f), argnums=(0, 1)), (a, b), (da, db)),
+            lambda f: jax.linearize(jax.grad(total(f), argnums=(0, 1)), a, b)[1](da, db),
+            lambda f: jax.vmap(f)(jnp.stack([a, da]), jnp.stack([b, db])),
+            lambda f: jax.vmap(f, (None, 1))(a, jnp.stack([b, db], axis=1)),
+            lambda f: jax.vmap(jax.grad(total(f)), (0, None))(jnp.stack([a, da]), b),
+            lambda f: jax.hessian(total(f))(a, b),
+        ):
+            for found, expected in zip(jax.tree.leaves(transform(ours)), jax.tree.leaves(transform(plain)), strict=True):
+                np.testing.assert_allclose(found, expected, rtol=1e-10, atol=1e-12)

@@ -91,3 +91,25 @@ def products(jaxpr):
             inner = getattr(value, "jaxpr", value)
             if hasattr(inner, "eqns"):
                 yield from products(inner)
+
+
+def test_forward_mode_of_energies_and_forces(name, potentials, ethanol):
+    """jvp, linearize and forward over reverse: the slope of the energy, and the Hessian times a direction."""
+    potential = potentials(name)
+    structure = Structure.from_atoms(ethanol)
+    sample = make_sample(structure, potential.cutoff)
+    with potential.scope():
+        graph = make_graph([sample], sample.sizes, np.float64, sample.shifts is not None)
+        direction = np.random.default_rng(0).normal(size=graph.positions.shape)
+
+        def energy(positions):
+            return potential.model.apply(potential.params, graph._replace(positions=positions)).sum()
+
+        gradient = jax.grad(energy)
+        _, slope = jax.jvp(energy, (graph.positions,), (direction,))
+        np.testing.assert_allclose(slope, np.sum(gradient(graph.positions) * direction), rtol=1e-10)
+        _, forward = jax.jvp(gradient, (graph.positions,), (direction,))
+        _, linear = jax.linearize(gradient, graph.positions)
+        reverse = jax.grad(lambda r: jax.numpy.sum(gradient(r) * direction))(graph.positions)
+        for found in (forward, linear(direction)):
+            np.testing.assert_allclose(found, reverse, rtol=1e-9, atol=1e-9 * np.abs(reverse).max())

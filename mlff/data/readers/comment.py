@@ -16,7 +16,8 @@ from mlff.basics.errors import DataError
 
 _CLOSING = {'"': '"', "'": "'", "{": "}", "[": "]"}
 _BOOLEANS = {"T": True, "true": True, "True": True, "TRUE": True, "F": False, "false": False, "False": False, "FALSE": False}
-_KEY = re.compile(r'"((?:\\.|[^"\\])+)"|([^\s="]+)')
+_SPACE = " \t\r\n\x0b\x0c"  #: a space that does not break a line is a letter
+_KEY = re.compile(r'"((?:\\.|[^"\\])+)"|([^\s="]+)', re.ASCII)
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eEdD][+-]?\d+)?|[+-]?(nan|inf|infinity)", re.IGNORECASE)
 _INTEGER = re.compile(r"[+-]?\d{1,18}")
 _ESCAPES = {"n": "\n", "t": "\t"}
@@ -54,7 +55,7 @@ def parse(line: str) -> dict[str, object]:
 
 
 def _skip(line: str, place: int) -> int:
-    while place < len(line) and line[place].isspace():
+    while place < len(line) and line[place] in _SPACE:
         place += 1
     return place
 
@@ -64,7 +65,7 @@ def _value(line: str, start: int, key: str) -> tuple[str, str, int]:
     opening = line[start : start + 1]
     if opening not in _CLOSING or not opening:
         end = start
-        while end < len(line) and not line[end].isspace():
+        while end < len(line) and line[end] not in _SPACE:
             end += 1
         return line[start:end], "", end
     closing, depth, place = _CLOSING[opening], 1, start + 1
@@ -105,7 +106,7 @@ def _typed(text: str, delimiter: str) -> object:
             return _array(json.loads(f"[{quoted}]"))
         except ValueError:
             return text
-    words = [word for word in re.split(r"[\s,]+", text) if word]
+    words = [word for word in re.split(r"[\s,]+", text, flags=re.ASCII) if word]
     if not words:
         return text
     if all(word in _BOOLEANS for word in words):
