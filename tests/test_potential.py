@@ -22,9 +22,10 @@ from mlff.data.structure import Structure
 from mlff.models import registry
 from mlff.models.atoms import Statistics
 from mlff.models.parameters import initial_params
+from mlff.potential.committee import committee
 from mlff.potential.modelfile import FORMAT_VERSION
 from mlff.potential.potential import Potential
-from tests.conftest import BASELINE, ELEMENTS, MODELS
+from tests.conftest import BASELINE, ELEMENTS, MODELS, make_potential
 
 PAIR = {"lennard_jones": MODELS["lennard_jones"], "morse": MODELS["morse"]}
 
@@ -173,8 +174,8 @@ def test_float32_stays_float32_where_the_process_computes_in_float64(name, poten
     potential = replace(potentials(name, "float32"))
     with jax.enable_x64(True):
         program = potential.programs.jitted("stress")
-        graph, _ = potential._single(silicon)
-        shapes = jax.eval_shape(program, potential._device_params, graph)
+        graph = potential.graph_of(silicon)
+        shapes = jax.eval_shape(program, potential.device_params, graph)
     assert all(leaf.dtype == np.float32 for leaf in jax.tree.leaves(shapes))
 
 
@@ -402,3 +403,29 @@ def test_a_crystal_larger_than_the_usual_batch():
     (cell,) = _pair("lennard_jones").predict([bulk("Si", cubic=True)])
     assert result.energy == pytest.approx(125 * cell.energy, rel=1e-12)
     assert np.abs(result.forces).max() < 1e-10
+
+
+def test_energy_is_a_pure_function_that_jax_may_transform(ethanol, silicon):
+    """Of one model and of a committee: gradients are the forces, and vmap computes many geometries at once."""
+    one, other = make_potential("ace", "float64"), make_potential("ace", "float64")
+    other = replace(other, params=jax.tree.map(lambda x: 1.1 * x, other.params))
+    both = committee([one, other], ["a", "b"])
+    for potential in (one, both):
+        for atoms in (ethanol, silicon):
+            (result,) = potential.predict([atoms])
+            graph, params = potential.graph_of(atoms), potential.device_params
+            with potential.scope():
+
+                def total(positions, params=params, graph=graph, potential=potential):
+                    return potential.energy(params, graph._replace(positions=positions)).sum()
+
+                energies = np.asarray(potential.energy(params, graph))
+                forces = -jax.grad(total)(graph.positions)
+                many = jax.vmap(total)(np.stack([graph.positions, graph.positions + 0.01]))
+            base = potential.baseline_energy(atoms.numbers)
+            np.testing.assert_allclose(energies.sum() + base, result.energy, rtol=1e-12)
+            np.testing.assert_allclose(forces, result.forces, rtol=1e-9, atol=1e-10)
+            np.testing.assert_allclose(many, result.energy - base, rtol=1e-9)
+    assert (
+        repr(one).startswith("Potential(ace, H C O Si, cutoff 4 Å, ") and "members" in repr(both) and "\n" not in repr(both)
+    )

@@ -43,7 +43,7 @@ def test_what_is_large_or_taken_once_is_compiled_in_full(hasty, monkeypatch):
     potential = make_potential("morse")
     silicon = bulk("Si")
     for name, repeats in (("forces", 1), ("hessian", 1), ("forces", 4)):
-        graph, _ = potential._single(silicon.repeat(repeats))
+        graph = potential.graph_of(silicon.repeat(repeats))
         potential.programs.run(name, potential.params, graph)
     assert used == [True, False, False]
 

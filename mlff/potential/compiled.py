@@ -43,9 +43,8 @@ class Programs:
         self._hasty: dict[tuple, Callable] = {}
         self._calls: dict[tuple, int] = {}
         self._large = 0
-        self.steady = (
-            False  #: never a hasty program: every call of a shape computes the same bits (a simulation and its restart)
-        )
+        #: never a hasty program: every call of a shape computes the same bits (a simulation and its restart)
+        self.steady = False
 
     @property
     def compilations(self) -> int:

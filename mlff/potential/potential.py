@@ -102,7 +102,8 @@ class Potential:
         return registry.build(self.config, self.elements, self.statistics)
 
     @functools.cached_property
-    def _device_params(self):
+    def device_params(self) -> dict:
+        """The parameters as arrays of JAX in this potential's precision."""
         with self.scope():
             return jax.tree.map(lambda x: jax.numpy.asarray(np.asarray(x, self.dtype)), self.params)
 
@@ -127,7 +128,23 @@ class Potential:
     def __deepcopy__(self, memo: dict) -> Potential:
         return self
 
+    def __repr__(self) -> str:
+        known = " ".join(_symbol(z) for z in self.elements)
+        size = sum(np.size(leaf) for leaf in jax.tree.leaves(self.params))
+        many = f", {self.members} members" if self.members > 1 else ""
+        return f"Potential({self.config.architecture}, {known}, cutoff {self.cutoff:g} Å, {size:,} parameters, {self.precision}{many})"
+
     # --- asking -------------------------------------------------------------------------------------------------
+
+    def energy(self, params: dict, graph: Graph) -> jax.Array:
+        """(N,) energies of the atoms of a graph, eV, baseline not added; of a committee the mean over its members.
+
+        A pure function of `params` (`device_params`, or others of their shapes) and the graph: JAX may differentiate it in
+        forward and reverse mode, batch and compile it. Call it within `scope()`. `graph_of` makes the graph of a structure.
+        """
+        if self.members == 1:
+            return self.model.apply(params, graph)
+        return jax.numpy.mean(jax.lax.map(lambda member: self.model.apply(member, graph), params), axis=0)
 
     def compute(self, graph: Graph, stress: bool = False) -> Prediction:
         """Energies, forces (and stress) of a padded graph, on the device; baseline not added. One compilation per shape.
@@ -144,7 +161,7 @@ class Potential:
     def _run(self, name: str, graph: Graph, *arguments):
         refuse_forked()
         with self.scope():
-            return self.programs.run(name, self._device_params, graph, *arguments)
+            return self.programs.run(name, self.device_params, graph, *arguments)
 
     def predict(
         self,
@@ -268,23 +285,24 @@ class Potential:
         """d²E/dR² (3n, 3n), eV/Å²; use float64 for vibrations."""
         if len(atoms) == 0:
             return np.zeros((0, 0))
-        graph, n = self._single(atoms)
+        graph, n = self.graph_of(atoms), len(atoms)
         return np.asarray(self._run("hessian", graph), dtype=np.float64).reshape(3 * n, 3 * n)
 
     def hessian_vector_product(self, atoms: ase.Atoms | Structure, vector: np.ndarray) -> np.ndarray:
         """H v for v (n, 3): (n, 3), eV/Å² times the unit of v."""
         if len(atoms) == 0:
             return np.zeros((0, 3))
-        graph, n = self._single(atoms)
+        graph, n = self.graph_of(atoms), len(atoms)
         product = self._run("hessian_vector_product", graph, np.asarray(vector, self.dtype).reshape(n, 3))
         return np.asarray(product, dtype=np.float64)
 
-    def _single(self, atoms: ase.Atoms | Structure) -> tuple[Graph, int]:
+    def graph_of(self, atoms: ase.Atoms | Structure) -> Graph:
+        """The graph of one structure, without padded atoms; positions moved by whole lattice vectors. Raises StructureError."""
         structure = atoms if isinstance(atoms, Structure) else Structure.from_atoms(atoms)
         self.check(structure)
         sample = make_sample(structure, self.cutoff)
         sizes = Sizes(1, len(structure), round_up(sample.sizes.neighbors, 0.25))
-        return make_graph([sample], sizes, self.dtype, sample.shifts is not None), len(structure)
+        return make_graph([sample], sizes, self.dtype, sample.shifts is not None)
 
     # --- files --------------------------------------------------------------------------------------------------
 

@@ -37,7 +37,7 @@ def test_gradients_do_not_cross_structures(name, potentials, ethanol):
     sample = make_sample(Structure.from_atoms(ethanol), potential.cutoff)
     graph = make_graph([sample, sample], Sizes(2, 18, sample.sizes.neighbors), np.float64, shifts=False)
     with potential.scope():
-        energy = functools.partial(potential.model.apply, potential._device_params)
+        energy = functools.partial(potential.model.apply, potential.device_params)
         first = jax.jit(jax.grad(lambda r: energy(graph._replace(positions=r))[:9].sum()))(graph.positions)
     assert np.all(np.asarray(first[9:]) == 0) and np.abs(first[:9]).max() > 0
 
@@ -52,7 +52,7 @@ def test_parameter_gradients_of_a_force_loss_are_finite_with_padding(name, poten
         return (prediction.forces**2).sum() + (prediction.stress**2).sum() + prediction.energy.sum()
 
     with potential.scope():
-        gradient = jax.jit(jax.grad(loss))(potential._device_params)
+        gradient = jax.jit(jax.grad(loss))(potential.device_params)
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradient))
 
 
