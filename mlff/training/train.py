@@ -13,6 +13,8 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pydantic
+from pydantic_core import to_jsonable_python
 from rich.progress import track
 
 from mlff.basics import provenance
@@ -81,7 +83,7 @@ def _train(config: Config, out: Path, splits: Splits, journal: Journal, progress
     keep = config.training.keep_checkpoints
     with jax.enable_x64(config.precision == "float64"), Checkpoints(out / "checkpoints", keep) as saved:
         record = saved.record()
-        _refuse_other(out, identity, record)
+        _refuse_other(out, identity, record, config)
         if record is not None and Run.from_record(record, out).over(config) and (out / MODEL).exists():
             journal.say(f"this run is finished: its potential is {out / MODEL}")
             return Potential.load(out / MODEL)
@@ -212,17 +214,34 @@ def _identity(config: Config, splits: Splits, beginning: Potential | None) -> di
     return {"config": options, "content of data": data}
 
 
-def _refuse_other(out: Path, identity: dict, record: dict | None) -> None:
-    """Raise ConfigError if the directory holds a run that this one cannot continue."""
+def _refuse_other(out: Path, identity: dict, record: dict | None, config: Config) -> None:
+    """Raise ConfigError if the directory holds a run that this one cannot continue.
+
+    An option that the earlier run did not know has its default there.
+    """
     if record is None:
         if (out / MODEL).exists():
             raise ConfigError(f"{out}: holds a {MODEL} but no checkpoint to go on from; choose another --out")
         return
     if not isinstance(record.get("identity"), dict):
         raise ConfigError(f"{out}: a checkpoint does not say of which run it is; choose another --out")
-    differing = differences(record["identity"], identity)
+    there = record["identity"]
+    if isinstance(options := there.get("config"), dict):
+        there = there | {
+            "config": {name: _with_defaults(value, getattr(config, name, None)) for name, value in options.items()}
+        }
+    differing = differences(there, identity)
     if differing:
         raise ConfigError(f"{out}: holds a run that differs in {differing}; choose another --out")
+
+
+def _with_defaults(options: object, section: object) -> object:
+    """The options of a section of the config, with the defaults of those that are not among them."""
+    if not isinstance(options, dict) or not isinstance(section, pydantic.BaseModel):
+        return options
+    kept = MAY_CHANGE.get(type(section).__name__.lower(), set())
+    fields = {k: field for k, field in type(section).model_fields.items() if k not in kept and not field.is_required()}
+    return {k: to_jsonable_python(field.get_default(call_default_factory=True)) for k, field in fields.items()} | options
 
 
 def _outcome(run: Run) -> str:

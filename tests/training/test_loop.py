@@ -14,6 +14,7 @@ from mlff.basics.files import alone
 from mlff.config.load import make_config
 from mlff.data.dataset import load_data
 from mlff.potential.potential import Potential
+from mlff.training import train as train_module
 from mlff.training.evaluate import evaluate
 from mlff.training.journal import Journal
 from mlff.training.train import inspect, train
@@ -202,3 +203,20 @@ def test_contradictory_labels_stop_before_anything_is_spent(tmp_path, monkeypatc
     inspect(config, splits, said.append)
     assert len(said) == 1 and said[0].startswith("error: energies and forces contradict")
     inspect(settings(files, data={"lint": "off"}), splits, lambda text: pytest.fail(text))
+
+
+def test_an_option_that_an_earlier_run_did_not_know_has_its_default_there(files, tmp_path):
+    def identity(**sections):
+        config = settings(files, **sections)
+        options = {k: dict(v) if isinstance(v, dict) else v for k, v in config.model_dump(mode="json").items()}
+        for section, names in train_module.MAY_CHANGE.items():
+            options[section] = {k: v for k, v in options[section].items() if k not in names}
+        return config, {"config": options, "content of data": {}}
+
+    _, before = identity()
+    del before["config"]["optimizer"]["weight_decay"], before["config"]["training"]["ema"]
+    config, now = identity()
+    train_module._refuse_other(tmp_path, now, {"identity": before}, config)
+    config, now = identity(optimizer={"weight_decay": 0.5})
+    with pytest.raises(ConfigError, match=r"differs in optimizer.weight_decay \(0.0 there, 0.5 here\)"):
+        train_module._refuse_other(tmp_path, now, {"identity": before}, config)
