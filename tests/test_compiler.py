@@ -41,7 +41,7 @@ def fresh(tmp_path, monkeypatch):
 
 def test_what_is_compiled_computes_right_and_is_checked_once(fresh, monkeypatch):
     compiler.check()
-    assert len(list(fresh.rglob("compiler-*"))) == 1
+    assert len(list(fresh.rglob("verified/*"))) == 1
     compiler.check.cache_clear()
     monkeypatch.setattr(compiler, "faults", lambda *_: pytest.fail("checked twice"))
     compiler.check()
@@ -59,7 +59,7 @@ def test_a_compiler_that_computes_wrong_is_an_error_before_anything_is_computed(
     for _ in range(2):
         with pytest.raises(CompilerError, match=r"functions in float32.*jaxlib.*Install another version"):
             potential.predict([ethanol])
-    assert not list(fresh.rglob("compiler-*"))
+    assert not list(fresh.rglob("verified/*"))
 
 
 @pytest.mark.parametrize("precision", ["float32", "float64"])

@@ -10,7 +10,6 @@ each version and machine.
 from __future__ import annotations
 
 import functools
-import hashlib
 import os
 import platform
 from importlib.metadata import version
@@ -18,7 +17,7 @@ from importlib.metadata import version
 import numpy as np
 
 from mlff.basics.errors import CompilerError
-from mlff.basics.runtime import cache_folder, on_host
+from mlff.basics.runtime import Mark, on_host
 
 FUSIONS = "xla_cpu_experimental_ynn_fusion_type"  #: XLA's option: what is handed to YNN
 PRODUCTS = "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT"  #: matrix products by themselves
@@ -78,8 +77,8 @@ def check() -> None:
     """
     options = quick()
     text = f"{platform_name()}, {sorted(options.items())}, {os.environ.get('XLA_FLAGS', '')}"
-    mark = cache_folder() / "verified" / f"compiler-{hashlib.sha256(text.encode()).hexdigest()}"
-    if mark.exists():
+    mark = Mark("compiler", text)
+    if mark.there():
         return
     for precision in _ROWS:
         if wrong := faults(precision, options):
@@ -88,11 +87,7 @@ def check() -> None:
                 "wrong without a word. Install another version of jax and jaxlib (0.10.1 and 0.12.0.1 are right on the CPUs "
                 f"where mlff is tested), or set XLA_FLAGS=--{FUSIONS}= and take other options of the compiler out of XLA_FLAGS"
             )
-    try:
-        mark.parent.mkdir(parents=True, exist_ok=True)
-        mark.touch()
-    except OSError:
-        pass  # a home that cannot be written: it is checked again the next time
+    mark.set()
 
 
 def faults(precision: str, options: dict) -> list[str]:

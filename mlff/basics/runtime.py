@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import functools
+import hashlib
 import os
 import sys
 import threading
@@ -218,6 +219,26 @@ def _cache_settings() -> dict:
         "jax_persistent_cache_min_compile_time_secs": 0.2,
         "jax_persistent_cache_min_entry_size_bytes": -1,
     }
+
+
+class Mark:
+    """That something was checked on this machine, kept on disk under what it depends on."""
+
+    def __init__(self, *what: bytes | str):
+        digest = hashlib.sha256(b"".join(part.encode() if isinstance(part, str) else part for part in what))
+        self.path = cache_folder() / "verified" / digest.hexdigest()
+
+    def there(self) -> bool:
+        """Whether it was set before."""
+        return self.path.exists()
+
+    def set(self) -> None:
+        """Without effect in a home that cannot be written: it is checked again the next time."""
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self.path.touch()
+        except OSError:
+            pass
 
 
 def cache_folder() -> Path:

@@ -7,7 +7,6 @@ as compiling one more would double the time to the first force.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -18,7 +17,7 @@ import numpy as np
 
 from mlff.basics.compiler import platform_name
 from mlff.basics.errors import MLFFError, ModelFileError
-from mlff.basics.runtime import cache_folder, refuse_forked
+from mlff.basics.runtime import Mark, refuse_forked
 from mlff.data.batching import Sizes, make_graph, make_sample
 from mlff.data.structure import Structure
 from mlff.graph import Graph
@@ -93,8 +92,8 @@ def verify(
     if not entries:
         return
     what = f"{platform_name()}, {potential.precision}, {'stress' if stress else 'forces'}"
-    mark = cache_folder() / "verified" / hashlib.sha256(path.read_bytes() + what.encode()).hexdigest()
-    if mark.exists():
+    mark = Mark(path.read_bytes(), what)
+    if mark.there():
         return
     refuse_forked()
     try:
@@ -125,11 +124,7 @@ def verify(
                     f"{path}: on this machine {what} of reference structure {number} differ from those where the model was "
                     f"written (off by {difference:.2g} {unit}, limit {limit:.2g}); do not use it here: {platform_name()}"
                 )
-    try:
-        mark.parent.mkdir(parents=True, exist_ok=True)
-        mark.touch()
-    except OSError:
-        pass  # a home that cannot be written: it is checked again the next time
+    mark.set()
 
 
 def _in_shape_of(potential: Evaluator, frames: list[ase.Atoms], graph: Graph, stress: bool) -> list:
