@@ -24,9 +24,9 @@ from mlff.training import losses
 from tests.conftest import make_potential
 
 MODELS = {
-    "lennard_jones": LennardJones(cutoff=5.0, sigma=2.3, epsilon=0.2),
-    "schnet": SchNet(cutoff=5.0, channels=4, layers=1, radial_basis=4),
-    "ace": ACE(cutoff=5.0, channels=4, radial_basis=4, l_max=1, correlation=2),
+    "lennard_jones": LennardJones(cutoff=5.3, sigma=2.3, epsilon=0.2),
+    "schnet": SchNet(cutoff=5.3, channels=4, layers=1, radial_basis=4),
+    "ace": ACE(cutoff=5.3, channels=4, radial_basis=4, l_max=1, correlation=2),
 }
 
 
@@ -112,7 +112,7 @@ def test_compiled_and_operation_by_operation_agree_for_many_pairs(name, precisio
         params = jax.tree.map(lambda x: np.asarray(x, dtype), initial_params(model, seed=0))
         sample = make_sample(Structure.from_atoms(atoms), model.cutoff)
         graph = make_graph([sample], Sizes(1, *sample.sizes[1:]), dtype, True)
-        assert int(graph.neighbor_mask.sum()) > 80_000 and graph.neighbors.size > 100_000
+        assert int(graph.neighbor_mask.sum()) > 100_000
         n, one = len(graph.atomic_numbers), np.ones(1, bool)
         zero = np.zeros((n, 3), dtype)
         labels = Labels(np.ones(1, dtype), zero, np.zeros((1, 3, 3), dtype), one, one, one, np.ones(1, dtype))
