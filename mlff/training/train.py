@@ -227,21 +227,21 @@ def _refuse_other(out: Path, identity: dict, record: dict | None, config: Config
         raise ConfigError(f"{out}: a checkpoint does not say of which run it is; choose another --out")
     there = record["identity"]
     if isinstance(options := there.get("config"), dict):
-        there = there | {
-            "config": {name: _with_defaults(value, getattr(config, name, None)) for name, value in options.items()}
-        }
+        here = identity["config"]
+        options = {k: _with_defaults(v, here.get(k), getattr(config, k, None)) for k, v in options.items()}
+        there = there | {"config": options}
     differing = differences(there, identity)
     if differing:
         raise ConfigError(f"{out}: holds a run that differs in {differing}; choose another --out")
 
 
-def _with_defaults(options: object, section: object) -> object:
-    """The options of a section of the config, with the defaults of those that are not among them."""
-    if not isinstance(options, dict) or not isinstance(section, pydantic.BaseModel):
-        return options
-    kept = MAY_CHANGE.get(type(section).__name__.lower(), set())
-    fields = {k: field for k, field in type(section).model_fields.items() if k not in kept and not field.is_required()}
-    return {k: to_jsonable_python(field.get_default(call_default_factory=True)) for k, field in fields.items()} | options
+def _with_defaults(there: object, here: object, section: object) -> object:
+    """The options of a section of an earlier run, with the defaults of those that this one has and that one did not know."""
+    if not (isinstance(there, dict) and isinstance(here, dict) and isinstance(section, pydantic.BaseModel)):
+        return there
+    fields = type(section).model_fields
+    new = [name for name in here if name not in there and name in fields and not fields[name].is_required()]
+    return there | {name: to_jsonable_python(fields[name].get_default(call_default_factory=True)) for name in new}
 
 
 def _outcome(run: Run) -> str:

@@ -291,7 +291,7 @@ def test_a_validation_set_with_nothing_to_compare_stops_the_run(write):
     with pytest.warns(UserWarning, match="no validation structure has forces: epochs are judged without"):
         assert len(load(train=train, valid=energies).valid) == 2
     with warnings.catch_warnings():
-        warnings.simplefilter("error")
+        warnings.simplefilter("error", UserWarning)
         load(train=train, valid=energies, loss=ENERGY_ONLY)
     few = write("few.xyz", [frame(0), *(frame(k, labels=("energy",)) for k in range(1, 20))])
     with pytest.raises(
@@ -364,7 +364,7 @@ def test_structures_in_both_training_and_test_are_warned_of(write):
     with pytest.warns(UserWarning, match="2 structures of the test set .*test.xyz.* are in the training set"):
         load(train=train, valid=write("valid.xyz", [frame(60)]), test=write("test.xyz", copies))
     with warnings.catch_warnings():
-        warnings.simplefilter("error")
+        warnings.simplefilter("error", UserWarning)
         load(train=train, test=write("other.xyz", [frame(71)]))
 
 

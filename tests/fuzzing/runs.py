@@ -173,7 +173,7 @@ def read_checkpoints(folder: Path) -> None:
 def _resume(checkpoints: Checkpoints, folder: Path) -> None:
     """What training does with a run directory before it goes on."""
     record = checkpoints.record()
-    _refuse_other(folder / _FOLDER, _IDENTITY, record)
+    _refuse_other(folder / _FOLDER, _IDENTITY, record, _CONFIG)
     if record is not None:
         Run.from_record(record, checkpoints.directory).over(_CONFIG)
     found = checkpoints.restore(_TREE)
