@@ -179,6 +179,15 @@ def test_lammps_dump_in_the_units_that_it_states():
     )
 
 
+def test_lammps_velocities_in_atomic_units_are_not_read_and_that_is_said(tmp_path):
+    text = (FILES / "lammps_real.lammpstrj").read_text().replace("UNITS\nreal", "UNITS\nelectron")
+    (structure, _), census = read_structures(write(tmp_path, "electron.lammpstrj", text))
+    assert structure.cell[0, 0] == pytest.approx(10 * units.Bohr, rel=1e-9)
+    assert "velocities in the units electron of LAMMPS are not read (2 structures)" in str(census)
+    with pytest.warns(UserWarning, match="velocities in the units electron"):
+        assert not next(read_atoms(tmp_path / "electron.lammpstrj")).has("momenta")
+
+
 def test_lammps_triclinic_boxes(tmp_path):
     """The bounds of a dump are those of the tilted box's corners; the data file has the box itself."""
     dumped = read_structures(FILES / "lammps_tri.lammpstrj")[0][-1]

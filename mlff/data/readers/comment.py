@@ -16,6 +16,7 @@ from mlff.basics.errors import DataError
 
 _CLOSING = {'"': '"', "'": "'", "{": "}", "[": "]"}
 _BOOLEANS = {"T": True, "true": True, "True": True, "TRUE": True, "F": False, "false": False, "False": False, "FALSE": False}
+_QUOTES = "\"'"
 _SPACE = " \t\r\n\x0b\x0c"  #: a space that does not break a line is a letter
 _KEY = re.compile(r'"((?:\\.|[^"\\])+)"|([^\s="]+)', re.ASCII)
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eEdD][+-]?\d+)?|[+-]?(nan|inf|infinity)", re.IGNORECASE)
@@ -71,7 +72,7 @@ def _value(line: str, start: int, key: str) -> tuple[str, str, int]:
     closing, depth, place = _CLOSING[opening], 1, start + 1
     while place < len(line):
         letter = line[place]
-        if letter == "\\" and opening in "\"'":
+        if letter == "\\" and opening in _QUOTES:
             place += 1
         elif letter == closing:
             depth -= 1
@@ -79,12 +80,9 @@ def _value(line: str, start: int, key: str) -> tuple[str, str, int]:
             depth += 1
         if depth == 0:
             text = line[start + 1 : place]
-            return (_unescaped(text) if opening in "\"'" else text), opening, place + 1
+            return (_unescaped(text) if opening in _QUOTES else text), opening, place + 1
         place += 1
-    raise DataError(f"the value of {key[:40]!r}: a {'quotation mark' if opening in QUOTES else 'bracket'} is not closed")
-
-
-QUOTES = "\"'"
+    raise DataError(f"the value of {key[:40]!r}: a {'quotation mark' if opening in _QUOTES else 'bracket'} is not closed")
 
 
 def _unescaped(text: str) -> str:

@@ -15,8 +15,7 @@ import numpy as np
 from mlff.basics.errors import DataError
 from mlff.data.facts import UNCONVERGED, Facts, Reading, Remark, remark
 
-_FORCES = "Hartree/Bohr"
-_FACTS = {"energy": "Hartree", "length": "Angstrom", "forces": _FORCES, "stress_sign": "compression"}
+_FACTS = {"energy": "Hartree", "length": "Angstrom", "forces": "Hartree/Bohr", "stress_sign": "compression"}
 _REAL = r"[+-]?\d*\.?\d+(?:[EeDd][+-]?\d+)?"
 NO_CELL = Remark("cell", "CP2K's file of positions has no cell and none stands beside it (-1.cell): taken as not periodic")
 

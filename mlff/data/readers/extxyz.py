@@ -254,13 +254,8 @@ def _arrays(columns: list[tuple[str, str, int]], lines: list[str], number: int, 
         array = np.array(values, dtype=object if kind == "S" else None).reshape(len(rows), width)
         if kind == "I" and array.dtype.kind == "O":
             raise DataError(f"the column {name!r} has an integer that is too large")
-        arrays[name] = (
-            (array.astype(float) if kind == "R" else array)[:, 0]
-            if width == 1
-            else array.astype(float)
-            if kind == "R"
-            else array
-        )
+        array = array.astype(float) if kind == "R" else array
+        arrays[name] = array[:, 0] if width == 1 else array
         start += width
     return arrays
 

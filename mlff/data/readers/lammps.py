@@ -11,7 +11,7 @@ import ase.data
 import ase.io
 
 from mlff.basics.errors import DataError
-from mlff.data.facts import Facts, Reading
+from mlff.data.facts import Facts, Reading, Remark, remark
 from mlff.data.readers.arrays import ISOTOPES
 
 _STYLES = {
@@ -19,7 +19,8 @@ _STYLES = {
     "real": {"energy": "kcal/mol", "length": "Angstrom"},
     "electron": {"energy": "Hartree", "length": "Bohr"},
 }
-_SECONDS = {"metal": 1e3, "real": 1.0}  #: fs of a unit of time
+NO_VELOCITIES = Remark("velocities", "velocities in the units electron of LAMMPS are not read")
+_PICOSECOND = 1000.0  #: fs
 _STYLES_OF_ATOMS = ("atomic", "charge", "full", "molecular", "bond", "angle", "sphere")
 
 
@@ -68,10 +69,10 @@ def _dump(path: Path, style: str | None) -> Iterator[ase.Atoms]:
 
 def _velocities(atoms: ase.Atoms, style: str | None) -> None:
     """ASE takes them as Å/ps, the unit of `metal`."""
-    if style == "electron":
-        atoms.arrays.pop("momenta", None)
+    if style == "electron" and atoms.arrays.pop("momenta", None) is not None:
+        remark(atoms, NO_VELOCITIES)
     elif style == "real" and "momenta" in atoms.arrays:
-        atoms.set_momenta(atoms.get_momenta() * _SECONDS["metal"] / _SECONDS["real"])
+        atoms.set_momenta(atoms.get_momenta() * _PICOSECOND)
 
 
 def read_data(path: Path) -> Reading:
