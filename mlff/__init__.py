@@ -7,7 +7,7 @@ import importlib
 
 from mlff.basics.runtime import hide_loader_messages, tune_allocator
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _PUBLIC = {
     "Config": "mlff.config.options",

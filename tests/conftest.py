@@ -26,7 +26,8 @@ from ase.build import bulk, molecule
 
 from mlff.config import options as configs
 from mlff.models import registry
-from mlff.models.atoms import Statistics
+from mlff.models.ace import DENSITY
+from mlff.models.common import Statistics
 from mlff.models.parameters import initial_params
 from mlff.potential.potential import Potential
 
@@ -40,9 +41,6 @@ MODELS = {
     "ace_l3": configs.ACE(
         cutoff=4.0,
         channels=4,
-        radial="bessel",
-        radial_hidden=8,
-        passing=False,
         radial_basis=4,
         l_max=3,
         l_message=2,
@@ -58,10 +56,10 @@ SHARED = Path(__file__).parents[2] / "shared"
 def make_potential(name: str, precision: str = "float32") -> Potential:
     """A potential with random weights whose forces are a few eV/Å."""
     config = MODELS[name]
-    statistics = Statistics(0.3, 12.0, (-1.0, -5.0, -2.0, -4.0), core=(0.8,) * 16)
+    statistics = Statistics(0.3, 12.0, (-1.0, -5.0, -2.0, -4.0), inner_cutoff=(0.8,) * 16)
     params = initial_params(registry.build(config, ELEMENTS, statistics), seed=1)
     if name == SATURATED:  # half of the densities of these structures lie beyond
-        params = params | {"ranges": {"1": np.full((len(ELEMENTS), config.channels), 0.2, np.float32)}}
+        params = params | {"ranges": {"layer_1": {DENSITY: np.full((len(ELEMENTS), config.channels), 0.2, np.float32)}}}
     return Potential(config, params, ELEMENTS, BASELINE, statistics, precision)
 
 

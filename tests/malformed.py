@@ -25,7 +25,7 @@ from safetensors.numpy import load_file, save_file
 
 from mlff.config.options import SchNet
 from mlff.models import registry
-from mlff.models.atoms import Statistics
+from mlff.models.common import Statistics
 from mlff.models.parameters import initial_params
 from mlff.potential.potential import Potential
 from tests import samples

@@ -35,17 +35,17 @@ def test_defaults_of_a_config_of_one_line(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("loss", "kind"),
+    ("loss", "error"),
     [
         ({}, "mae"),
         ({"forces": 10}, "mae"),
         ({"forces": 0}, "mse"),
         ({"forces": 0.0}, "mse"),
-        ({"forces": 0, "kind": "huber"}, "huber"),
+        ({"forces": 0, "error": "mae"}, "mae"),
     ],
 )
-def test_absolute_errors_by_default_but_squares_for_energies_only(loss, kind):
-    assert make_config({"data": DATA, "loss": loss}).loss.kind == kind
+def test_absolute_errors_by_default_but_squares_for_energies_only(loss, error):
+    assert make_config({"data": DATA, "loss": loss}).loss.error == error
 
 
 def test_a_model_without_architecture_is_ace():
@@ -70,9 +70,12 @@ def test_sections_left_empty_have_their_defaults(tmp_path):
         ({"data": DATA | {"units": {"lenght": "Bohr"}}}, "unknown key 'data.units.lenght'; did you mean 'length'?"),
         ({"model": {"cutof": 4}}, "unknown key 'model.cutof'; did you mean 'cutoff'?"),
         ({"model": {"architecture": "schnet", "l_max": 2}}, "unknown key 'model.l_max'; known: architecture, channels,"),
-        ({"optimizer": {"schedule": {"warmups": 0}}}, "unknown key 'optimizer.schedule.warmups'; did you mean 'warmup'?"),
+        (
+            {"optimizer": {"schedule": {"warmups": 0}}},
+            "unknown key 'optimizer.schedule.warmups'; did you mean 'warmup_fraction'?",
+        ),
         ({"loss": {"schedule": [{"start": 0, "force": 1}]}}, "unknown key 'loss.schedule.0.force'; did you mean 'forces'?"),
-        ({"training": {"zzz": 1}}, "unknown key 'training.zzz'; known: batch_size, checkpoint_every, ema, epochs,"),
+        ({"training": {"zzz": 1}}, "unknown key 'training.zzz'; known: batch_size, checkpoint_every, ema_decay, epochs,"),
     ],
 )
 def test_unknown_keys_suggest_known_ones_at_every_level(raw, expected):

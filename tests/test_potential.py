@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from ase.build import bulk
 from ase.neighborlist import neighbor_list as ase_neighbors
+from flax import traverse_util
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
@@ -20,8 +21,9 @@ from mlff.basics.errors import DataError, ModelFileError, StructureError
 from mlff.config.options import SchNet
 from mlff.data.structure import Structure
 from mlff.models import registry
-from mlff.models.atoms import Statistics
+from mlff.models.common import Statistics
 from mlff.models.parameters import initial_params
+from mlff.potential import modelfile
 from mlff.potential.committee import committee
 from mlff.potential.modelfile import FORMAT_VERSION
 from mlff.potential.potential import Potential
@@ -269,7 +271,7 @@ def test_every_architecture_and_precision_comes_back(potentials, tmp_path):
 def test_what_the_header_tells(schnet, saved):
     with safe_open(saved, framework="numpy") as file:
         header = json.loads(file.metadata()["mlff"])
-        assert set(file.keys()) == {f"params/{name}" for name in schnet.params["params"]}
+        assert set(file.keys()) == {"/".join(name) for name in traverse_util.flatten_dict(schnet.params)}
     assert header["format_version"] == FORMAT_VERSION and header["mlff_version"]
     assert header["model"] == schnet.config.model_dump() and header["cutoff"] == 4.0
     assert header["elements"] == [1, 6, 8, 14] and header["baseline"] == {"1": -0.5, "6": -1.0, "8": -2.0, "14": -3.0}
@@ -317,7 +319,7 @@ def _remove(*keys):
     return change
 
 
-WEIGHT = "params/readout_1"
+WEIGHT = "params/head/output"
 
 
 @pytest.mark.parametrize(
@@ -333,9 +335,9 @@ WEIGHT = "params/readout_1"
         (_set("model", "channels", value=5), "has shape .* expected"),
         (_set("model", value=None), "the header is not that of an mlff model"),
         (_remove("elements"), "the header is not that of an mlff model .KeyError: 'elements'"),
-        (_remove("statistics", "shifts"), "the header is not that of an mlff model"),
+        (_remove("statistics", "atom_energies"), "the header is not that of an mlff model"),
         (_set("statistics", "energy_scale", value="large"), "the header is not that of an mlff model"),
-        (_set("statistics", "shifts", value=[1.0]), "baseline or statistics are not those of its elements"),
+        (_set("statistics", "atom_energies", value=[1.0]), "baseline or statistics are not those of its elements"),
         (_set("statistics", "mean_neighbors", value=0.0), "hold values that make no sense"),
         (_set("elements", value=[1, 6, 8]), "baseline or statistics are not those of its elements"),
         (_set("elements", value=[1, 6, 14, 8]), "elements are not atomic numbers in ascending order"),
@@ -355,6 +357,24 @@ def test_damaged_contents_are_named(saved, change, expected):
     with pytest.raises(ModelFileError, match=expected) as caught:
         Potential.load(saved)
     assert str(caught.value).startswith(f"{saved}: ") and "\n" not in str(caught.value)
+
+
+def test_older_formats_are_brought_up_one_version_after_the_other(schnet, saved, monkeypatch):
+    """As it will be: today there is one format."""
+
+    def renamed(new, old):
+        return lambda header: {new if key == old else key: value for key, value in header.items()}
+
+    _rewrite(saved, lambda header, tensors: header.update(atoms=header.pop("elements")))
+    monkeypatch.setattr(modelfile, "FORMAT_VERSION", 3)
+    monkeypatch.setattr(modelfile, "MIGRATIONS", {1: renamed("kinds", "atoms"), 2: renamed("elements", "kinds")})
+    assert Potential.load(saved).fingerprint == schnet.fingerprint
+
+
+def test_a_file_from_before_the_first_release_says_so(saved):
+    _rewrite(saved, _set("mlff_version", value="0.1.0"))
+    with pytest.raises(ModelFileError, match="before the first release.*train it anew"):
+        Potential.load(saved)
 
 
 def _content(header: bytes) -> bytes:

@@ -226,7 +226,7 @@ def md(
 
 @app.command(
     epilog="Example: mlff sample GFN2-xTB train.xyz --out xtb.xyz --count 5000; then train on xtb.xyz, and with "
-    "start: runs/xtb/model.safetensors on the reference data"
+    "finetune_from: runs/xtb/model.safetensors on the reference data"
 )
 def sample(
     teacher: Annotated[

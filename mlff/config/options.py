@@ -141,36 +141,22 @@ class ACE(_Section):
         2, ge=0, le=3, description="highest degree of the features passed between atoms; 0: invariant messages"
     )
     correlation: int = Field(3, ge=1, le=4, description="order of the products; 3 means up to four-body terms per layer")
-    radial: Literal["chebyshev", "bessel"] = Field(
-        "chebyshev",
-        description="functions of distance: chebyshev resolves bonds finely and what lies beyond coarsely; bessel is even on [0, cutoff]",
+    radial_basis: int = Field(
+        16,
+        gt=1,
+        description="functions of distance: Chebyshev polynomials that resolve bonds finely and what lies beyond coarsely",
     )
-    radial_basis: int = Field(16, gt=1, description="functions of distance before they are mixed")
-    radial_decay: float = Field(
+    distance_decay: float = Field(
         1.0,
         ge=0,
         le=4,
-        description="how fast a neighbour counts less with distance (chebyshev): 1: half as much at twice the bond length, 2: a quarter; 0: alike up to the cutoff",
+        description="how fast a neighbour counts less with distance: 1: half as much at twice the bond length, 2: a quarter; 0: alike up to the cutoff",
     )
-    envelope: int = Field(
+    cutoff_power: int = Field(
         4,
         ge=2,
         le=12,
         description="power of the smooth cutoff: the smaller, the earlier neighbours fade out on their way to the cutoff",
-    )
-    radial_hidden: int = Field(
-        0,
-        ge=0,
-        description="width of a network for the radial functions, and of the last readout; 0: linear in the basis, no network",
-    )
-    compact: bool = Field(
-        True,
-        description="one set of radial functions for all degrees, features passed on as they are; false, as in files up to format 7: a set for "
-        "each degree, features mixed before: slower, no more accurate",
-    )
-    passing: bool = Field(
-        True,
-        description="neighbours' features of degree 1 and more reach an atom also as they are, not only as seen along the bond",
     )
     zbl: bool = Field(True, description="add the Ziegler-Biersack-Littmark repulsion at short range")
 
@@ -230,10 +216,9 @@ class Loss(_Section):
     )
     forces: float = Field(1.0, ge=0, description="weight of the force term; 0 trains on energies only")
     stress: float = Field(0.0, ge=0, description="weight of the stress term")
-    kind: Literal["mse", "mae", "huber"] = Field(
-        "mae", description="squared, absolute or Huber error; default: mae, but mse with forces: 0 (energies only)"
+    error: Literal["mse", "mae"] = Field(
+        "mae", description="squared or absolute error; default: mae, but mse with forces: 0 (energies only)"
     )
-    huber_delta: float = Field(0.01, gt=0, description="where Huber goes from squared to absolute, in the scaled units")
     schedule: list[WeightStage] = Field([], description="changes of the weights in the course of training")
 
     def at(self, progress: float) -> dict[str, float]:
@@ -254,34 +239,29 @@ class Loss(_Section):
 
     @pydantic.model_validator(mode="before")
     @classmethod
-    def _default_kind(cls, values: Any) -> Any:
-        if isinstance(values, dict) and "kind" not in values and values.get("forces") == 0:
-            return {**values, "kind": "mse"}
+    def _default_error(cls, values: Any) -> Any:
+        if isinstance(values, dict) and "error" not in values and values.get("forces") == 0:
+            return {**values, "error": "mse"}
         return values
 
 
 class Schedule(_Section):
     """Learning rate in the course of training."""
 
-    kind: Literal["constant", "cosine", "exponential", "plateau", "warm_restarts"] = "cosine"
-    warmup: float = Field(0.01, ge=0, lt=1, description="share of training with linear warm-up")
-    final: float = Field(
+    kind: Literal["constant", "cosine", "exponential", "plateau"] = "cosine"
+    warmup_fraction: float = Field(0.01, ge=0, lt=1, description="share of training with linear warm-up")
+    final_fraction: float = Field(
         0.01, gt=0, le=1, description="last learning rate as a share of the first (cosine, exponential); floor (plateau)"
     )
     factor: float = Field(0.5, gt=0, lt=1, description="plateau: multiply by this")
     patience: int = Field(10, gt=0, description="plateau: after so many validations without improvement")
-    cycles: int = Field(4, gt=0, description="warm_restarts: number of cosine cycles, each twice as long as the one before")
 
 
 class Optimizer(_Section):
     """Gradient descent."""
 
-    name: Literal[
-        "sgd", "momentum", "adagrad", "rmsprop", "adam", "adamw", "amsgrad", "nadam", "lion", "muon", "schedule_free"
-    ] = Field(
-        "muon",
-        description="muon: momentum made orthogonal for matrices, Adam for the rest; schedule_free averages by itself: take "
-        "schedule.kind constant with it",
+    name: Literal["sgd", "momentum", "adagrad", "rmsprop", "adam", "adamw", "muon"] = Field(
+        "muon", description="muon: momentum made orthogonal for matrices, Adam for the rest"
     )
     learning_rate: float = Field(0.006, gt=0, description="good for muon; adam wants about 0.01 here")
     momentum: float = Field(0.9, ge=0, lt=1, description="momentum (name: momentum)")
@@ -290,7 +270,7 @@ class Optimizer(_Section):
     weight_decay: float = Field(
         0.0,
         ge=0,
-        description="decoupled weight decay (adamw, lion, muon); helps long pre-training on a cheap method, costs accuracy elsewhere",
+        description="decoupled weight decay (adamw, muon); helps long pre-training on a cheap method, costs accuracy elsewhere",
     )
     clip: float | None = Field(1.0, gt=0, description="largest global norm of the gradient; none: no clipping")
     schedule: Schedule = Schedule()
@@ -315,13 +295,12 @@ class Training(_Section):
     max_atoms: int | None = Field(
         None, gt=0, description="atoms per step at most; default: batch_size times the mean size of a structure"
     )
-    ema: float = Field(0.99, ge=0, lt=1, description="decay of the moving average of the weights (0: none)")
+    ema_decay: float = Field(0.99, ge=0, lt=1, description="decay of the moving average of the weights (0: none)")
     patience: int | None = Field(None, gt=0, description="stop after so many validations without improvement")
     validate_every: int = Field(1, gt=0, description="epochs between validations")
     checkpoint_every: int = Field(
         1, gt=0, description="epochs between checkpoints (at most one in ten seconds, at least one in ten minutes)"
     )
-    keep_checkpoints: int = Field(2, gt=0)
     tensorboard: bool = Field(True, description="write TensorBoard events beside the JSON lines")
 
 
@@ -335,7 +314,7 @@ class Config(_Section):
         description="which member of a committee: other weights and another order of batches, the same split (mlff committee)",
     )
     precision: Literal["float32", "float64"] = "float32"
-    start: str | None = Field(
+    finetune_from: str | None = Field(
         None,
         description="model file to start from instead of random weights (fine-tuning); relative to the config file. Take a third of the "
         "learning rate or less",

@@ -18,131 +18,145 @@ from ase.data import covalent_radii
 from jax import Array
 
 from mlff.basics.numerics import dense, smooth_silu
+from mlff.config import options as config
 from mlff.graph import Graph
 from mlff.models.angular import sphere_grid, spherical_harmonics
-from mlff.models.atoms import Statistics, Surroundings, atomic_energies, surroundings
+from mlff.models.common import PairGeometry, Statistics, atomic_energies, pair_geometry
 from mlff.models.contraction import gathered, spread
-from mlff.models.radial import bessel_basis, bond_coordinate, chebyshev_basis
+from mlff.models.radial import bond_coordinate, chebyshev_basis
 from mlff.models.saturation import norms, saturated
 
 READOUT = 0.2  #: puts the forces of a fresh model at the size of those of the data, and slows the learning of the readout
-BEYOND = 1.5  #: bond lengths where the decay of the radial functions is 1, so that densities stay of order one
-READOUT_WIDTH = 32  #: of the last readout where the radial functions are linear
+BEYOND = 1.5  #: distance, in bond lengths, at which the decay of the radial functions is 1: densities stay of order one
+READOUT_WIDTH = 32  #: of the network that reads out the last layer
+DENSITY = "density"  #: name of what `mlff.models.saturation` needs of a layer
 
 
 class ACE(nn.Module):
-    """See the module's text; the options are those of `mlff.config.options.ACE`."""
+    """See the module's text."""
 
+    options: config.ACE
     elements: tuple[int, ...]
-    statistics: Statistics
-    cutoff: float = 5.0
-    channels: int = 64
-    layers: int = 2
-    l_max: int = 3
-    l_message: int = 2
-    correlation: int = 3
-    radial: str = "chebyshev"
-    radial_basis: int = 16
-    radial_decay: float = 1.0
-    envelope: int = 4
-    radial_hidden: int = 0
-    compact: bool = True
-    passing: bool = True
-    zbl: bool = True
+    statistics: Statistics = Statistics()
 
-    @nn.compact
+    def setup(self):
+        count, last = len(self.elements), self.options.layers - 1
+        self.embedding = self.param("embedding", nn.initializers.normal(1.0), (count, self.options.channels))
+        self.pair_embedding = self.param("pair_embedding", around_one, (count * count, self.options.radial_basis))
+        self.layer = [
+            Interaction(self.options, self.elements, self.statistics.mean_neighbors, layer > 0, layer < last)
+            for layer in range(last + 1)
+        ]
+        self.head = [Head(READOUT_WIDTH if layer == last else 0) for layer in range(last + 1)]
+
     def __call__(self, graph: Graph) -> Array:
         """Per-atom energies (N,), eV."""
-        around = surroundings(graph, self.elements, self.cutoff, self.statistics.core, self.envelope)
-        harmonics = [
-            jnp.moveaxis(y, 0, 1) for y in spherical_harmonics(max(self.l_max, self.l_message), around.directions)
-        ]  # (N, 2l + 1, K)
-        radial = self.radial_features(graph, around)
-        features = [
-            self.param("embedding", nn.initializers.normal(1.0), (len(self.elements), self.channels))[around.species][None]
-        ]
-        output = 0.0
-        for layer in range(self.layers):
-            last = layer == self.layers - 1
-            density = self.density(layer, graph, features, harmonics, radial)
-            products = self.products(layer, density, around.species, 0 if last else self.l_message)
-            features = self.update(layer, products, features)
-            output = output + self.readout(layer, features[0][0], last)
-        return atomic_energies(output, graph, around, self.statistics, self.zbl)
+        around = self.pairs(graph)
+        return self.energies(graph, around, self.invariants(graph, around))
+
+    def features(self, graph: Graph) -> tuple[Array, ...]:
+        """What the readout sees of each atom: (N, channels) of each layer, invariant under rotation and reflection."""
+        return self.invariants(graph, self.pairs(graph))
+
+    def readout(self, graph: Graph, features: tuple[Array, ...]) -> Array:
+        """Per-atom energies (N,), eV, from `features`."""
+        return self.energies(graph, self.pairs(graph), features)
 
     def range_shapes(self) -> dict[str, tuple[int, int]]:
         """Shapes (elements, channels) of the collection `ranges`: of each layer but the first the largest norms of its densities.
 
         Without that collection, as in training, densities are what they are. See `mlff.models.saturation`.
         """
-        return {str(layer): (len(self.elements), self.channels) for layer in range(1, self.layers)}
+        shape = len(self.elements), self.options.channels
+        return {f"layer_{layer}/{DENSITY}": shape for layer in range(1, self.options.layers)}
 
-    def radial_features(self, graph: Graph, around: Surroundings) -> Array:
-        """(N, K, hidden or basis): functions of distance and both species that vanish smoothly at the cutoff."""
-        count = len(self.elements)
-        species = around.species[:, None] * count + around.species[graph.neighbors]
-        fading = around.envelope
-        if self.radial == "bessel":
-            basis = bessel_basis(around.distances, self.cutoff, self.radial_basis)
-        else:
-            radii = covalent_radii[list(self.elements)]
-            lengths = jnp.asarray(radii[:, None] + radii, around.distances.dtype).reshape(-1)[species]
-            coordinate = bond_coordinate(around.distances, lengths)
-            decay = (coordinate / bond_coordinate(jnp.ones((), lengths.dtype), 1 / BEYOND)) ** self.radial_decay
-            basis = chebyshev_basis(coordinate, self.radial_basis)
-            fading = fading * decay
-        basis = basis * fading[..., None]
-        pair = self.param("pair_embedding", _around_one, (count * count, self.radial_hidden or self.radial_basis))
-        if not self.radial_hidden:
-            return basis * pair[species]
-        hidden = self.linear("radial_0", basis, self.radial_hidden) * pair[species]
-        return smooth_silu(self.linear("radial_1", smooth_silu(hidden), self.radial_hidden))
+    def pairs(self, graph: Graph) -> PairGeometry:
+        return pair_geometry(
+            graph, self.elements, self.options.cutoff, self.statistics.inner_cutoff, self.options.cutoff_power
+        )
 
-    def density(self, layer: int, graph: Graph, features: list[Array], harmonics: list[Array], radial: Array) -> list[Array]:
+    def invariants(self, graph: Graph, around: PairGeometry) -> tuple[Array, ...]:
+        degrees = max(self.options.l_max, self.options.l_message)
+        harmonics = [jnp.moveaxis(y, 0, 1) for y in spherical_harmonics(degrees, around.directions)]  # (N, 2l + 1, K)
+        radial = self.radial_features(graph, around)
+        features, scalars = [self.embedding[around.species][None]], []
+        for layer in self.layer:
+            features = layer(graph, around.species, features, harmonics, radial)
+            scalars.append(features[0][0])
+        return tuple(scalars)
+
+    def radial_features(self, graph: Graph, around: PairGeometry) -> Array:
+        """(N, K, basis): functions of distance and both species that vanish smoothly at the cutoff."""
+        species = around.species[:, None] * len(self.elements) + around.species[graph.neighbors]
+        radii = covalent_radii[list(self.elements)]
+        lengths = jnp.asarray(radii[:, None] + radii, around.distances.dtype).reshape(-1)[species]
+        coordinate = bond_coordinate(around.distances, lengths)
+        decay = (coordinate / bond_coordinate(jnp.ones((), lengths.dtype), 1 / BEYOND)) ** self.options.distance_decay
+        basis = chebyshev_basis(coordinate, self.options.radial_basis)
+        return basis * (around.envelope * decay)[..., None] * self.pair_embedding[species]
+
+    def energies(self, graph: Graph, around: PairGeometry, features: tuple[Array, ...]) -> Array:
+        output = sum(head(scalars) for head, scalars in zip(self.head, features, strict=True))
+        return atomic_energies(output, graph, around, self.statistics, self.options.zbl)
+
+
+class Interaction(nn.Module):
+    """One layer: neighbours' features to a density, to many-body products, to new features."""
+
+    options: config.ACE
+    elements: tuple[int, ...]
+    mean_neighbors: float
+    saturates: bool  #: its densities are held to what the training data showed
+    passes_on: bool  #: another layer follows: features of degree up to l_message, not scalars alone
+
+    @nn.compact
+    def __call__(
+        self, graph: Graph, species: Array, features: list[Array], harmonics: list[Array], radial: Array
+    ) -> list[Array]:
+        density = self.density(graph, features, harmonics, radial)
+        products = self.products(density, species, self.options.l_message if self.passes_on else 0)
+        return self.update(products, features)
+
+    def density(self, graph: Graph, features: list[Array], harmonics: list[Array], radial: Array) -> list[Array]:
         """A_l (2l + 1, N, C) for l <= l_max: neighbours' features times radial functions, along the bond and as they are."""
-        if not self.compact:
-            features = [self.linear(f"up_{layer}_{l}", feature, self.channels) for l, feature in enumerate(features)]
+        channels, degrees = self.options.channels, self.options.l_max + 1
         if len(features) == 1:
             along = features[0][0][graph.neighbors]
         else:  # each atom looks along its bonds at its own features, seen from the neighbour in the opposite direction
             opposite = jnp.concatenate([(-1) ** l * harmonics[l] for l in range(len(features))], axis=1)
             seen = spread(opposite, jnp.moveaxis(jnp.concatenate(features), 0, 1))
-            sent = seen.reshape(-1, self.channels).at[graph.reverse.reshape(-1)]
+            sent = seen.reshape(-1, channels).at[graph.reverse.reshape(-1)]
             along = sent.get(unique_indices=True, mode="promise_in_bounds").reshape(seen.shape)
-        normalization = 1 / self.statistics.mean_neighbors
-        degrees = self.l_max + 1
-        parts = [range(degrees)] if self.compact else [[l] for l in range(degrees)]  # those that share radial functions
-        densities = []
-        for weight, part in zip(self.linears(f"radial_out_{layer}", radial * normalization, len(parts)), parts, strict=True):
-            directions = jnp.concatenate([harmonics[l] for l in part], axis=1)
-            density = jnp.moveaxis(gathered(directions, weight * along), 1, 0)
-            densities += jax.lax.split(density, [2 * l + 1 for l in part], axis=0)
-        passed = min(self.l_max, len(features) - 1) if self.passing else 0
-        if passed:
-            weights = self.linears(f"radial_pass_{layer}", radial * normalization, 1 if self.compact else passed)
-        for l in range(1, passed + 1):
+        radial = radial * (1 / self.mean_neighbors)
+        directions = jnp.concatenate(harmonics[:degrees], axis=1)
+        together = jnp.moveaxis(gathered(directions, linear(self, "radial", radial, channels) * along), 1, 0)
+        densities = jax.lax.split(together, [2 * l + 1 for l in range(degrees)], axis=0)
+        passed = min(degrees, len(features))
+        if passed > 1:
+            weight = linear(self, "radial_messages", radial, channels)
+        for l in range(1, passed):
             components = jax.lax.split(features[l], [1] * (2 * l + 1), axis=0)
-            weight = weights[0 if self.compact else l - 1]
             densities[l] = densities[l] + jnp.stack(
                 [jnp.sum(weight * part[0][graph.neighbors], axis=1) for part in components]
             )
         return densities
 
-    def products(self, layer: int, density: list[Array], species: Array, l_out: int) -> list[Array]:
+    def products(self, density: list[Array], species: Array, l_out: int) -> list[Array]:
         """B_l (2l + 1, N, C) for l <= l_out: weighted powers 1 ... correlation of the mixed density."""
-        mixed = [self.linear(f"mix_{layer}_{l}", a, self.channels) for l, a in enumerate(density)]
-        if layer and self.is_mutable_collection("intermediates"):
-            self.sow("intermediates", str(layer), norms(mixed))
-        if self.has_variable("ranges", str(layer)):
-            mixed = saturated(mixed, self.get_variable("ranges", str(layer))[species])
+        l_max, correlation = self.options.l_max, self.options.correlation
+        mixed = [linear(self, f"mix_{l}", a, self.options.channels) for l, a in enumerate(density)]
+        if self.saturates and self.is_mutable_collection("intermediates"):
+            self.sow("intermediates", DENSITY, norms(mixed))
+        if self.has_variable("ranges", DENSITY):
+            mixed = saturated(mixed, self.get_variable("ranges", DENSITY)[species])
         shape = mixed[0].shape[1:]
-        grid = sphere_grid(self.correlation * self.l_max + l_out)
+        grid = sphere_grid(correlation * l_max + l_out)
         even, odd = ([x.reshape(2 * l + 1, -1) for l, x in enumerate(mixed)][parity::2] for parity in (0, 1))
         dtype = mixed[0].dtype
-        f = jnp.asarray(grid.synthesis(self.l_max, 0), dtype) @ jnp.concatenate(even)
-        g = jnp.asarray(grid.synthesis(self.l_max, 1), dtype) @ jnp.concatenate(odd) if odd else jnp.zeros_like(f)
+        f = jnp.asarray(grid.synthesis(l_max, 0), dtype) @ jnp.concatenate(even)
+        g = jnp.asarray(grid.synthesis(l_max, 1), dtype) @ jnp.concatenate(odd) if odd else jnp.zeros_like(f)
         powers = [(f, g)]
-        for _ in range(self.correlation - 1):
+        for _ in range(correlation - 1):
             p, q = powers[-1]
             powers.append((p * f + q * g, p * g + q * f))
         products = [0.0] * (l_out + 1)
@@ -153,41 +167,43 @@ class ACE(nn.Module):
                 projected = jnp.asarray(grid.analysis(l_out, parity), dtype) @ parts[parity] if order else None
                 start = 0
                 for l in range(parity, l_out + 1, 2):
-                    weight = self.param(f"weight_{layer}_{l}_{order + 1}", _around_one, (len(self.elements), shape[1]))
+                    weight = self.param(f"product_{l}_{order + 1}", around_one, (len(self.elements), shape[1]))
                     if order == 0:
-                        block = mixed[l] if l <= self.l_max else 0.0
+                        block = mixed[l] if l <= l_max else 0.0
                     else:
                         block = projected[start : start + 2 * l + 1].reshape(2 * l + 1, *shape)
                     start += 2 * l + 1
                     products[l] = products[l] + weight[species] * block
         return products
 
-    def update(self, layer: int, products: list[Array], features: list[Array]) -> list[Array]:
+    def update(self, products: list[Array], features: list[Array]) -> list[Array]:
         """New features (2l + 1, N, C): products mixed over channels, plus what was there."""
         new = []
         for l, product in enumerate(products):
-            feature = self.linear(f"down_{layer}_{l}", product, self.channels)
+            feature = linear(self, f"update_{l}", product, self.options.channels)
             if l < len(features):
-                feature = feature + self.linear(f"skip_{layer}_{l}", features[l], self.channels)
+                feature = feature + linear(self, f"skip_{l}", features[l], self.options.channels)
             new.append(feature)
         return new
 
-    def readout(self, layer: int, scalars: Array, last: bool) -> Array:
-        """(N,): a linear map of the scalars, on the last layer a small network."""
-        if last:
-            scalars = smooth_silu(self.linear("readout_hidden", scalars, self.radial_hidden or READOUT_WIDTH))
-        return READOUT * self.linear(f"readout_{layer}", scalars, 1)[..., 0]
 
-    def linears(self, name: str, x: Array, count: int) -> list[Array]:
-        """`linear` to `count` times as many channels as there are, each part as a product of its own: nothing is cut or joined."""
-        weights = self.param(name, nn.initializers.lecun_normal(), (x.shape[-1], count * self.channels))
-        return [dense(x, part) for part in jax.lax.split(weights, [self.channels] * count, axis=1)]
+class Head(nn.Module):
+    """An atom's scalars (N, C) to its share of the energy (N,): a linear map, or a small network."""
 
-    def linear(self, name: str, x: Array, size: int) -> Array:
-        """x (..., F) to (..., size), no bias, as one flat matrix product; variance kept at the start."""
-        weights = self.param(name, nn.initializers.lecun_normal(), (x.shape[-1], size))
-        return dense(x, weights)
+    hidden: int  #: width of the network; 0: linear
+
+    @nn.compact
+    def __call__(self, scalars: Array) -> Array:
+        if self.hidden:
+            scalars = smooth_silu(linear(self, "hidden", scalars, self.hidden))
+        return READOUT * linear(self, "output", scalars, 1)[..., 0]
 
 
-def _around_one(key: Array, shape: tuple[int, ...], dtype=jnp.float32) -> Array:
+def linear(module: nn.Module, name: str, x: Array, size: int) -> Array:
+    """x (..., F) to (..., size) with the module's weights of that name, no bias, as one flat matrix product."""
+    return dense(x, module.param(name, nn.initializers.lecun_normal(), (x.shape[-1], size)))
+
+
+def around_one(key: Array, shape: tuple[int, ...], dtype=jnp.float32) -> Array:
+    """1 with a tenth of noise: initial weights of factors."""
     return 1.0 + 0.1 * jax.random.normal(key, shape, dtype)

@@ -9,6 +9,7 @@ from ase.data import covalent_radii
 from jax import Array
 
 from mlff.basics.numerics import safe_norm
+from mlff.config import options as config
 from mlff.graph import Graph
 from mlff.models.radial import envelope
 
@@ -16,34 +17,33 @@ from mlff.models.radial import envelope
 class LennardJones(nn.Module):
     """4ε[(σ/r)¹² - (σ/r)⁶], smoothly cut off; every element alike. Parameters: none to learn."""
 
-    cutoff: float
-    epsilon: float = 0.01  #: eV
-    sigma: float = 2.0  #: Å
+    options: config.LennardJones
+    elements: tuple[int, ...] = (1,)
+    statistics: None = None
 
     @nn.compact
     def __call__(self, graph: Graph) -> Array:
         """Per-atom energies (N,), eV: half of each pair to each atom."""
         distances = safe_norm(graph.pair_vectors, graph.neighbor_mask)
         inside = distances > 0
-        power = (self.sigma / jnp.where(inside, distances, 1.0)) ** 6
-        pairs = 4 * self.epsilon * (power * power - power) * envelope(distances, self.cutoff)
+        power = (self.options.sigma / jnp.where(inside, distances, 1.0)) ** 6
+        pairs = 4 * self.options.epsilon * (power * power - power) * envelope(distances, self.options.cutoff)
         return 0.5 * jnp.sum(jnp.where(inside, pairs, 0.0), axis=1)
 
 
 class Morse(nn.Module):
     """D [(1 - exp(-a (r - r0)))² - 1], smoothly cut off; every element alike. Parameters: none to learn."""
 
-    cutoff: float
-    depth: float = 0.5  #: eV
-    stiffness: float = 1.5  #: 1/Å
-    r0: float = 2.0  #: Å
+    options: config.Morse
+    elements: tuple[int, ...] = (1,)
+    statistics: None = None
 
     @nn.compact
     def __call__(self, graph: Graph) -> Array:
         """Per-atom energies (N,), eV: half of each pair to each atom."""
         distances = safe_norm(graph.pair_vectors, graph.neighbor_mask)
-        pairs = self.depth * ((1 - jnp.exp(-self.stiffness * (distances - self.r0))) ** 2 - 1)
-        return 0.5 * jnp.sum(jnp.where(distances > 0, pairs * envelope(distances, self.cutoff), 0.0), axis=1)
+        pairs = self.options.depth * ((1 - jnp.exp(-self.options.stiffness * (distances - self.options.r0))) ** 2 - 1)
+        return 0.5 * jnp.sum(jnp.where(distances > 0, pairs * envelope(distances, self.options.cutoff), 0.0), axis=1)
 
 
 def zbl_energies(graph: Graph, distances: Array) -> Array:

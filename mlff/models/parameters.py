@@ -35,6 +35,6 @@ def parameter_shapes(model) -> dict[str, tuple[int, ...]]:
 
 def _pair(model) -> Graph:
     """Two atoms half a cutoff apart."""
-    elements = getattr(model, "elements", (1,))
-    structure = Structure.from_atoms(ase.Atoms([elements[0]] * 2, positions=[[0, 0, 0], [0, 0, 0.5 * model.cutoff]]))
-    return make_graph([make_sample(structure, model.cutoff)], Sizes(1, 2, 1), np.float32, shifts=False)
+    cutoff = model.options.cutoff
+    structure = Structure.from_atoms(ase.Atoms([model.elements[0]] * 2, positions=[[0, 0, 0], [0, 0, 0.5 * cutoff]]))
+    return make_graph([make_sample(structure, cutoff)], Sizes(1, 2, 1), np.float32, shifts=False)

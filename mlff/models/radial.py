@@ -10,7 +10,7 @@ import numpy as np
 from jax import Array
 from numpy.polynomial.chebyshev import chebder
 
-from mlff.basics.numerics import dense, safe_divide
+from mlff.basics.numerics import dense
 
 
 def envelope(distances: Array, cutoff, p: int = 6) -> Array:
@@ -18,16 +18,6 @@ def envelope(distances: Array, cutoff, p: int = 6) -> Array:
     x = distances / cutoff
     polynomial = 1 - x**p * ((p + 1) * (p + 2) / 2 - p * (p + 2) * x + p * (p + 1) / 2 * x**2)
     return jnp.where(x < 1, polynomial, 0.0)
-
-
-def bessel_basis(distances: Array, cutoff: float, size: int) -> Array:
-    """sqrt(2/rc) sin(n pi r / rc) / r for n = 1 ... size, shape (..., size); by the recurrence of sin(nx)."""
-    x = jnp.pi / cutoff * distances
-    sine, twice_cosine = jnp.sin(x), 2 * jnp.cos(x)
-    waves = [jnp.zeros_like(sine), sine]
-    for _ in range(size - 1):
-        waves.append(twice_cosine * waves[-1] - waves[-2])
-    return jnp.sqrt(2 / cutoff) * safe_divide(jnp.stack(waves[1:], axis=-1), distances[..., None])
 
 
 def bond_coordinate(distances: Array, lengths: Array | float) -> Array:

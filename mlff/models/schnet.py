@@ -8,42 +8,83 @@ import jax.numpy as jnp
 from jax import Array
 
 from mlff.basics.numerics import dense
+from mlff.config import options as config
 from mlff.graph import Graph
-from mlff.models.atoms import Statistics, atomic_energies, surroundings
+from mlff.models.common import PairGeometry, Statistics, atomic_energies, pair_geometry
 from mlff.models.radial import gaussian_basis
 
 
 class SchNet(nn.Module):
-    """See the module's text; the options are those of `mlff.config.options.SchNet`."""
+    """See the module's text."""
 
+    options: config.SchNet
     elements: tuple[int, ...]
-    statistics: Statistics
-    cutoff: float = 5.0
-    channels: int = 64
-    layers: int = 3
-    radial_basis: int = 32
-    zbl: bool = True
+    statistics: Statistics = Statistics()
 
-    @nn.compact
+    def setup(self):
+        shape = len(self.elements), self.options.channels
+        self.embedding = self.param("embedding", nn.initializers.normal(1.0), shape)
+        self.layer = [Interaction(self.options.channels, self.statistics.mean_neighbors) for _ in range(self.options.layers)]
+        self.head = Head(self.options.channels // 2)
+
     def __call__(self, graph: Graph) -> Array:
         """Per-atom energies (N,), eV."""
-        around = surroundings(graph, self.elements, self.cutoff, self.statistics.core)
-        basis = gaussian_basis(around.distances, self.cutoff, self.radial_basis)
-        features = self.param("embedding", nn.initializers.normal(1.0), (len(self.elements), self.channels))[around.species]
-        for layer in range(self.layers):
-            filters = self.linear(f"filter_{layer}_1", shifted_softplus(self.linear(f"filter_{layer}_0", basis)))
-            filters = filters * around.envelope[..., None]
-            atoms = self.linear(f"in_{layer}", features, bias=False)
-            messages = jnp.sum(filters * atoms[graph.neighbors], axis=1) / jnp.sqrt(self.statistics.mean_neighbors)
-            features = features + self.linear(f"out_{layer}_1", shifted_softplus(self.linear(f"out_{layer}_0", messages)))
-        hidden = shifted_softplus(self.linear("readout_0", features, self.channels // 2))
-        output = self.linear("readout_1", hidden, 1, bias=False)[..., 0]
-        return atomic_energies(output, graph, around, self.statistics, self.zbl)
+        around = self.pairs(graph)
+        return self.energies(graph, around, self.invariants(graph, around))
 
-    def linear(self, name: str, x: Array, size: int | None = None, bias: bool = True) -> Array:
-        weights = self.param(name, nn.initializers.lecun_normal(), (x.shape[-1], size or self.channels))
-        y = dense(x, weights)
-        return y + self.param(f"{name}_bias", nn.initializers.zeros, (size or self.channels,)) if bias else y
+    def features(self, graph: Graph) -> tuple[Array, ...]:
+        """What the readout sees of each atom: (N, channels), invariant under rotation and reflection."""
+        return self.invariants(graph, self.pairs(graph))
+
+    def readout(self, graph: Graph, features: tuple[Array, ...]) -> Array:
+        """Per-atom energies (N,), eV, from `features`."""
+        return self.energies(graph, self.pairs(graph), features)
+
+    def pairs(self, graph: Graph) -> PairGeometry:
+        return pair_geometry(graph, self.elements, self.options.cutoff, self.statistics.inner_cutoff)
+
+    def invariants(self, graph: Graph, around: PairGeometry) -> tuple[Array, ...]:
+        basis = gaussian_basis(around.distances, self.options.cutoff, self.options.radial_basis)
+        features = self.embedding[around.species]
+        for layer in self.layer:
+            features = layer(graph, around.envelope, features, basis)
+        return (features,)
+
+    def energies(self, graph: Graph, around: PairGeometry, features: tuple[Array, ...]) -> Array:
+        return atomic_energies(self.head(features[0]), graph, around, self.statistics, self.options.zbl)
+
+
+class Interaction(nn.Module):
+    """One layer: filters of the distance times neighbours' features, summed, through a network."""
+
+    channels: int
+    mean_neighbors: float
+
+    @nn.compact
+    def __call__(self, graph: Graph, envelope: Array, features: Array, basis: Array) -> Array:
+        hidden = shifted_softplus(linear(self, "filter_0", basis, self.channels))
+        filters = linear(self, "filter_1", hidden, self.channels) * envelope[..., None]
+        atoms = linear(self, "in", features, self.channels, bias=False)
+        messages = jnp.sum(filters * atoms[graph.neighbors], axis=1) / jnp.sqrt(self.mean_neighbors)
+        hidden = shifted_softplus(linear(self, "out_0", messages, self.channels))
+        return features + linear(self, "out_1", hidden, self.channels)
+
+
+class Head(nn.Module):
+    """An atom's features (N, C) to its share of the energy (N,)."""
+
+    hidden: int
+
+    @nn.compact
+    def __call__(self, features: Array) -> Array:
+        hidden = shifted_softplus(linear(self, "hidden", features, self.hidden))
+        return linear(self, "output", hidden, 1, bias=False)[..., 0]
+
+
+def linear(module: nn.Module, name: str, x: Array, size: int, bias: bool = True) -> Array:
+    """x (..., F) to (..., size) with the module's weights of that name."""
+    y = dense(x, module.param(name, nn.initializers.lecun_normal(), (x.shape[-1], size)))
+    return y + module.param(f"{name}_bias", nn.initializers.zeros, (size,)) if bias else y
 
 
 def shifted_softplus(x: Array) -> Array:

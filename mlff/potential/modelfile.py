@@ -1,12 +1,13 @@
 """A potential as one safetensors file: tensors are the parameters, the header's `mlff` entry is JSON.
 
 Nothing in a file is ever executed or resolved as a name, except the architecture through the fixed table of
-`mlff.models.registry`. Files of all older formats are read.
+`mlff.models.registry`. Files of all older formats are read; format 1 came with mlff 0.2.0.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +20,12 @@ from safetensors.numpy import save as serialise
 from mlff.basics.errors import ModelFileError
 from mlff.basics.files import replacing
 from mlff.models import registry
-from mlff.models.atoms import Statistics
+from mlff.models.common import Statistics
 from mlff.models.parameters import parameter_shapes, range_shapes
 from mlff.potential.domain import Environments
 
-FORMAT_VERSION = 9  #: 1: no core of `Statistics`; 2: no training environments; 3: `ace` without `passing`; 4: without `radial`; 5: `radial_decay`; 6: `envelope`; 7: `compact`; 8: `ranges`
+FORMAT_VERSION = 1
+MIGRATIONS: dict[int, Callable[[dict], dict]] = {}  #: from a header of that version to one of the next
 CERTIFICATE = "certificate"  #: where the certificate stands in the metadata
 UNITS = {"energy": "eV", "length": "Angstrom", "forces": "eV/Angstrom", "stress": "eV/Angstrom^3"}
 
@@ -68,24 +70,22 @@ def read(path: Path) -> dict[str, Any]:
         raise ModelFileError(f"{path}: the header's metadata are not those of an mlff model")
     stored = {name: tensors.pop(name) for name in list(tensors) if name.startswith("environments/")}
     try:
-        options, constants = _upgraded(header)
-        if options["architecture"] not in registry.CONFIGS:
-            known = ", ".join(registry.CONFIGS)
-            raise ModelFileError(f"{path}: unknown architecture {options['architecture']!r}; known: {known}")
-        config = registry.CONFIGS[options["architecture"]].model_validate(options)
+        config = registry.options_of(header["model"])
         _check_size(path, config, tensors)
-        scale, neighbors, shifts, core = (constants[name] for name in Statistics._fields)
+        scale, neighbors, *lists = (header["statistics"][name] for name in Statistics._fields)
         fields = {
             "config": config,
             "params": traverse_util.unflatten_dict({tuple(name.split("/")): value for name, value in tensors.items()}),
             "elements": tuple(int(z) for z in header["elements"]),
             "baseline": {int(z): float(e) for z, e in header["baseline"].items()},
-            "statistics": Statistics(float(scale), float(neighbors), tuple(map(float, shifts)), tuple(map(float, core))),
+            "statistics": Statistics(float(scale), float(neighbors), *(tuple(map(float, values)) for values in lists)),
             "precision": header["precision"],
             "metadata": metadata,
             "environments": Environments.unpack(header["environments"], stored) if "environments" in header else None,
-            "members": header.get("members", 1),
+            "members": header["members"],
         }
+    except ModelFileError as error:
+        raise ModelFileError(f"{path}: {error}") from None
     except pydantic.ValidationError as error:
         raise ModelFileError(f"{path}: the model section is not valid ({error.errors()[0]['msg']})") from None
     except (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError) as error:
@@ -96,33 +96,16 @@ def read(path: Path) -> dict[str, Any]:
     return fields
 
 
-def _upgraded(header: dict) -> tuple[dict, dict]:
-    """The model section and the statistics, with what older formats lack."""
-    options, constants, version = header["model"], header["statistics"], header["format_version"]
-    if options["architecture"] == "ace":
-        older = {
-            "passing": (4, False),
-            "radial": (5, "bessel"),
-            "radial_decay": (6, 0.0),
-            "envelope": (7, 6),
-            "compact": (8, False),
-        }
-        options = {name: value for name, (since, value) in older.items() if version < since} | options
-    if version == 1:
-        constants = {"core": ()} | constants
-    return options, constants
-
-
 def _check_constants(path: Path, fields: dict[str, Any]) -> None:
     statistics = fields["statistics"]
-    elements, core = list(fields["elements"]), statistics.core
-    constants = [*statistics[:2], *statistics.shifts, *core, *fields["baseline"].values()]
+    elements, inner = list(fields["elements"]), statistics.inner_cutoff
+    constants = [*statistics[:2], *statistics.atom_energies, *inner, *fields["baseline"].values()]
     if not elements or elements != sorted(set(elements)) or not (1 <= elements[0] and elements[-1] <= 118):
         raise ModelFileError(f"{path}: the header's elements are not atomic numbers in ascending order")
-    sizes = len(statistics.shifts) in (0, len(elements)) and len(core) in (0, len(elements) ** 2)
+    sizes = len(statistics.atom_energies) in (0, len(elements)) and len(inner) in (0, len(elements) ** 2)
     if set(elements) != set(fields["baseline"]) or not sizes:
         raise ModelFileError(f"{path}: the header's baseline or statistics are not those of its elements")
-    if not np.isfinite(constants).all() or statistics.mean_neighbors <= 0 or min(core, default=1.0) <= 0:
+    if not np.isfinite(constants).all() or statistics.mean_neighbors <= 0 or min(inner, default=1.0) <= 0:
         raise ModelFileError(f"{path}: the header's baseline or statistics hold values that make no sense")
     if fields["precision"] not in ("float32", "float64"):
         raise ModelFileError(f"{path}: unknown precision {fields['precision']!r}")
@@ -160,7 +143,7 @@ def _check_size(path: Path, config: Any, tensors: dict[str, np.ndarray]) -> None
 def _check_tensors(path: Path, fields: dict[str, Any], tensors: dict[str, np.ndarray]) -> None:
     model = registry.build(fields["config"], fields["elements"], fields["statistics"])
     expected, ranges = parameter_shapes(model), range_shapes(model)
-    if set(ranges) & set(tensors):  # files up to format 8 have none
+    if set(ranges) & set(tensors):  # a model that was not trained to its end has none
         expected |= ranges
     members = fields["members"]
     if type(members) is not int or members < 1:
@@ -189,9 +172,14 @@ def _content(path: Path) -> tuple[dict, dict[str, np.ndarray]]:
             header = json.loads((file.metadata() or {})["mlff"])
             if header.get("format") != "mlff potential":
                 raise KeyError
-            if header["format_version"] > FORMAT_VERSION:
-                writer = f"format {header['format_version']} by mlff {header.get('mlff_version')}"
+            if header.get("mlff_version") == "0.1.0":
+                raise ModelFileError(f"{path}: written by a version before the first release (0.2.0); train it anew")
+            version = header["format_version"]
+            if version > FORMAT_VERSION:
+                writer = f"format {version} by mlff {header.get('mlff_version')}"
                 raise ModelFileError(f"{path}: written in {writer}, newer than this one; update mlff")
+            for older in range(version, FORMAT_VERSION):
+                header = MIGRATIONS[older](header)
             return header, {name: file.get_tensor(name) for name in file.keys()}
     except SafetensorError as error:
         raise ModelFileError(f"{path}: not a safetensors file, or truncated ({error})") from None

@@ -17,7 +17,7 @@ import numpy as np
 from flax import traverse_util
 from rich.progress import track
 
-from mlff.basics.errors import StructureError
+from mlff.basics.errors import ConfigError, StructureError
 from mlff.basics.runtime import refuse_forked
 from mlff.data import baseline as baselines
 from mlff.data.batching import Batches, Sample, Sizes, make_graph, make_sample, round_up
@@ -25,7 +25,7 @@ from mlff.data.neighbors import neighbor_list, pair_vectors
 from mlff.data.structure import Structure
 from mlff.graph import Graph, Prediction
 from mlff.models import registry
-from mlff.models.atoms import Statistics
+from mlff.models.common import Statistics
 from mlff.potential import modelfile, selfcheck
 from mlff.potential.compiled import Programs
 from mlff.potential.domain import Environments
@@ -145,6 +145,21 @@ class Potential:
         if self.members == 1:
             return self.model.apply(params, graph)
         return jax.numpy.mean(jax.lax.map(lambda member: self.model.apply(member, graph), params), axis=0)
+
+    def features(self, params: dict, graph: Graph) -> jax.Array:
+        """(N, F) what the readout sees of each atom, invariant under rotation and reflection; of a committee, members side by side.
+
+        Pure as `energy` is. Raises ConfigError for a pair potential, which has none.
+        """
+        if not hasattr(self.model, "features"):
+            raise ConfigError(f"{self.config.architecture} is a pair potential: it has no features")
+
+        def of_one(member: dict) -> jax.Array:
+            return jax.numpy.concatenate(self.model.apply(member, graph, method="features"), axis=1)
+
+        if self.members == 1:
+            return of_one(params)
+        return jax.numpy.concatenate(list(jax.lax.map(of_one, params)), axis=1)
 
     def compute(self, graph: Graph, stress: bool = False) -> Prediction:
         """Energies, forces (and stress) of a padded graph, on the device; baseline not added. One compilation per shape.

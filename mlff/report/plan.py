@@ -74,7 +74,7 @@ def step_memory(task: Task, sizes: Sizes) -> int:
     """Bytes that one training step at this padded size needs, parameters and optimiser included, as XLA plans it."""
     indices = next(indices for planned, indices in task.train.plan(None) if planned == sizes)
     graph, labels = task.train.build(sizes, indices)
-    step = make_step(task.apply, task.config, task.statistics.energy_scale)
+    step = make_step(task.objective, task.config)
     controls = jnp.asarray(np.zeros(2, task.train.dtype))
     plan = step.lower(initial_state(task.config, task.params), controls, graph, labels).compile().memory_analysis()
     return plan.temp_size_in_bytes + plan.argument_size_in_bytes + plan.output_size_in_bytes - plan.alias_size_in_bytes

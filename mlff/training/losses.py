@@ -107,14 +107,8 @@ def combine(sums: Sums, weights: Weights) -> Array:
 
 
 def penalty(error: Array, config: Loss) -> Array:
-    """Squared, absolute or Huber error; Huber is the square up to huber_delta and goes on as a straight line."""
-    if config.kind == "mse":
-        return error**2
-    if config.kind == "mae":
-        return jnp.abs(error)
-    size = jnp.abs(error)
-    inside = jnp.minimum(size, config.huber_delta)
-    return inside * (2.0 * size - inside)
+    """Squared or absolute error."""
+    return error**2 if config.error == "mse" else jnp.abs(error)
 
 
 def _all(config: Loss, name: str) -> list[float]:

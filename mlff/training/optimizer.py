@@ -25,23 +25,18 @@ def learning_rate(config: Optimizer, progress: Array | float) -> Array:
 def schedule(config: Schedule, progress: Array | float) -> Array:
     """The share of the full learning rate at `progress`: linear warm-up, then the decay over what is left."""
     progress = jnp.clip(jnp.asarray(progress), 0.0, 1.0)
-    rest = (progress - config.warmup) / (1.0 - config.warmup)
+    rest = (progress - config.warmup_fraction) / (1.0 - config.warmup_fraction)
     decay = _decay(config, jnp.clip(rest, 0.0, 1.0))
-    if config.warmup == 0:
+    if config.warmup_fraction == 0:
         return decay
-    return jnp.where(progress < config.warmup, progress / config.warmup, decay)
+    return jnp.where(progress < config.warmup_fraction, progress / config.warmup_fraction, decay)
 
 
 def _decay(config: Schedule, rest: Array) -> Array:
     if config.kind == "cosine":
-        return _cosine(config.final, rest)
+        return _cosine(config.final_fraction, rest)
     if config.kind == "exponential":
-        return config.final**rest
-    if config.kind == "warm_restarts":
-        unit = 2.0**config.cycles - 1.0  # the first cycle is 1/unit of the way, each next one twice as long
-        cycle = jnp.minimum(jnp.floor(jnp.log2(1.0 + rest * unit)), config.cycles - 1)
-        start, length = (2.0**cycle - 1.0) / unit, 2.0**cycle / unit
-        return _cosine(config.final, (rest - start) / length)
+        return config.final_fraction**rest
     return jnp.ones_like(rest)  # constant; plateau works through the run's factor
 
 
@@ -69,12 +64,6 @@ def make_optimizer(config: Optimizer, learning_rate: Array | float) -> optax.Gra
             return optax.adam(rate, b1=beta1, b2=beta2)
         case "adamw":
             return optax.adamw(rate, b1=beta1, b2=beta2, **decay)
-        case "amsgrad":
-            return optax.amsgrad(rate, b1=beta1, b2=beta2)
-        case "nadam":
-            return optax.nadam(rate, b1=beta1, b2=beta2)
-        case "lion":
-            return optax.lion(rate, b1=beta1, b2=beta2, **decay)
         case "muon":
             return stacked(
                 contrib.muon(
@@ -86,8 +75,6 @@ def make_optimizer(config: Optimizer, learning_rate: Array | float) -> optax.Gra
                     muon_weight_dimension_numbers=_stacked_matrices,
                 )
             )
-        case "schedule_free":
-            return contrib.schedule_free_adamw(rate, b1=beta1, b2=beta2, weight_decay=config.weight_decay)
     raise AssertionError(config.name)
 
 
@@ -113,11 +100,6 @@ def stacked(inner: optax.GradientTransformation) -> optax.GradientTransformation
         return jax.tree.unflatten(tree, [next(parts[_shape(leaf)]) for leaf in leaves]), state
 
     return optax.GradientTransformation(init, update)
-
-
-def evaluation_params(config: Optimizer, state: optax.OptState, params: Any) -> Any:
-    """The weights to evaluate with: the optimiser's own average for schedule_free, else `params`."""
-    return contrib.schedule_free_eval_params(state, params) if config.name == "schedule_free" else params
 
 
 def clip(gradient: Any, norm: Array, largest: float | None) -> Any:

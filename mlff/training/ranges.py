@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import traverse_util
 
 from mlff.basics import compiler
 from mlff.data.batching import Batches
@@ -17,7 +18,7 @@ _LEAST = 1e-3  #: times the largest of all channels: a channel that the data do 
 
 
 def measure(module, params, batches: Sequence[Batches], known: dict | None = None) -> dict:
-    """{"ranges": {layer: (elements, channels)}}, the largest norms on these structures; {} for a model that needs none.
+    """{"ranges": {layer: {name: (elements, channels)}}}, the largest norms on these structures; {} for a model that needs none.
 
     An element that the structures lack takes the largest of the others. `known`: the ranges of the potential that training
     started from; what it has seen before still counts, so of both the larger one is taken.
@@ -29,10 +30,12 @@ def measure(module, params, batches: Sequence[Batches], known: dict | None = Non
     def largest(params, graph):
         _, found = module.apply(params, graph, mutable=["intermediates"])
         mine = (graph.atomic_numbers == elements[:, None])[:, :, None]  # (elements, N, 1)
-        return {name: jnp.max(jnp.where(mine, norms, 0.0), axis=1) for name, (norms,) in found["intermediates"].items()}
+        layers = traverse_util.flatten_dict(found["intermediates"])
+        return {name: jnp.max(jnp.where(mine, norms, 0.0), axis=1) for name, (norms,) in layers.items()}
 
     compiled = jax.jit(largest, compiler_options=compiler.quick())
-    result: dict[str, np.ndarray] = {}
+    result: dict[tuple[str, ...], np.ndarray] = {}
+    before = traverse_util.flatten_dict(known or {})
     for part, (sizes, indices) in ((b, planned) for b in batches for planned in b.plan(None)):
         graph, _ = part.build(sizes, indices)
         for name, values in jax.device_get(compiled(params, graph)).items():
@@ -40,5 +43,5 @@ def measure(module, params, batches: Sequence[Batches], known: dict | None = Non
     for name, values in result.items():
         values = np.where(values > 0, values, values.max(axis=0))
         values = np.maximum(values, _LEAST * values.max())
-        result[name] = np.maximum(values, np.asarray((known or {}).get(name, 0.0), values.dtype))
-    return {NAME: result}
+        result[name] = np.maximum(values, np.asarray(before.get(name, 0.0), values.dtype))
+    return {NAME: traverse_util.unflatten_dict(result)}

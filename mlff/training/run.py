@@ -175,7 +175,7 @@ class Run:
         self.since += score
         self.plateau_stale += 1
         if schedule.kind == "plateau" and self.plateau_stale >= schedule.patience:
-            self.plateau, self.plateau_stale = max(self.plateau * schedule.factor, schedule.final), 0
+            self.plateau, self.plateau_stale = max(self.plateau * schedule.factor, schedule.final_fraction), 0
         return False
 
     def end_epoch(self) -> None:

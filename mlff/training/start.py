@@ -11,17 +11,17 @@ from ase.data import chemical_symbols
 from mlff.basics.errors import ConfigError
 from mlff.config.load import differences
 from mlff.config.options import Config
-from mlff.models.atoms import Statistics
+from mlff.models.common import Statistics
 from mlff.potential.potential import Potential
 
 
 def load(config: Config) -> Potential | None:
-    """The potential of `config.start`, None without one. Raises ModelFileError for a file that is none; ConfigError for a committee."""
-    if config.start is None:
+    """The potential of `config.finetune_from`, None without one. Raises ModelFileError for a file that is none; ConfigError for a committee."""
+    if config.finetune_from is None:
         return None
-    potential = Potential.load(config.start)
+    potential = Potential.load(config.finetune_from)
     if potential.members > 1:
-        raise ConfigError(f"start: {config.start}: is a committee; start from one of its members")
+        raise ConfigError(f"finetune_from: {config.finetune_from}: is a committee; start from one of its members")
     return potential
 
 
@@ -32,7 +32,7 @@ def check(potential: Potential | None, config: Config) -> None:
     differing = differences(potential.config.model_dump(mode="json"), config.model.model_dump(mode="json"))
     if differing:
         raise ConfigError(
-            f"start: {config.start}: its model differs from the config's in {differing}; write the same model section, or none"
+            f"finetune_from: {config.finetune_from}: its model differs from the config's in {differing}; write the same model section, or none"
         )
 
 
@@ -48,13 +48,13 @@ def elements(potential: Potential, wanted: tuple[int, ...], source: str) -> tupl
 
 
 def statistics(potential: Potential, measured: Statistics, present: tuple[int, ...]) -> Statistics:
-    """Scales of `potential`; binding energies (where the element is `present`) and core as `measured`.
+    """Scales of `potential`; binding energies (where the element is `present`) and inner cutoffs as `measured`.
 
-    A core as far in as that of a hotter set to start from was worse: fine-tuning bends the network where it has no data.
+    Inner cutoffs as short as those of a hotter set to start from was worse: fine-tuning bends the network where it has no data.
     """
     old = potential.statistics
-    shifts = measured.shifts
-    if old.shifts:
-        pairs = zip(potential.elements, measured.shifts, old.shifts, strict=True)
-        shifts = tuple(new if z in present else before for z, new, before in pairs)
-    return Statistics(old.energy_scale, old.mean_neighbors, shifts, measured.core)
+    energies = measured.atom_energies
+    if old.atom_energies:
+        pairs = zip(potential.elements, measured.atom_energies, old.atom_energies, strict=True)
+        energies = tuple(new if z in present else before for z, new, before in pairs)
+    return Statistics(old.energy_scale, old.mean_neighbors, energies, measured.inner_cutoff)

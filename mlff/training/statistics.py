@@ -9,30 +9,30 @@ from ase.data import covalent_radii
 
 from mlff.basics.errors import DataError
 from mlff.data.batching import Sample
-from mlff.models.atoms import Statistics
+from mlff.models.common import Statistics
 
-NEARER = 0.95  #: of the shortest distance of the training data: how near a pair may come before it looks to the network as if it came no nearer
+NEARER = 0.95  #: inner cutoff, as a share of the shortest distance of the training data
 _VARIES = 1e-6  #: eV or eV/Å: less is rounding
-FARTHEST = 1.0  #: Å: a core reaches at most so far beyond the sum of the covalent radii
+FARTHEST = 1.0  #: Å: an inner cutoff is at most so far beyond the sum of the covalent radii
 
 
 def measure(samples: list[Sample], elements: tuple[int, ...], learned: Sequence[str]) -> Statistics:
     """Statistics of the training samples (baseline removed), of which `learned` are the labels with a weight in the loss.
 
     energy_scale: RMS of the force components (eV/Å); where forces are not learned, or all zero by symmetry, the standard
-    deviation of the energy per atom, and where that does not vary either the RMS of stress times volume per atom. shifts:
-    least squares of the energies over the composition; core: shortest distances. Raises DataError when none of the labels
+    deviation of the energy per atom, and where that does not vary either the RMS of stress times volume per atom. atom_energies:
+    least squares of the energies over the composition; inner_cutoff: from the shortest distances. Raises DataError when none of the labels
     that are learned varies: there is nothing to learn.
     """
     energies = np.array([s.energy for s in samples if s.energy is not None], np.float64)
     counts = np.array([_composition(s.numbers, elements) for s in samples if s.energy is not None], np.float64)
-    shifts = np.zeros(len(elements))
+    atom_energies = np.zeros(len(elements))
     if len(energies):
         n = counts.sum(axis=1, keepdims=True)
-        shifts = np.linalg.lstsq(counts / n, energies / n[:, 0], rcond=1e-8)[0]
+        atom_energies = np.linalg.lstsq(counts / n, energies / n[:, 0], rcond=1e-8)[0]
     sizes = {
         "forces": [s.forces for s in samples if s.forces is not None],
-        "energy": [(energies - counts @ shifts) / counts.sum(axis=1)] if len(energies) else [],
+        "energy": [(energies - counts @ atom_energies) / counts.sum(axis=1)] if len(energies) else [],
         "stress": [s.stress * abs(np.linalg.det(s.cell)) / len(s.numbers) for s in samples if s.stress is not None],
     }
     scales = {label: _rms(parts) for label, parts in sizes.items() if label in learned and parts}
@@ -44,22 +44,21 @@ def measure(samples: list[Sample], elements: tuple[int, ...], learned: Sequence[
             "others, or a weight to one that varies (loss.energy, loss.forces, loss.stress)"
         )
     neighbors = float(np.sum([s.mask.sum() for s in samples]) / np.sum([len(s.numbers) for s in samples]))
-    shifts = tuple(float(shift) for shift in shifts)
-    return Statistics(scale, max(neighbors, 1.0), shifts, _core(samples, elements))
+    return Statistics(scale, max(neighbors, 1.0), tuple(map(float, atom_energies)), _inner_cutoffs(samples, elements))
 
 
 def _rms(parts: list[np.ndarray]) -> float:
     return float(np.sqrt(np.mean(np.concatenate([np.ravel(part) for part in parts]) ** 2)))
 
 
-def _core(samples: list[Sample], elements: tuple[int, ...]) -> tuple[float, ...]:
+def _inner_cutoffs(samples: list[Sample], elements: tuple[int, ...]) -> tuple[float, ...]:
     """`NEARER` of the shortest distance of each pair of elements, Å, at most `FARTHEST` beyond the sum of their radii.
 
-    The data bear a little less than their shortest distance, which hotter dynamics needs. Pairs that are no bonds have a
-    core too: two hydrogens that the data keep 2 Å apart fell into holes of 1e5 eV when the network was asked about 0.54 Å.
+    The data bear a little less than their shortest distance, which hotter dynamics needs. Pairs that are no bonds have
+    one too: two hydrogens that the data keep 2 Å apart fell into holes of 1e5 eV when the network was asked about 0.54 Å.
     """
     radii = covalent_radii[list(elements)]
-    core = (radii[:, None] + radii + FARTHEST) / NEARER
+    shortest = (radii[:, None] + radii + FARTHEST) / NEARER
     index = np.zeros(119, int)
     index[list(elements)] = np.arange(len(elements))
     for s in samples:
@@ -68,8 +67,8 @@ def _core(samples: list[Sample], elements: tuple[int, ...]) -> tuple[float, ...]
             vectors = vectors + s.shifts @ s.cell
         kinds = index[s.numbers]
         i, j = np.broadcast_to(kinds[:, None], s.mask.shape)[s.mask], kinds[s.neighbors][s.mask]
-        np.minimum.at(core, (i, j), np.linalg.norm(vectors[s.mask], axis=1))
-    return tuple(float(distance) for distance in NEARER * np.minimum(core, core.T).ravel())
+        np.minimum.at(shortest, (i, j), np.linalg.norm(vectors[s.mask], axis=1))
+    return tuple(float(distance) for distance in NEARER * np.minimum(shortest, shortest.T).ravel())
 
 
 def _composition(numbers: np.ndarray, elements: tuple[int, ...]) -> np.ndarray:

@@ -7,7 +7,7 @@ Both are pure: everything a run changes is in `State`. What differs from step to
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -21,9 +21,7 @@ from mlff.graph import Graph, Labels
 from mlff.potential.derivatives import predict
 from mlff.training import losses, optimizer
 from mlff.training.losses import Sums
-
-Params = Any
-Apply = Callable[[Params, Graph], Array]  #: parameters, graph -> per-atom energies (N,), eV
+from mlff.training.objectives import Apply, Objective, Params
 
 
 class State(NamedTuple):
@@ -61,25 +59,18 @@ def copied(tree):
     return jax.tree.map(jnp.copy, tree)
 
 
-def make_step(apply: Apply, config: Config, scale: float) -> Callable[[State, Array, Graph, Labels], tuple[State, Array]]:
+def make_step(objective: Objective, config: Config) -> Callable[[State, Array, Graph, Labels], tuple[State, Array]]:
     """`step(state, controls, graph, labels) -> (state, report vector)`, compiled; the state passed in is consumed.
 
-    controls: (2,) progress of training (0 to 1) and the run's factor on the learning rate. `scale`: see `losses.compare`.
+    controls: (2,) progress of training (0 to 1) and the run's factor on the learning rate. The objective's random key is
+    another in every step, and the same when a run is repeated.
     """
-    with_forces, with_stress = losses.terms(config.loss)
 
     def step(state: State, controls: Array, graph: Graph, labels: Labels) -> tuple[State, Array]:
         progress, factor = controls
-        weights = losses.weights(config.loss, progress)
-        if not with_forces:
-            labels = labels._replace(has_forces=jnp.zeros_like(labels.has_forces))
-
-        def objective(params: Params) -> tuple[Array, Sums]:
-            prediction = predict(lambda g: apply(params, g), graph, forces=with_forces or with_stress, stress=with_stress)
-            sums = losses.compare(prediction, labels, graph, config.loss, scale)
-            return losses.combine(sums, weights), sums
-
-        (loss, sums), gradient = jax.value_and_grad(objective, has_aux=True)(state.params)
+        key = jax.random.fold_in(jax.random.fold_in(jax.random.key(config.seed), config.member), state.updates)
+        derive = jax.value_and_grad(objective, has_aux=True)
+        (loss, sums), gradient = derive(state.params, graph, labels, progress, key)
         norm = optax.tree.norm(gradient)
         good = jnp.isfinite(loss) & jnp.isfinite(norm)
         rate = factor * optimizer.learning_rate(config.optimizer, progress)
@@ -105,9 +96,8 @@ def _update(state: State, gradient: Params, rate: Array, config: Config) -> Stat
     updates, inner = optimizer.make_optimizer(config.optimizer, rate).update(gradient, state.optimizer, state.params)
     params = optax.apply_updates(state.params, updates)
     count = state.updates.astype(rate.dtype)
-    decay = jnp.minimum(config.training.ema, (1.0 + count) / (10.0 + count)) if config.training.ema else 0.0
-    latest = optimizer.evaluation_params(config.optimizer, inner, params)
-    average = jax.tree.map(lambda a, p: (decay * a + (1.0 - decay) * p).astype(a.dtype), state.average, latest)
+    decay = jnp.minimum(config.training.ema_decay, (1.0 + count) / (10.0 + count)) if config.training.ema_decay else 0.0
+    average = jax.tree.map(lambda a, p: (decay * a + (1.0 - decay) * p).astype(a.dtype), state.average, params)
     return State(params, average, inner, state.updates + 1)
 
 

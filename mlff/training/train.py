@@ -36,8 +36,8 @@ from mlff.training import losses, ranges, recipe, start, statistics
 from mlff.training.checkpoint import Checkpoints
 from mlff.training.evaluate import evaluate
 from mlff.training.journal import Journal, duration
+from mlff.training.objectives import Params
 from mlff.training.run import Run
-from mlff.training.step import Params
 from mlff.training.trainer import Task, Trainer
 
 MODEL = "model.safetensors"  #: the trained potential in a run directory
@@ -45,7 +45,7 @@ _WARNINGS = 5  # lines
 _MEMBER = 1_000_003  # between the seeds of a committee's members
 MAY_CHANGE = {
     "data": {"train", "valid", "test", "lint", "skip"},  # the content counts, not the path
-    "training": {"epochs", "max_hours", "patience", "validate_every", "checkpoint_every", "keep_checkpoints", "tensorboard"},
+    "training": {"epochs", "max_hours", "patience", "validate_every", "checkpoint_every", "tensorboard"},
 }
 
 
@@ -80,8 +80,7 @@ def _train(config: Config, out: Path, splits: Splits, journal: Journal, progress
     config, choices = recipe.choose(config, splits.train, beginning)
     start.check(beginning, config)
     identity = _identity(config, splits, beginning)
-    keep = config.training.keep_checkpoints
-    with jax.enable_x64(config.precision == "float64"), Checkpoints(out / "checkpoints", keep) as saved:
+    with jax.enable_x64(config.precision == "float64"), Checkpoints(out / "checkpoints") as saved:
         record = saved.record()
         _refuse_other(out, identity, record, config)
         if record is not None and Run.from_record(record, out).over(config) and (out / MODEL).exists():
@@ -209,7 +208,7 @@ def _identity(config: Config, splits: Splits, beginning: Potential | None) -> di
     for section, values in config.model_dump(mode="json").items():
         kept = MAY_CHANGE.get(section, set())
         options[section] = {k: v for k, v in values.items() if k not in kept} if isinstance(values, dict) else values
-    options["start"] = None if beginning is None else beginning.fingerprint  # the content counts, not the path
+    options["finetune_from"] = None if beginning is None else beginning.fingerprint  # the content counts, not the path
     data = {name: getattr(splits, name).fingerprint for name in ("train", "valid")}
     return {"config": options, "content of data": data}
 

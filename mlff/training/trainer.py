@@ -20,13 +20,14 @@ from mlff.basics.signals import Stop
 from mlff.config.options import Config
 from mlff.data.batching import Batches, Sizes
 from mlff.graph import Graph, Labels
-from mlff.models.atoms import Statistics
+from mlff.models.common import Statistics
 from mlff.training import losses, optimizer
 from mlff.training.checkpoint import Checkpoints
 from mlff.training.journal import Journal, duration
 from mlff.training.losses import Sums
+from mlff.training.objectives import Apply, Objective, Params, supervised
 from mlff.training.run import MAX_BACKOFFS, SPIKE, Run, errors
-from mlff.training.step import Apply, Params, Report, copied, initial_state, make_measure, make_step
+from mlff.training.step import Report, copied, initial_state, make_measure, make_step
 
 IN_FLIGHT = 2  #: steps the device may be ahead of the host's book-keeping
 AHEAD = 2  #: batches that are built before they are needed
@@ -46,6 +47,11 @@ class Task:
     train: Batches
     valid: Batches
     ranges: dict = field(default_factory=dict)  #: of the potential to start from, see `mlff.training.ranges`
+
+    @property
+    def objective(self) -> Objective:
+        """What its training minimises."""
+        return supervised(self.apply, self.config.loss, self.statistics.energy_scale)
 
     def describe(self) -> str:
         count = sum(leaf.size for leaf in jax.tree.leaves(self.params))
@@ -71,7 +77,7 @@ class Trainer:
         self.state = initial_state(self.config, task.params)
         self.best = copied(self.state)
         scale = task.statistics.energy_scale
-        self.step = make_step(task.apply, self.config, scale)
+        self.step = make_step(task.objective, self.config)
         stress = any(sample.stress is not None for sample in task.valid.samples)
         self.measure = make_measure(task.apply, self.config, scale, stress)
         self._compiled: set[tuple[str, Sizes]] = set()

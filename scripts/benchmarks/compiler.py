@@ -51,7 +51,7 @@ def programs(file: Path, options: list[str]) -> dict[str, tuple]:
     def forces(params, graph):
         return predict(lambda g: task.apply(params, g), graph)[:2]
 
-    step = make_step(task.apply, config, task.statistics.energy_scale).__wrapped__
+    step = make_step(task.objective, config).__wrapped__
     training = initial_state(config, task.params), np.array([0.5, 1.0], graph.positions.dtype), graph, labels
     two = task.params, graph
     return {"energy": (energy, two), "energy and forces": (forces, two), "training step": (step, training)}

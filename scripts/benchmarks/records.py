@@ -39,7 +39,7 @@ class Recipe:
     published: dict[str, dict[str, float | str]]  #: test -> meV (per atom where the metric says so), meV/Å, source
     hours: float
     model: dict
-    loss: dict = field(default_factory=lambda: {"kind": "mse", "energy": 10.0})
+    loss: dict = field(default_factory=lambda: {"error": "mse", "energy": 10.0})
     isolated_atoms: str = ""
     optimizer: dict = field(default_factory=dict)
     teacher: str = ""
@@ -119,7 +119,7 @@ RECIPES = {
         {"test": {"energy_mae": 1.6, "forces_mae": 5.7, "source": "GotenNet, arXiv:2510.03046, Table 3 (MACE: 2.2, 6.6)"}},
         hours=0.43,  # this and teacher_hours: of an AMD EPYC core; twice as long on one that makes 10 steps a second
         model={"channels": 128, "cutoff": 6.0, "layers": 3},  # energies want the whole molecule in reach
-        loss={"energy": 0.5, "kind": "mae"},
+        loss={"energy": 0.5, "error": "mae"},
         optimizer={"learning_rate": 0.0015},
         teacher="GFN2-xTB",
         sampled=44000,
@@ -136,8 +136,8 @@ RECIPES = {
             }
         },
         hours=0.33,
-        model={"channels": 128, "cutoff": 5.0, "envelope": 3},
-        loss={"energy": 0.5, "kind": "mae"},
+        model={"channels": 128, "cutoff": 5.0, "cutoff_power": 3},
+        loss={"energy": 0.5, "error": "mae"},
         isolated_atoms="ethanol/isolated_atoms.xyz",
         optimizer={"learning_rate": 0.0015},
         teacher="GFN2-xTB",
@@ -159,7 +159,7 @@ RECIPES = {
         hours=0.05,  # longer, or wider, over-fits so few structures
         model={"channels": 32},
         loss={
-            "kind": "mse",
+            "error": "mse",
             "energy": 1.0,
             "stress": 1.0,
             "schedule": [{"start": 0.6, "energy": 100.0}],
@@ -177,7 +177,7 @@ RECIPES = {
         },
         hours=0.2,
         model={"channels": 32, "l_max": 4, "radial_basis": 24},
-        loss={"kind": "mae", "energy": 2.0},  # no stresses: they are 2.3 GPa off what the energies say (mlff lint)
+        loss={"error": "mae", "energy": 2.0},  # no stresses: they are 2.3 GPa off what the energies say (mlff lint)
         optimizer={"learning_rate": 0.002, "weight_decay": 0.005},
         teacher="ase.calculators.emt:EMT",
         sampled=3000,
@@ -187,7 +187,7 @@ RECIPES = {
         members=3,
         weights={"Surface": 50.0, "primitive": 20.0},  # 9 and 103 of 248 structures; several of them make one step
         last={  # energies: large steps' worth of structures, small rates, and weights that clipping does not undo
-            "loss": {"kind": "mae", "energy": 5.0},
+            "loss": {"error": "mae", "energy": 5.0},
             "optimizer": {"learning_rate": 0.0003, "clip": None},
             "training": {"max_hours": 0.133, "batch_size": 8, "validate_every": 20},
         },
@@ -251,12 +251,12 @@ def run(recipe: Recipe, folder: Path, out: Path) -> dict:
         first: dict = {
             "data": {"train": "sampled.xyz", "valid_fraction": 0.03, "reference_energies": "least_squares", "lint": "off"},
             "model": recipe.model,
-            "loss": {"kind": "mse", "energy": 10.0},
+            "loss": {"error": "mse", "energy": 10.0},
             "optimizer": recipe.teacher_optimizer,
             "training": {"max_hours": recipe.teacher_hours, **recipe.teacher_training},
         }
         row["teacher"] = {"method": recipe.teacher, "structures": recipe.sampled, "config": first}
-        config["start"] = "first/model.safetensors"
+        config["finetune_from"] = "first/model.safetensors"
     row["config"] = config
     if recipe.last:
         everything = parts["train"] + parts["valid"]
@@ -274,12 +274,12 @@ def run(recipe: Recipe, folder: Path, out: Path) -> dict:
         if recipe.teacher:  # members that begin alike would err alike
             start = name.replace("run", "first")
             learner = fit(out, start, first | own)
-            own["start"] = f"{start}/model.safetensors"
+            own["finetune_from"] = f"{start}/model.safetensors"
             if not member:
                 row["teacher"] |= learned(learner, out / start)
         trained.append(fit(out, name, config | own))
         if recipe.last:
-            own["start"] = f"{name}/model.safetensors"
+            own["finetune_from"] = f"{name}/model.safetensors"
             trained[-1] = fit(out, name.replace("run", "last"), row["last"] | own)
     if recipe.last:
         names = [name.replace("run", "last") for name in names]

@@ -225,7 +225,7 @@ def main() -> None:
     def forces(params, graph):
         return predict(lambda g: task.apply(params, g), graph)[:2]
 
-    step = make_step(task.apply, config, task.statistics.energy_scale)
+    step = make_step(task.objective, config)
     rate = rates()
     quick = compiler.quick()
     training = (initial_state(config, params), np.array([0.5, 1.0], graph.positions.dtype), graph, labels)

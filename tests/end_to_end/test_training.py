@@ -25,7 +25,7 @@ CONFIG = """
 data:
   train: [train.xyz, isolated_atoms.xyz]
   valid: valid.xyz
-model: {cutoff: 4.0, channels: 16, radial_hidden: 16, radial_basis: 6}
+model: {cutoff: 4.0, channels: 16, radial_basis: 6}
 optimizer: {name: muon, learning_rate: 0.02}
 training: {epochs: 40, batch_size: 5, tensorboard: false}
 """
@@ -33,7 +33,7 @@ ENERGIES_ONLY = """
 data:
   train: [many.xyz, isolated_atoms.xyz]
   valid: valid.xyz
-model: {cutoff: 4.0, channels: 16, radial_hidden: 16, radial_basis: 6}
+model: {cutoff: 4.0, channels: 16, radial_basis: 6}
 loss: {forces: 0}
 optimizer: {name: muon, learning_rate: 0.003}
 training: {epochs: 20, batch_size: 5, tensorboard: false}

@@ -25,7 +25,7 @@ from mlff.config.options import ACE, LennardJones, SchNet
 from mlff.data.batching import make_sample
 from mlff.data.structure import Structure
 from mlff.models import registry
-from mlff.models.atoms import Statistics
+from mlff.models.common import Statistics
 from mlff.models.parameters import initial_params
 from mlff.potential.modelfile import CERTIFICATE
 from mlff.potential.potential import Potential, Result
@@ -47,7 +47,7 @@ _WORDS = [
     "layers",
     "channels",
     "cutoff",
-    "core",
+    "inner_cutoff",
     "shifts",
 ]
 _WORDS += [
@@ -65,7 +65,7 @@ _WORDS += [
 _CONFIGS = (
     LennardJones(),
     SchNet(cutoff=4.0, channels=2, layers=1, radial_basis=2),
-    ACE(cutoff=4.0, channels=2, layers=1, l_max=1, l_message=0, correlation=2, radial_basis=2, radial_hidden=2),
+    ACE(cutoff=4.0, channels=2, layers=1, l_max=1, l_message=0, correlation=2, radial_basis=2),
 )
 
 

@@ -20,9 +20,7 @@ def chain(dihedral: float) -> Atoms:
     return Atoms("H4", [first, [0, 0, 0], [0, 0, 2], last])
 
 
-@pytest.mark.parametrize(
-    ("options", "sees"), [({}, True), ({"passing": False}, False), ({"l_message": 0}, False), ({"layers": 1}, False)]
-)
+@pytest.mark.parametrize(("options", "sees"), [({}, True), ({"l_message": 0}, False), ({"layers": 1}, False)])
 def test_a_torsion_beyond_the_cutoff_is_seen_through_vectors_that_are_passed_on(options, sees):
     """No atom has another one than its next neighbours within the cutoff: only messages know how the ends are turned."""
     config = ACE(cutoff=3.0, channels=8, radial_basis=4, zbl=False, **options)

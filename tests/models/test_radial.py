@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mlff.models.radial import bessel_basis, bond_coordinate, chebyshev_basis, envelope, gaussian_basis
+from mlff.models.radial import bond_coordinate, chebyshev_basis, envelope, gaussian_basis
 
 CUTOFF = 4.3
 
@@ -39,25 +39,6 @@ def test_envelope_has_two_continuous_derivatives_at_the_cutoff():
             derivative = jax.grad(derivative)
         assert float(derivative(CUTOFF + 1e-12, CUTOFF)) == 0 and abs(float(derivative(CUTOFF * (1 - 1e-9), CUTOFF))) < 1e-6
         assert float(derivative(0.0, CUTOFF)) == 0
-
-
-@pytest.mark.parametrize("size", [1, 2, 8, 32])
-def test_bessel_recurrence_against_sines(size):
-    r = np.linspace(1e-3, CUTOFF, 500)
-    n = np.arange(1, size + 1)
-    expected = np.sqrt(2 / CUTOFF) * np.sin(n * np.pi * r[:, None] / CUTOFF) / r[:, None]
-    basis = jax.jit(lambda x: bessel_basis(x, CUTOFF, size))
-    np.testing.assert_allclose(basis(jnp.asarray(r)), expected, atol=1e-11)
-    single = basis(jnp.asarray(r, jnp.float32))
-    assert single.dtype == jnp.float32
-    np.testing.assert_allclose(single, expected, atol=2e-6 * size**2)
-
-
-def test_bessel_functions_are_orthonormal_on_the_ball():
-    r = (np.arange(4000) + 0.5) * CUTOFF / 4000
-    basis = np.asarray(bessel_basis(jnp.asarray(r), CUTOFF, 6))
-    overlap = (basis.T * r**2) @ basis * (CUTOFF / 4000)
-    np.testing.assert_allclose(overlap, np.eye(6), atol=1e-6)
 
 
 def test_chebyshev_recurrence_against_cosines():
@@ -106,12 +87,11 @@ def test_bond_coordinate_is_finite_with_three_derivatives(dtype):
         f = jax.grad(f)
 
 
-def test_bases_are_finite_with_their_derivatives_in_empty_slots():
+def test_gaussians_are_finite_with_their_derivatives_in_empty_slots():
     r = jnp.array([0.0, 1.0])
-    for basis in (bessel_basis, gaussian_basis):
-        total = lambda x: basis(x, CUTOFF, 2).sum()  # noqa: B023, E731
-        for function in (total, jax.grad(total), jax.jit(jax.hessian(total))):
-            assert np.isfinite(function(r)).all()
+    total = lambda x: gaussian_basis(x, CUTOFF, 2).sum()  # noqa: E731
+    for function in (total, jax.grad(total), jax.jit(jax.hessian(total))):
+        assert np.isfinite(function(r)).all()
 
 
 def test_gaussians_stand_on_an_even_grid():

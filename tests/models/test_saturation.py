@@ -48,10 +48,10 @@ def test_the_direction_is_kept_and_derivatives_are_finite_and_continuous():
 
 
 def test_a_model_far_outside_its_data_stays_bounded():
-    """A bond at a tenth of its length (without core and repulsion): polynomials explode, what is saturated does not."""
+    """A bond at a tenth of its length (without inner cutoff and repulsion): polynomials explode, what is saturated does not."""
     potential = make_potential(SATURATED)
     config = potential.config.model_copy(update={"zbl": False})
-    potential = replace(potential, config=config, statistics=potential.statistics._replace(core=()))
+    potential = replace(potential, config=config, statistics=potential.statistics._replace(inner_cutoff=()))
     weights = {name: 5 * value if name.startswith("mix_") else value for name, value in potential.params["params"].items()}
     free, bound = (
         replace(potential, params={"params": weights} | more) for more in ({}, {"ranges": potential.params["ranges"]})

@@ -23,7 +23,7 @@ from mlff.data import neighbors
 from mlff.data.structure import Structure
 from mlff.interfaces.ase import MLFFCalculator
 from mlff.models import registry
-from mlff.models.atoms import Statistics
+from mlff.models.common import Statistics
 from mlff.models.parameters import initial_params
 from mlff.potential import compiled as programs_module
 from mlff.potential.derivatives import predict

@@ -8,7 +8,7 @@ import ase
 import numpy as np
 import pytest
 
-from mlff.models.atoms import WALL
+from mlff.models.common import WALL
 from mlff.models.radial import envelope
 from tests.conftest import MODELS
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from scipy.spatial.transform import Rotation
 
+from mlff.basics.errors import ConfigError
 from tests.conftest import MODELS
 
 pytestmark = pytest.mark.parametrize("name", MODELS)
@@ -77,3 +78,20 @@ def test_energies_of_molecules_out_of_reach_add_up(name, potentials, ethanol):
     single, double = potential.predict([ethanol, ethanol + far])
     assert double.energy == pytest.approx(2 * single.energy, rel=1e-13)
     np.testing.assert_allclose(double.forces, np.concatenate([single.forces] * 2), atol=1e-9)
+
+
+def test_features_are_invariant_and_the_readout_makes_the_energy_of_them(name, potentials, ethanol):
+    potential, turn = potentials(name), -Rotation.from_rotvec([0.3, -1.1, 0.7]).as_matrix()
+    graph, params = potential.graph_of(ethanol), potential.device_params
+    if not hasattr(potential.model, "features"):
+        with pytest.raises(ConfigError, match="pair potential.*no features"):
+            potential.features(params, graph)
+        return
+    with potential.scope():
+        features = np.asarray(potential.features(params, graph))
+        turned = np.asarray(potential.features(params, graph._replace(positions=graph.positions @ turn.T)))
+        parts = potential.model.apply(params, graph, method="features")
+        energies = potential.model.apply(params, graph, parts, method="readout")
+        np.testing.assert_allclose(energies, potential.energy(params, graph), rtol=1e-12)
+    assert features.shape == (len(ethanol), sum(part.shape[1] for part in parts)) and features.std(axis=0).all()
+    np.testing.assert_allclose(turned, features, atol=1e-9 * np.abs(features).max())

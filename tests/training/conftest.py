@@ -22,7 +22,7 @@ def shared_compilations(compiled, monkeypatch):
     def shared(make):
         def cached(apply, config, *rest):
             model = repr(getattr(apply, "__self__", id(apply)))
-            key = (make.__name__, model, config.training.ema, config.model_dump_json(exclude={"training"}), rest)
+            key = (make.__name__, model, config.training.ema_decay, config.model_dump_json(exclude={"training"}), rest)
             return compiled.setdefault(key, (apply, make(apply, config, *rest)))[1]
 
         return cached

@@ -16,7 +16,7 @@ NAMES = typing.get_args(Optimizer.model_fields["name"].annotation)
 @pytest.mark.parametrize("name", NAMES)
 def test_every_optimizer_reduces_a_quadratic(name):
     target = jnp.linspace(-1.0, 1.0, 12).reshape(4, 3)
-    config = Optimizer(name=name, learning_rate=0.05, schedule=Schedule(kind="constant", warmup=0))
+    config = Optimizer(name=name, learning_rate=0.05, schedule=Schedule(kind="constant", warmup_fraction=0))
 
     def loss(params):
         return jnp.sum((params["w"] - target) ** 2) + jnp.sum((params["b"] - 0.5) ** 2)
@@ -30,7 +30,7 @@ def test_every_optimizer_reduces_a_quadratic(name):
     params = {"w": jnp.zeros((4, 3)), "b": jnp.zeros(2)}
     state = optimizer.make_optimizer(config, 0.0).init(params)
     (end, state), _ = jax.lax.scan(step, (params, state), length=150)
-    assert loss(optimizer.evaluation_params(config, state, end)) < 0.05 * loss(params)
+    assert loss(end) < 0.05 * loss(params)
 
 
 def share(progress, **options):
@@ -38,26 +38,19 @@ def share(progress, **options):
 
 
 def test_warm_up_is_linear_from_zero():
-    assert [share(p, kind="constant", warmup=0.2) for p in (0.0, 0.05, 0.1, 0.2, 1.0)] == pytest.approx([0, 0.25, 0.5, 1, 1])
+    assert [share(p, kind="constant", warmup_fraction=0.2) for p in (0.0, 0.05, 0.1, 0.2, 1.0)] == pytest.approx(
+        [0, 0.25, 0.5, 1, 1]
+    )
 
 
 def test_cosine_falls_from_one_to_final():
-    values = [share(p, kind="cosine", warmup=0.0, final=0.1) for p in (0.0, 0.5, 1.0)]
+    values = [share(p, kind="cosine", warmup_fraction=0.0, final_fraction=0.1) for p in (0.0, 0.5, 1.0)]
     assert values == pytest.approx([1.0, 0.55, 0.1])
 
 
 def test_exponential_falls_by_equal_factors():
-    values = [share(p, kind="exponential", warmup=0.5, final=0.01) for p in (0.5, 0.75, 1.0)]
+    values = [share(p, kind="exponential", warmup_fraction=0.5, final_fraction=0.01) for p in (0.5, 0.75, 1.0)]
     assert values == pytest.approx([1.0, 0.1, 0.01], rel=1e-5)
-
-
-def test_warm_restarts_double_in_length():
-    options = {"kind": "warm_restarts", "warmup": 0.0, "final": 0.1, "cycles": 3}  # cycles of 1/7, 2/7, 4/7
-    for start, stop in ((0, 1 / 7), (1 / 7, 3 / 7), (3 / 7, 1)):
-        assert share(start + 1e-4, **options) == pytest.approx(1.0, abs=1e-3)
-        assert share((start + stop) / 2, **options) == pytest.approx(0.55, abs=1e-3)
-        assert share(stop - 1e-4, **options) == pytest.approx(0.1, abs=1e-3)
-    assert share(1.0, **options) == pytest.approx(0.1, abs=1e-3)
 
 
 def test_clip_limits_the_global_norm_only_when_it_is_larger():

@@ -10,7 +10,7 @@ from mlff.training.step import Report
 
 
 def config(schedule="constant", **training):
-    optimizer = Optimizer(schedule=Schedule(kind=schedule, factor=0.5, patience=2, final=0.2))
+    optimizer = Optimizer(schedule=Schedule(kind=schedule, factor=0.5, patience=2, final_fraction=0.2))
     return Config(data=Data(train="unused.xyz"), training=Training(**training), optimizer=optimizer)
 
 

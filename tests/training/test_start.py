@@ -9,7 +9,7 @@ import pytest
 from mlff.basics.errors import ConfigError, ModelFileError
 from mlff.config.load import load_config, make_config
 from mlff.data.dataset import load_data
-from mlff.models.atoms import Statistics
+from mlff.models.common import Statistics
 from mlff.potential.potential import Potential
 from mlff.training import start
 from mlff.training.train import prepare, train
@@ -27,7 +27,7 @@ def files(tmp_path_factory):
     carbon = make_structures(24, seed=0)
     silicon = [replace(s, numbers=np.full(4, 14, np.int32), energy=s.energy - 3) for s in make_structures(24, seed=1)]
     first = make_config(
-        {"data": {"train": write(folder / "both.xyz", carbon + silicon)}, "model": MODEL, "training": {"epochs": 1}}
+        {"data": {"train": write(folder / "both.xyz", carbon + silicon)}, "model": MODEL, "training": {"epochs": 6}}
     )
     train(first, folder / "first", progress=False)
     moved = [replace(s, energy=s.energy + 40, forces=2 * s.forces) for s in make_structures(24, seed=2)]
@@ -35,7 +35,7 @@ def files(tmp_path_factory):
 
 
 def settings(files, **changes):
-    raw = {"start": str(files[0]), "data": {"train": files[1]}, "model": MODEL, "training": {"epochs": 2}}
+    raw = {"finetune_from": str(files[0]), "data": {"train": files[1]}, "model": MODEL, "training": {"epochs": 2}}
     return make_config(raw | changes)
 
 
@@ -50,7 +50,7 @@ def test_weights_elements_and_scales_are_those_of_the_start_and_energies_those_o
     assert new.statistics.energy_scale == old.statistics.energy_scale
     assert new.statistics.mean_neighbors == old.statistics.mean_neighbors
     assert new.baseline[14] == old.baseline[14] and new.baseline[6] == pytest.approx(old.baseline[6] + 10, abs=0.1)
-    assert new.statistics.shifts[1] == old.statistics.shifts[1]
+    assert new.statistics.atom_energies[1] == old.statistics.atom_energies[1]
 
 
 def test_the_core_is_that_of_the_new_data():
@@ -62,7 +62,7 @@ def test_the_core_is_that_of_the_new_data():
 def test_training_goes_on_from_there_and_the_result_knows_both_elements(files, tmp_path):
     potential = train(settings(files), tmp_path / "fine", progress=False)
     assert potential.elements == (6, 14)
-    scratch = train(settings(files, start=None), tmp_path / "scratch", progress=False)
+    scratch = train(settings(files, finetune_from=None), tmp_path / "scratch", progress=False)
     errors = [p.metadata["errors"]["validation"]["forces_rmse"] for p in (potential, scratch)]
     assert errors[0] < errors[1]
     again = train(settings(files), tmp_path / "fine", progress=False)  # finished: loaded, not trained
@@ -72,13 +72,13 @@ def test_training_goes_on_from_there_and_the_result_knows_both_elements(files, t
 def test_a_run_does_not_go_on_from_another_start(files, tmp_path):
     train(settings(files), tmp_path / "fine", progress=False)
     for other in (None, str(tmp_path / "fine" / "model.safetensors")):
-        with pytest.raises(ConfigError, match=r"differs in start \(.*choose another --out"):
-            train(settings(files, start=other), tmp_path / "fine", progress=False)
+        with pytest.raises(ConfigError, match=r"differs in finetune_from \(.*choose another --out"):
+            train(settings(files, finetune_from=other), tmp_path / "fine", progress=False)
 
 
 def test_what_cannot_be_started_from_is_refused_by_name(files, tmp_path):
     with pytest.raises(ModelFileError, match="none.safetensors: no such model file"):
-        train(settings(files, start=str(tmp_path / "none.safetensors")), tmp_path / "out", progress=False)
+        train(settings(files, finetune_from=str(tmp_path / "none.safetensors")), tmp_path / "out", progress=False)
     other = MODEL | {"channels": 16, "cutoff": 2.5}
     with pytest.raises(ConfigError, match=r"channels \(8 there, 16 here\), cutoff \(3.0 there, 2.5 here\); write the same"):
         train(settings(files, model=other), tmp_path / "out", progress=False)
@@ -89,12 +89,14 @@ def test_what_cannot_be_started_from_is_refused_by_name(files, tmp_path):
     members = replace(members, params=jax.tree.map(lambda p: np.stack([p, p + 1]), members.params))
     members.save(tmp_path / "committee.safetensors")
     with pytest.raises(ConfigError, match="is a committee; start from one of its members"):
-        train(settings(files, start=str(tmp_path / "committee.safetensors")), tmp_path / "out", progress=False)
+        train(settings(files, finetune_from=str(tmp_path / "committee.safetensors")), tmp_path / "out", progress=False)
 
 
 def test_the_path_is_relative_to_the_config_file(tmp_path):
-    (tmp_path / "a.yaml").write_text("{start: first.safetensors, data: {train: a.xyz}}")
-    assert load_config(tmp_path / "a.yaml").start == str(tmp_path / "first.safetensors")
-    (tmp_path / "b.yaml").write_text("{start: ~no_such_user/first.safetensors, data: {train: a.xyz}}")
-    with pytest.raises(ConfigError, match="b.yaml: start: ~no_such_user/first.safetensors: there is no such home directory"):
+    (tmp_path / "a.yaml").write_text("{finetune_from: first.safetensors, data: {train: a.xyz}}")
+    assert load_config(tmp_path / "a.yaml").finetune_from == str(tmp_path / "first.safetensors")
+    (tmp_path / "b.yaml").write_text("{finetune_from: ~no_such_user/first.safetensors, data: {train: a.xyz}}")
+    with pytest.raises(
+        ConfigError, match="b.yaml: finetune_from: ~no_such_user/first.safetensors: there is no such home directory"
+    ):
         load_config(tmp_path / "b.yaml")

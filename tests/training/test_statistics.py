@@ -20,7 +20,7 @@ def test_scale_shifts_and_neighbors_of_labelled_data():
     samples = [sample([1, 8], -5.0, np.full((2, 3), 2.0)), sample([1, 1, 8], -6.0), sample([8, 8], -8.0)]
     statistics = measure(samples, (1, 8), BOTH)
     assert statistics.energy_scale == pytest.approx(2.0)
-    assert statistics.shifts == pytest.approx((-1.0, -4.0))
+    assert statistics.atom_energies == pytest.approx((-1.0, -4.0))
     assert statistics.mean_neighbors == pytest.approx((2 + 4 + 2) / 7)
 
 
@@ -59,7 +59,7 @@ def test_the_core_is_a_little_less_than_the_shortest_distance_but_not_far_beyond
         near = np.array([*positions, [5.0, 0, 0]])
         labels = {"forces": np.ones((3, 3))}
         structure = Structure(np.array([1, 8, 8], np.int32), near, np.zeros((3, 3)), np.zeros(3, bool), **labels)
-        return np.array(measure([make_sample(structure, 2.5)], (1, 8), BOTH).core).reshape(2, 2)
+        return np.array(measure([make_sample(structure, 2.5)], (1, 8), BOTH).inner_cutoff).reshape(2, 2)
 
     most = [[1.62, 1.97], [1.97, 2.32]]  # an ångström more than the sums of 0.31 and 0.66 Å
     assert core([0.0, 0, 0], [2.4, 0, 0]) == pytest.approx(np.array(most))

@@ -11,6 +11,8 @@ from mlff.basics.errors import TrainingError
 from mlff.config.options import Schedule
 from mlff.training.checkpoint import Checkpoints
 from mlff.training.journal import Journal
+from mlff.training.losses import Sums
+from mlff.training.objectives import supervised
 from mlff.training.run import Run
 from mlff.training.step import Report, initial_state, make_step
 from mlff.training.trainer import Trainer
@@ -101,7 +103,7 @@ def test_stopped_and_resumed_is_bitwise_as_if_never_stopped(straight, task, tmp_
 
 def test_one_compilation_per_padded_size(tmp_path):
     mixed = make_structures(30, seed=1, sizes=(2, 3)) + make_structures(6, seed=2, sizes=(7, 8))
-    task = make_task(make_config(training={"epochs": 2, "batch_size": 3, "ema": 0.8}), mixed)
+    task = make_task(make_config(training={"epochs": 2, "batch_size": 3, "ema_decay": 0.8}), mixed)
     trainer = fit(tmp_path, task)
     assert trainer.run.tried > 6 and len(task.train.sizes) > 1
     assert trainer.step._cache_size() == len(task.train.sizes)
@@ -127,7 +129,7 @@ def test_a_step_that_is_not_finite_is_skipped_counted_and_reported(task, tmp_pat
 
 def test_a_skipped_step_changes_nothing(structures):
     config = make_config()
-    step = make_step(pair_energies, config, 1.0)
+    step = make_step(supervised(pair_energies, config.loss, 1.0), config)
     task = make_task(config, structures)
     graph, labels = task.train.build(*task.train.plan(None)[0])
     controls = np.array([0.5, 1.0], np.float32)
@@ -174,18 +176,43 @@ def test_energies_only_never_differentiates_by_positions(structures, tmp_path):
 
     config = make_config(loss=make_config().loss.model_copy(update={"forces": 0.0}))
     task = make_task(config, structures, apply=apply)
-    step = make_step(apply, config, 1.0)
+    step = make_step(supervised(apply, config.loss, 1.0), config)
     graph, labels = task.train.build(*task.train.plan(None)[0])
     before = initial_state(config, task.params)
     with pytest.raises(AssertionError, match="a force was computed"):
-        make_step(apply, make_config(), 1.0).lower(before, np.zeros(2, np.float32), graph, labels)
+        make_step(supervised(apply, make_config().loss, 1.0), make_config()).lower(
+            before, np.zeros(2, np.float32), graph, labels
+        )
     _, report = step(before, np.zeros(2, np.float32), graph, labels)
     assert Report.unpack(report).sums.n_forces == 0 and Report.unpack(report).loss > 0
 
 
+def test_an_objective_gets_another_key_in_every_step_and_the_same_ones_again(structures):
+    config = make_config()
+    task = make_task(config, structures)
+    graph, labels = task.train.build(*task.train.plan(None)[0])
+    nothing = Sums(*[jnp.zeros(())] * len(Sums._fields))
+
+    def noise(params, graph, labels, progress, key):
+        return jnp.sum(params["w"] * jax.random.normal(key, (4,))), nothing
+
+    def losses_of(config):
+        state, found = initial_state(config, {"w": jnp.ones(4)}), []
+        step = make_step(noise, config)
+        for _ in range(3):
+            state, report = step(state, np.array([0.5, 0.0], np.float32), graph, labels)
+            found.append(Report.unpack(report).loss)
+        return found
+
+    first = losses_of(config)
+    assert len(set(first)) == 3 and losses_of(config) == first
+    other = losses_of(config.model_copy(update={"member": 1}))
+    assert not set(first) & set(other)
+
+
 def test_the_average_of_the_weights_follows_them_with_a_short_memory_at_first(structures):
-    config = make_config(training={"ema": 0.99})
-    step = make_step(pair_energies, config, 1.0)
+    config = make_config(training={"ema_decay": 0.99})
+    step = make_step(supervised(pair_energies, config.loss, 1.0), config)
     task = make_task(config, structures)
     graph, labels = task.train.build(*task.train.plan(None)[0])
     state = initial_state(config, task.params)
@@ -199,7 +226,7 @@ def test_the_average_of_the_weights_follows_them_with_a_short_memory_at_first(st
 
 def test_hours_end_a_run_and_carry_the_schedule_to_its_end(structures, tmp_path):
     training = {"epochs": None, "max_hours": 10.0 / 3600}
-    optimizer = {"schedule": Schedule(kind="exponential", warmup=0, final=0.1)}
+    optimizer = {"schedule": Schedule(kind="exponential", warmup_fraction=0, final_fraction=0.1)}
     trainer = make_trainer(tmp_path, make_task(make_config(training, optimizer), structures))
     trainer.run.overhead = 9.9  # what preparing took; compiling comes on top
     trainer.fit()
@@ -209,7 +236,7 @@ def test_hours_end_a_run_and_carry_the_schedule_to_its_end(structures, tmp_path)
 
 
 def test_over_fitting_goes_back_to_the_best_weights_and_ends_early(structures, tmp_path, monkeypatch, caplog):
-    config = make_config(training={"epochs": 20}, optimizer={"schedule": Schedule(kind="cosine", warmup=0)})
+    config = make_config(training={"epochs": 20}, optimizer={"schedule": Schedule(kind="cosine", warmup_fraction=0)})
     scores = iter([3.0, 2.0, 1.0, *[1.5] * 20])
     judge = Run.judge
     monkeypatch.setattr(Run, "judge", lambda self, score, config: judge(self, next(scores), config))

@@ -8,7 +8,7 @@ from mlff.basics.numerics import safe_norm
 from mlff.config.options import Config, Data, Loss, Optimizer, Schedule, Training
 from mlff.data.batching import Batches, Sizes, make_graph, make_sample
 from mlff.data.structure import Structure
-from mlff.models.atoms import Statistics
+from mlff.models.common import Statistics
 from mlff.potential.derivatives import predict
 from mlff.training.trainer import Task
 
@@ -44,8 +44,8 @@ def make_structures(count, seed, sizes=(4, 4)):
 
 
 def make_config(training=None, optimizer=None, **options):
-    training = {"epochs": 4, "batch_size": 2, "tensorboard": False, "ema": 0.9} | (training or {})
-    optimizer = {"learning_rate": 0.05, "schedule": Schedule(kind="constant", warmup=0)} | (optimizer or {})
+    training = {"epochs": 4, "batch_size": 2, "tensorboard": False, "ema_decay": 0.9} | (training or {})
+    optimizer = {"learning_rate": 0.05, "schedule": Schedule(kind="constant", warmup_fraction=0)} | (optimizer or {})
     sections = {"training": Training(**training), "optimizer": Optimizer(**optimizer), "loss": Loss()} | options
     return Config(data=Data(train="unused.xyz"), **sections)
 

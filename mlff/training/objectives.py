@@ -1,0 +1,34 @@
+"""What a training step minimises: functions of parameters and one batch, given to `mlff.training.step.make_step`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax.numpy as jnp
+from jax import Array
+
+from mlff.config.options import Loss
+from mlff.graph import Graph, Labels
+from mlff.potential.derivatives import predict
+from mlff.training import losses
+from mlff.training.losses import Sums
+
+Params = Any
+Apply = Callable[[Params, Graph], Array]  #: parameters, graph -> per-atom energies (N,), eV
+Objective = Callable[[Params, Graph, Labels, Array, Array], tuple[Array, Sums]]
+"""Parameters, graph, labels, progress of training (0 to 1) and a random key of the step to the loss and sums for the report."""
+
+
+def supervised(apply: Apply, config: Loss, scale: float) -> Objective:
+    """Errors of energies, forces and stresses, weighted as `config` says. `scale`: see `losses.compare`."""
+    with_forces, with_stress = losses.terms(config)
+
+    def objective(params: Params, graph: Graph, labels: Labels, progress: Array, key: Array) -> tuple[Array, Sums]:
+        if not with_forces:
+            labels = labels._replace(has_forces=jnp.zeros_like(labels.has_forces))
+        prediction = predict(lambda g: apply(params, g), graph, forces=with_forces or with_stress, stress=with_stress)
+        sums = losses.compare(prediction, labels, graph, config, scale)
+        return losses.combine(sums, losses.weights(config, progress)), sums
+
+    return objective
