@@ -5,7 +5,7 @@ The public names; each is imported when first used. Units are eV, Å, eV/Å, eV/
 
 import importlib
 
-from mlff.basics.runtime import hide_loader_messages, tune_allocator
+from mlff.basics.runtime import hide_loader_messages
 
 __version__ = "0.2.0"
 
@@ -22,7 +22,6 @@ _PUBLIC = {
 }
 __all__ = [*_PUBLIC, "__version__"]
 
-tune_allocator()
 hide_loader_messages()
 
 

@@ -80,12 +80,12 @@ def test_a_cache_that_cannot_be_written_is_done_without(home):
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc's allocator is set up and asked")
 def test_memory_that_was_never_used_is_not_counted_twice():
-    """The heap is made large at import; and what was used and freed counts as free."""
+    """The heap is made large at the start; and what was used and freed counts as free."""
     code = "\n".join(
         [
             "from pathlib import Path",
-            "import mlff, numpy as np",
-            "from mlff.basics.runtime import free_memory",
+            "import numpy as np",
+            "from mlff.basics.runtime import free_memory, tune_allocator; tune_allocator()",
             "def available(): return next(1024 * int(l.split()[1]) for l in open('/proc/meminfo') if 'MemAvailable' in l)",
             "fresh = free_memory() - available()",
             "np.ones(2**26)",
@@ -102,7 +102,7 @@ def test_memory_that_was_never_used_is_not_counted_twice():
 @pytest.mark.parametrize("choice, asynchronous", [("", False), ("default", True)])
 def test_programs_run_where_they_are_called_if_memory_is_kept(choice, asynchronous):
     """Their temporaries are then memory of the main thread."""
-    code = "import mlff.potential.potential, jax; print(jax.config.read('jax_cpu_enable_async_dispatch'))"
+    code = "import mlff.potential.potential as p, jax; from mlff.config.options import Morse; p.Potential(Morse(), {}, (1,), {}).scope(); print(jax.config.read('jax_cpu_enable_async_dispatch'))"
     environment = os.environ | {"MLFF_MALLOC": choice}
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120, env=environment
@@ -146,3 +146,25 @@ def test_kept_programs_are_loaded_in_silence(tmp_path):
             cwd=root,
         )
         assert done.stderr == ""
+
+
+def test_an_import_changes_nothing_in_the_process():
+    """The allocator, JAX's settings, signals and the handling of exceptions are as they were."""
+    code = """if True:
+        import signal, sys, threading
+        import jax
+        from mlff.basics import runtime
+        def state():
+            options = dict(jax.config.values)
+            handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+            return options, handlers, sys.excepthook, threading.excepthook
+        before = state()
+        import mlff
+        for name in mlff.__all__:
+            getattr(mlff, name)
+        after = state()
+        assert before[0].items() <= after[0].items() and before[1:] == after[1:]  # JAX adds options of its own
+        assert not runtime.set_up_process.cache_info().currsize and not runtime.tune_allocator.cache_info().currsize
+        print("quiet")"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.stdout == "quiet\n", done.stderr

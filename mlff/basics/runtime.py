@@ -5,8 +5,8 @@ in again, which costs about half of the speed. `tune_allocator` makes glibc keep
 pages of 2 MiB where the system has them on request (a training step touches tens of megabytes, more than the processor
 can look up in pages of 4 KiB). That holds for the main thread's memory, however large the blocks, so JAX is told to run
 programs in the thread that calls them. Other threads keep an arena of their own each: sharing one, those that compile and
-compute wait for each other. It is called when mlff is imported (before JAX) and does nothing off glibc or when the
-environment variable MLFF_MALLOC is `default`.
+compute wait for each other. `set_up_process` does both before mlff computes for the first time, not when it is
+imported, and nothing off glibc or when the environment variable MLFF_MALLOC is `default`.
 """
 
 from __future__ import annotations
@@ -58,8 +58,9 @@ def hide_loader_messages() -> None:
         os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 
-def run_where_called() -> None:
-    """Let JAX run programs in the thread that calls them, if memory is kept (see above). Without effect once it has run one."""
+@functools.cache
+def set_up_process() -> None:
+    """Keep freed memory, and let JAX run programs in the thread that calls them, which is without effect once it has run one."""
     import jax
 
     if tune_allocator():
@@ -164,6 +165,7 @@ def on_host():
     """
     import jax
 
+    set_up_process()
     try:
         return jax.default_device(jax.local_devices(backend="cpu")[0])
     except RuntimeError:

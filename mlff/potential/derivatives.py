@@ -12,12 +12,9 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from mlff.basics.runtime import run_where_called
 from mlff.graph import Graph, Prediction
 
 EnergyFunction = Callable[[Graph], Array]  #: Graph -> (N,) eV per atom, 0 for padding
-
-run_where_called()
 
 
 def _unrounded(function: Callable) -> Callable:

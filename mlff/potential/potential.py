@@ -18,7 +18,7 @@ from flax import traverse_util
 from rich.progress import track
 
 from mlff.basics.errors import ConfigError, StructureError
-from mlff.basics.runtime import refuse_forked
+from mlff.basics.runtime import refuse_forked, set_up_process
 from mlff.data import baseline as baselines
 from mlff.data.batching import Batches, Sample, Sizes, make_graph, make_sample, round_up
 from mlff.data.neighbors import neighbor_list, pair_vectors
@@ -109,6 +109,7 @@ class Potential:
 
     def scope(self):
         """Context in which JAX computes in this potential's precision; float64 elsewhere in the process is untouched."""
+        set_up_process()
         return jax.enable_x64(True) if self.precision == "float64" else contextlib.nullcontext()
 
     def with_precision(self, precision: str) -> Potential:

@@ -20,7 +20,7 @@ from rich.progress import track
 from mlff.basics import provenance
 from mlff.basics.errors import ConfigError, DataError, StructureError
 from mlff.basics.files import alone, write_text, writing
-from mlff.basics.runtime import refuse_forked
+from mlff.basics.runtime import refuse_forked, set_up_process
 from mlff.basics.signals import Terminated
 from mlff.config.load import differences, dump_config
 from mlff.config.options import Config
@@ -62,6 +62,7 @@ def train(config: Config, out_dir: str | Path, *, progress: bool = True, data: S
     """
     started = time.monotonic()
     refuse_forked()
+    set_up_process()
     out = Path(out_dir)
     if out.exists() and not out.is_dir():
         raise ConfigError(f"{out}: is a file, not a run directory; choose another --out")
