@@ -26,6 +26,9 @@ class Graph(NamedTuple):
     shifts: (
         Array | None
     )  #: (N, K, 3) float, whole cell vectors: r_ij = r_j - r_i + shifts @ cell. None: no pair crosses a cell
+    vectors: Array | None = (
+        None  #: (N, K, 3) Å, r_ij where someone else owns the neighbour list; positions then count nothing
+    )
 
     @property
     def atom_mask(self) -> Array:
@@ -39,7 +42,9 @@ class Graph(NamedTuple):
 
     @property
     def pair_vectors(self) -> Array:
-        """(N, K, 3) r_ij = r_j - r_i + shifts @ cell, Å; zero in empty slots."""
+        """(N, K, 3) r_ij = r_j - r_i + shifts @ cell, Å, or `vectors`; zero in empty slots."""
+        if self.vectors is not None:
+            return self.vectors
         vectors = self.positions[self.neighbors] - self.positions[:, None, :]
         if self.shifts is None:
             return vectors

@@ -60,6 +60,22 @@ def predict(energy_function: EnergyFunction, graph: Graph, forces: bool = True, 
 
 
 @_unrounded
+def pair_gradient(energy_function: EnergyFunction, graph: Graph) -> tuple[Array, Array]:
+    """Energies of the atoms (N,), eV, and dE/dr_ij (N, K, 3), eV/Å, of the sum of all energies; zero in empty slots.
+
+    For an engine that owns the neighbour list. The force on atom i is the sum over its slots of dE/dr_ij less that of the
+    same pairs seen from the neighbours, -dE/dε the sum of -r_ij dE/dr_ij over all slots.
+    """
+
+    def total(vectors: Array) -> tuple[Array, Array]:
+        energies = energy_function(graph._replace(vectors=vectors))
+        return jnp.sum(energies), energies
+
+    (_, energies), gradient = jax.value_and_grad(total, has_aux=True)(graph.pair_vectors)
+    return energies, gradient
+
+
+@_unrounded
 def hessian_vector_product(energy_function: EnergyFunction, graph: Graph, vector: Array) -> Array:
     """H v for v (N, 3): reverse-over-reverse (H is symmetric), the cost of a few gradients; eV/Å² times the unit of v."""
     (product,) = jax.vjp(lambda positions: _gradient(energy_function, graph, positions), graph.positions)[1](vector)

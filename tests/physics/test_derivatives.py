@@ -8,7 +8,7 @@ import pytest
 
 from mlff.data.batching import make_graph, make_sample
 from mlff.data.structure import Structure
-from mlff.potential.derivatives import predict
+from mlff.potential.derivatives import pair_gradient, predict
 from tests.conftest import MODELS
 
 pytestmark = pytest.mark.parametrize("name", MODELS)
@@ -113,3 +113,23 @@ def test_forward_mode_of_energies_and_forces(name, potentials, ethanol):
         reverse = jax.grad(lambda r: jax.numpy.sum(gradient(r) * direction))(graph.positions)
         for found in (forward, linear(direction)):
             np.testing.assert_allclose(found, reverse, rtol=1e-9, atol=1e-9 * np.abs(reverse).max())
+
+
+def test_gradients_by_pair_vectors_make_forces_and_stress(name, potentials, ethanol, silicon):
+    """What an engine that owns the neighbour list needs: the vectors are given, positions and cell then count nothing."""
+    potential = potentials(name)
+    for atoms in (ethanol, silicon):
+        (result,) = potential.predict([atoms])
+        graph = potential.graph_of(atoms)
+        with potential.scope():
+            given = graph._replace(positions=0 * graph.positions, cell=0 * graph.cell, vectors=graph.pair_vectors)
+            derive = jax.jit(lambda g: pair_gradient(lambda g: potential.energy(potential.device_params, g), g))  # noqa: B023
+            energies, gradient = map(np.asarray, derive(given))
+        vectors = np.asarray(graph.pair_vectors)
+        np.testing.assert_allclose(energies.sum() + potential.baseline_energy(atoms.numbers), result.energy, rtol=1e-12)
+        assert not gradient[~np.asarray(graph.neighbor_mask)].any()
+        back = gradient.reshape(-1, 3)[np.asarray(graph.reverse).reshape(-1)].reshape(gradient.shape)
+        np.testing.assert_allclose((gradient - back).sum(axis=1), result.forces, atol=1e-9)
+        if atoms.pbc.all():
+            virial = np.einsum("nka,nkb->ab", vectors, gradient)
+            np.testing.assert_allclose(virial / atoms.get_volume(), result.stress, atol=1e-10)
