@@ -18,6 +18,7 @@ from mlff.data.structure import Structure
 from mlff.potential.potential import Potential
 
 _LARGEST = 300  #: atoms: larger structures are left to the user's own tests
+_SHOWN = 24  #: scans that are drawn and kept
 
 
 @dataclass(frozen=True)
@@ -33,10 +34,23 @@ class Certificate:
     def failed(self) -> list[Line]:
         return [line for line in (*self.lines, *self.full) if not line.passed]
 
+    @property
+    def shown_scans(self) -> list[Scan]:
+        """The scans to draw and to keep, at most _SHOWN: those with kinks, then bonds, then dimers."""
+        order = sorted(range(len(self.scans)), key=lambda k: (not self.scans[k].kinks, -k))
+        return [self.scans[k] for k in sorted(order[:_SHOWN])]
+
     def to_dict(self) -> dict:
-        """The lines as plain values, for JSON and the model file."""
+        """Plain values, for JSON and the model file; the scans that are drawn, thinned out."""
         lines, full = ([asdict(line) | {"passed": line.passed} for line in part] for part in (self.lines, self.full))
-        return {"lines": lines, "errors": self.errors} | ({"full": full} if full else {})
+        scans = [scan.to_dict() for scan in self.shown_scans if np.isfinite(scan.energies).all()]
+        return {"lines": lines, "errors": self.errors, "scans": scans} | ({"full": full} if full else {})
+
+    @classmethod
+    def from_dict(cls, values: dict) -> Certificate:
+        """What `to_dict` wrote. Raises KeyError, TypeError or ValueError for anything else."""
+        lines, full = (tuple(map(Line.from_dict, values.get(name, ()))) for name in ("lines", "full"))
+        return cls(lines, tuple(map(Scan.from_dict, values.get("scans", ()))), dict(values.get("errors", {})), full)
 
     def table(self, title: str | None = None) -> Table:
         """A rich table of the lines; what was measured stands below for those that failed."""

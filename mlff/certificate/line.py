@@ -22,6 +22,16 @@ class Line:
             return self.limit is None
         return bool(self.value >= self.limit if self.least else abs(self.value) <= self.limit)
 
+    @classmethod
+    def from_dict(cls, values: dict) -> Line:
+        """The line of plain values (its fields; `passed` is looked at anew). Raises TypeError or ValueError: of no line."""
+        line = cls(**{name: value for name, value in values.items() if name != "passed"})
+        texts, figures = (line.name, line.unit, line.note), [x for x in (line.value, line.limit) if x is not None]
+        numbers = all(isinstance(x, int | float) and not isinstance(x, bool) for x in figures)
+        if not (all(isinstance(text, str) for text in texts) and numbers and isinstance(line.least, bool)):
+            raise ValueError("a line has values of other types")
+        return line
+
     def __str__(self) -> str:
         value = "not measured" if self.value is None else f"{self.value:.3g} {self.unit}".rstrip()
         return f"{self.name}: {value}" + ("" if self.limit is None else f" (limit {self.limit:g})") + f"; {self.note}"

@@ -24,6 +24,7 @@ _SMOOTH = 0.1  #: share of the second difference that may be left at a quarter o
 BONDED = 1.3  #: of the sum of covalent radii: nearer is a bond
 _PRESSED = 0.75  #: the same: nearer is no bond any more
 _ROUNDING = 1e-8  #: share of the slopes that float64 makes of itself
+_KEPT = 4  #: every so many points are kept in a file
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,28 @@ class Scan:
         """Whether the energy rises by _DEPTH before it falls below the start."""
         above, below = np.flatnonzero(away > away[0] + _DEPTH), np.flatnonzero(away < away[0])
         return len(above) > 0 and (len(below) == 0 or above[0] < below[0])
+
+    def to_dict(self) -> dict:
+        """Plain values: distances (Å) and energies (eV) of every fourth point and of all extrema, and the kinks."""
+        rising = np.diff(self.energies) > 0
+        turns = 1 + np.flatnonzero(rising[1:] != rising[:-1])
+        kept = np.union1d(np.r_[0 : len(self.energies) : _KEPT, len(self.energies) - 1], turns).astype(int)
+        points = {
+            "distances": np.round(self.distances[kept], 3).tolist(),
+            "energies": np.round(self.energies[kept], 5).tolist(),
+        }
+        return {"name": self.name, **points, "kinks": [round(float(r), 3) for r in self.kinks]}
+
+    @classmethod
+    def from_dict(cls, values: dict) -> Scan:
+        """What `to_dict` wrote, with slopes by differences. Raises KeyError, TypeError or ValueError for anything else."""
+        distances, energies = (np.asarray(values[name], np.float64) for name in ("distances", "energies"))
+        if distances.ndim != 1 or distances.shape != energies.shape or len(distances) < 2:
+            raise ValueError("distances and energies of a scan are not lists of one length")
+        if not np.isfinite([distances, energies]).all() or not (np.diff(distances) > 0).all():
+            raise ValueError("distances of a scan do not grow, or values are not finite")
+        kinks = tuple(float(r) for r in values["kinks"])
+        return cls(str(values["name"]), distances, energies, np.gradient(energies, distances), kinks)
 
     @property
     def suspects(self) -> list[float]:

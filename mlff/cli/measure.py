@@ -140,7 +140,7 @@ def write_certificate(
         certificate = certify(potential, structures, lambda name: status.update(f"certificate: {name}"), errors)
     lines = {}
     for line in (potential.metadata.get(CERTIFICATE) or {}).get("full", []):  # of an earlier certificate of these parameters
-        lines[line["name"]] = Line(**{name: value for name, value in line.items() if name != "passed"})
+        lines[line["name"]] = Line.from_dict(line)
     try:
         if length is not None:
             for part in full(potential, structures, certificate.scans, length, console.print, progress=not quiet):

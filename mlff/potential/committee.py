@@ -47,7 +47,9 @@ def committee(potentials: Sequence[Potential], names: Sequence[str] | None = Non
         if potential.fingerprint in seen:
             raise ModelFileError(f"{name}: has the weights of {seen[potential.fingerprint]}; train it with another `member`")
         seen[potential.fingerprint] = name
-    kept = {key: value for key, value in first.metadata.items() if key in ("config", "data", "versions", "machine")}
+    kept = {
+        key: value for key, value in first.metadata.items() if key in ("config", "formulas", "data", "versions", "machine")
+    }
     params = jax.tree.map(lambda *leaves: np.stack([np.asarray(leaf) for leaf in leaves]), *(p.params for p in potentials))
     together = replace(first, params=params, metadata=kept | {"members": list(seen)}, members=len(potentials))
     structures = [Structure.from_atoms(atoms) for atoms in first.reference_structures]

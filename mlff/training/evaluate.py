@@ -11,7 +11,7 @@ from mlff.data.structure import Structure
 from mlff.training.metrics import Metrics, compare
 
 if TYPE_CHECKING:
-    from mlff.potential.potential import Potential
+    from mlff.potential.potential import Potential, Result
 
 
 def evaluate(potential: Potential, data: Iterable[Structure], progress: bool = False) -> Metrics:
@@ -20,6 +20,11 @@ def evaluate(potential: Potential, data: Iterable[Structure], progress: bool = F
     Stress is computed where a structure has one to compare with. Raises DataError for an empty set or one without labels,
     StructureError for a structure that the potential cannot take.
     """
+    return compare(*predict(potential, data, progress), potential.environments)
+
+
+def predict(potential: Potential, data: Iterable[Structure], progress: bool = False) -> tuple[list[Structure], list[Result]]:
+    """The structures of `data` and what the potential says of them; raises as `evaluate`."""
     structures = list(data)
     if not structures:
         raise DataError("nothing to evaluate: no structures")
@@ -28,4 +33,4 @@ def evaluate(potential: Potential, data: Iterable[Structure], progress: bool = F
     elif all(s.energy is None and s.forces is None and s.stress is None for s in structures):
         raise DataError(f"{structures[0].source}: no structure has energy, forces or stress: nothing to compare with")
     stress = any(structure.stress is not None for structure in structures)
-    return compare(structures, potential.predict(structures, stress=stress, progress=progress), potential.environments)
+    return structures, potential.predict(structures, stress=stress, progress=progress)

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import dataclasses
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 
 import jax
@@ -18,7 +20,7 @@ from pydantic_core import to_jsonable_python
 from rich.progress import track
 
 from mlff.basics import provenance
-from mlff.basics.errors import ConfigError, DataError, StructureError
+from mlff.basics.errors import ConfigError, DataError, FileError, StructureError
 from mlff.basics.files import alone, write_text, writing
 from mlff.basics.runtime import refuse_forked, set_up_process
 from mlff.basics.signals import Terminated
@@ -32,16 +34,19 @@ from mlff.models import registry
 from mlff.models.parameters import initial_params
 from mlff.potential import domain, selfcheck
 from mlff.potential.potential import Potential
-from mlff.training import losses, ranges, recipe, start, statistics
+from mlff.training import losses, parity, ranges, recipe, start, statistics
 from mlff.training.checkpoint import Checkpoints
-from mlff.training.evaluate import evaluate
+from mlff.training.evaluate import predict
 from mlff.training.journal import Journal, duration
+from mlff.training.metrics import compare
 from mlff.training.objectives import Params
+from mlff.training.parity import Parity
 from mlff.training.run import Run
 from mlff.training.trainer import Task, Trainer
 
 MODEL = "model.safetensors"  #: the trained potential in a run directory
 _WARNINGS = 5  # lines
+_FORMULAS = 12  # that are named
 _MEMBER = 1_000_003  # between the seeds of a committee's members
 MAY_CHANGE = {
     "data": {"train", "valid", "test", "lint", "skip"},  # the content counts, not the path
@@ -105,9 +110,13 @@ def _train(config: Config, out: Path, splits: Splits, journal: Journal, progress
             journal.say(f"stopped after {trainer.run.epoch} epochs; the same command on {out} goes on from here")
             raise
     journal.say(_outcome(trainer.run))
-    potential = finish(task, splits, params, trainer.run, journal, progress)
+    potential, parities = finish(task, splits, params, trainer.run, journal, progress)
     potential.save(out / MODEL)
     journal.say(f"saved {out / MODEL}")
+    try:
+        parity.write(out / parity.FILE, potential.fingerprint, parities)
+    except FileError as error:  # the model is saved, and `mlff evaluate` compares again
+        journal.warn(str(error))
     return potential
 
 
@@ -161,13 +170,18 @@ def prepare(config: Config, splits: Splits, progress: bool = False, beginning: P
     return Task(config, elements, baseline, measured, module.apply, params, train, valid, known)
 
 
-def finish(task: Task, splits: Splits, params: Params, run: Run, journal: Journal, progress: bool = False) -> Potential:
-    """The potential with its final errors in the metadata."""
+def finish(
+    task: Task, splits: Splits, params: Params, run: Run, journal: Journal, progress: bool = False
+) -> tuple[Potential, dict[str, Parity]]:
+    """The potential with its final errors in the metadata, and what it says of each set that was kept aside."""
+    finished = datetime.now(UTC).isoformat(timespec="seconds")
     metadata = {
         "config": task.config.model_dump(mode="json"),
+        "formulas": _formulas(splits.train),
         "data": {"train": splits.train.fingerprint, "valid": splits.valid.fingerprint}
         | {f"test {name}": data.fingerprint for name, data in splits.test.items()},
-        "training": {"epochs": run.epoch, "best_epoch": run.best_epoch, "seconds": round(run.seconds + run.overhead, 1)},
+        "training": {"epochs": run.epoch, "best_epoch": run.best_epoch, "seconds": round(run.seconds + run.overhead, 1)}
+        | {"finished": finished},
         "versions": provenance.versions(),
         "machine": provenance.machine(),
     }
@@ -184,16 +198,26 @@ def finish(task: Task, splits: Splits, params: Params, run: Run, journal: Journa
     found = ranges.measure(potential.model, params, (task.train, task.valid), task.ranges)
     potential = dataclasses.replace(potential, params=potential.params | found)
     metadata[selfcheck.KEY] = selfcheck.record(potential, selfcheck.choose(splits.valid))
-    errors = {}
+    errors, parities = {}, {}
     for name, dataset in _held_out(splits):
         try:
-            metrics = evaluate(potential, dataset, progress)
+            structures, results = predict(potential, dataset, progress)
         except StructureError as error:  # what was learned is worth more than its errors on one set
             journal.warn(f"{name}: no errors: {error}")
             continue
+        metrics = compare(structures, results, potential.environments)
         errors[name] = metrics.to_dict()
+        parities[name] = Parity.of(structures, results, potential.environments)
         journal.print(metrics.table(name))
-    return dataclasses.replace(potential, metadata=metadata | {"errors": errors})
+    return dataclasses.replace(potential, metadata=metadata | {"errors": errors}), parities
+
+
+def _formulas(data: Dataset) -> dict[str, int]:
+    """The most frequent formulas and how many structures have each; the others together."""
+    counts = Counter(structure.formula for structure in data)
+    kept = dict(counts.most_common(_FORMULAS))
+    others = counts.total() - sum(kept.values())
+    return kept | ({"others": others} if others else {})
 
 
 def _held_out(splits: Splits) -> Iterator[tuple[str, Dataset]]:
