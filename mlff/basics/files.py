@@ -15,6 +15,7 @@ from mlff.basics.errors import ConfigError, DataError, FileError
 
 COMPRESSED = (".gz", ".bz2", ".xz")
 PNG = (".png",)
+HTML = (".html",)
 EXTXYZ = (".xyz", ".extxyz")
 AGAIN = "run the same command again"  #: what to do once there is space
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -12,6 +13,9 @@ from mlff.basics.files import check_outputs
 from mlff.cli.app import app, say
 from mlff.cli.measure import write_certificate
 from mlff.cli.options import Quiet, load
+
+if TYPE_CHECKING:
+    from mlff.potential.potential import Potential
 
 
 @app.command(epilog="Example: mlff train configs/silicon.yaml --out runs/si --set training.epochs=50")
@@ -53,9 +57,22 @@ def train(
         plots.learning_curve(out / "metrics.jsonl", out / "learning_curve.png", title=config.stem)
     model = out / "model.safetensors"
     if certify and CERTIFICATE not in potential.metadata:
-        for line in write_certificate(potential, model, [], out / "certificate.png", quiet).failed:
+        certificate = write_certificate(potential, model, [], out / "certificate.png", quiet)
+        for line in certificate.failed:
             say("warning", f"the potential fails a check: {line}")
+        potential = replace(potential, metadata=potential.metadata | {CERTIFICATE: certificate.to_dict()})
+    _write_report(potential, model)
     print(model)
+
+
+def _write_report(potential: Potential, model: Path) -> None:
+    """The report beside the model, which is saved: that one cannot be written is a warning."""
+    from mlff.report.html import FILE, write_report
+
+    try:
+        write_report(potential, model, model.with_name(FILE))
+    except Exception as error:  # noqa: BLE001  of plots too
+        say("warning", f"no report: {error}; mlff info {model.parent} --html FILE writes it")
 
 
 @app.command(

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from mlff.basics.errors import ConfigError, DataError, ModelFileError
-from mlff.basics.files import PNG, check_outputs, write_text
+from mlff.basics.files import HTML, PNG, check_outputs, write_text
 from mlff.cli.app import app, say
-from mlff.cli.options import AsPrecision, DataFile, Keys, Model, Quiet, Skip, UnitOptions, load, read_data
+from mlff.cli.options import AsPrecision, DataFile, Keys, Model, Quiet, Skip, UnitOptions, load, model_file, read_data
 
 if TYPE_CHECKING:
     from mlff.certificate.certificate import Certificate
@@ -28,26 +28,27 @@ def evaluate(
         Path | None, typer.Option("--json", help="write the errors (meV, meV/Å, meV/Å³) to this file")
     ] = None,
     plot: Annotated[Path | None, typer.Option(help="write parity plots to this PNG file")] = None,
+    html: Annotated[
+        Path | None, typer.Option(help="write the report of the model (see `mlff info`) with these data to this HTML file")
+    ] = None,
     key: Keys = None,
     unit: UnitOptions = None,
     precision: AsPrecision = None,
     quiet: Quiet = False,
 ) -> None:
     """Errors of a model on labelled data: energies in meV, forces in meV/Å, stresses in meV/Å³."""
-    check_outputs([(json_file, ()), (plot, PNG)], [model, data])
+    check_outputs([(json_file, ()), (plot, PNG), (html, HTML)], [model, data])
     from rich.console import Console
 
     from mlff.report import plots
+    from mlff.training.evaluate import predict
     from mlff.training.metrics import compare
 
     potential = load(model, precision)
     dataset = read_data(data, key, unit, progress=not quiet)
-    structures = list(dataset)
-    if not structures:
+    if not len(dataset):
         raise DataError(f"{data}: no structures to evaluate")
-    dataset.require_labels()
-    stress = any(structure.stress is not None for structure in structures)
-    results = potential.predict(structures, stress=stress, progress=not quiet)
+    structures, results = predict(potential, dataset, progress=not quiet)
     metrics = compare(structures, results, potential.environments)
     Console().print(metrics.table(f"{model} on {data}"))
     if json_file is not None:
@@ -55,6 +56,12 @@ def evaluate(
         write_text(json_file, json.dumps(content, indent=2) + "\n")
     if plot is not None:
         plots.parity(structures, results, plot, title=data.name)
+    if html is not None:
+        from mlff.report.html import write_report
+        from mlff.training.parity import Parity
+
+        compared = Parity.of(structures, results, potential.environments)
+        write_report(potential, model_file(model), html, {data.name: (metrics, compared)})
 
 
 @app.command(
@@ -95,7 +102,7 @@ def certify(
     from mlff.potential.selfcheck import LARGEST, choose
     from mlff.training.evaluate import evaluate as measure
 
-    path = model / "model.safetensors" if model.is_dir() else model
+    path = model_file(model)
     potential, structures, errors = load(path), [], {}
     check_outputs([(path, (path.suffix,))], [])  # the lines are kept in it
     if data is not None:
@@ -185,16 +192,21 @@ def lint(
         raise DataError(f"{data[0]}: {errors[0].line()}" + (f"; and {len(errors) - 1} more" if len(errors) > 1 else ""))
 
 
-@app.command(epilog="Examples: mlff info runs/si/model.safetensors; mlff info data/silicon/train.xyz")
+@app.command(epilog="Examples: mlff info runs/si --html report.html; mlff info data/silicon/train.xyz")
 def info(
     file: Annotated[
         Path,
         typer.Argument(metavar="MODEL|DATA", help="a model file, a run directory or reference data", show_default=False),
     ],
+    html: Annotated[
+        Path | None,
+        typer.Option(help="write the report of a model to this HTML file: errors, curves, certificate, worst structures"),
+    ] = None,
     key: Keys = None,
     unit: UnitOptions = None,
 ) -> None:
     """What a model was trained on and how well, or what a data file holds."""
+    check_outputs([(html, HTML)], [file])
     from rich.console import Console
 
     from mlff.report import tables
@@ -202,6 +214,13 @@ def info(
     if (file.is_dir() and not (file / "type.raw").exists()) or file.suffix == ".safetensors":
         if key or unit:
             raise ConfigError(f"{file}: {'--key' if key else '--unit'} has no effect on a model; leave it out")
-        Console().print(tables.model(load(file, verify=False), file))
+        potential = load(file, verify=False)
+        Console().print(tables.model(potential, file))
+        if html is not None:
+            from mlff.report.html import write_report
+
+            write_report(potential, model_file(file), html)
     else:
+        if html is not None:
+            raise ConfigError(f"{file}: --html has no effect on data; leave it out")
         Console().print(tables.data(read_data(file, key, unit, progress=True), file))

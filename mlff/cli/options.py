@@ -48,7 +48,7 @@ def load(path: Path, precision: Precision | None = None, verify: bool = True) ->
     """The potential of a model file or a run's directory."""
     from mlff.potential.potential import Potential
 
-    potential = Potential.load(_file(path), verify)
+    potential = Potential.load(model_file(path), verify)
     return potential if precision is None else potential.with_precision(precision)
 
 
@@ -56,10 +56,11 @@ def make_calculator(model: Path, precision: Precision | None, skin: float = 0.5)
     """An ASE calculator of a model file or a run's directory."""
     from mlff.interfaces.ase import MLFFCalculator
 
-    return MLFFCalculator(_file(model), skin=skin, precision=precision)
+    return MLFFCalculator(model_file(model), skin=skin, precision=precision)
 
 
-def _file(model: Path) -> Path:
+def model_file(model: Path) -> Path:
+    """The model file that a run's directory or a file's own name means."""
     return model / "model.safetensors" if model.is_dir() else model
 
 
