@@ -48,14 +48,14 @@ def write_report(
     log, record = (run / "metrics.jsonl", run / "run.json") if run else (None, None)
     lines = panels.read_log(log) if log and log.is_file() else []
     stored = parity.read(run / parity.FILE, potential.fingerprint) if run else {}
-    stored |= {name: compared for name, (_, compared) in (measured or {}).items()}
+    stored = {name: compared for name, (_, compared) in (measured or {}).items()} | stored
     size = model.stat().st_size if model.is_file() else None
     try:
         certificate = potential.metadata.get(CERTIFICATE)
         certificate = None if certificate is None else Certificate.from_dict(certificate)
         known = (potential.metadata.get("errors") or {}) | (certificate.errors if certificate else {})
         errors = {str(name): Metrics.from_dict(values) for name, values in known.items()}
-        errors |= {name: metrics for name, (metrics, _) in (measured or {}).items()}
+        errors = {name: metrics for name, (metrics, _) in (measured or {}).items()} | errors
         runs = _runs(record)
         name = run.resolve().name if run and lines else model.stem
         body = [

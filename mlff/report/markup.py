@@ -39,12 +39,12 @@ def preformatted(text: str) -> Markup:
     return tag("pre", Markup("\n".join(lines)))
 
 
-def table(headings: Sequence[object], rows: Iterable[Sequence[object]], texts: int = 1) -> Markup:
-    """A table whose first `texts` columns are text and whose others are numbers."""
+def table(headings: Sequence[object], rows: Iterable[Sequence[object]], texts: int = 1, name: str | None = None) -> Markup:
+    """A table whose first `texts` columns are text and whose others are numbers; `name` is its class."""
     side = ["text"] * texts + ["number"] * (len(headings) - texts)
     head = tag("tr", *(tag("th", heading, class_=kind, scope="col") for heading, kind in zip(headings, side, strict=True)))
     body = [tag("tr", *(tag("td", cell, class_=kind) for cell, kind in zip(row, side, strict=True))) for row in rows]
-    return tag("div", tag("table", tag("thead", head), tag("tbody", *body)), class_="scroll")
+    return tag("div", tag("table", tag("thead", head), tag("tbody", *body), class_=name), class_="scroll")
 
 
 def facts(rows: Iterable[tuple[str, object]]) -> Markup:
@@ -77,8 +77,8 @@ def data(name: str, values: object) -> Markup:
     return Markup(f'<script type="application/json" id="{escape(name)}">{text}</script>')
 
 
-def number(value: float | None, digits: int = 3) -> str:
-    """A figure with so many digits; empty without one."""
+def number(value: float | None, sign: str = "") -> str:
+    """An error with three digits; empty without one. `sign` + shows that of positive ones."""
     if value is None:
         return ""
-    return f"{value:,.0f}" if 10**digits <= abs(value) < 1e9 else f"{value:.{digits}g}"
+    return (f"{value:{sign},.0f}" if 99.95 <= abs(value) < 1e9 else f"{value:{sign}#.3g}").replace("-", "\u2212")

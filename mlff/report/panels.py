@@ -8,8 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from matplotlib import colormaps
 from matplotlib.axes import Axes
-from matplotlib.colors import LogNorm
+from matplotlib.colors import ListedColormap, LogNorm
 from matplotlib.ticker import LogFormatter, MaxNLocator, NullFormatter
 
 from mlff.basics.errors import DataError
@@ -18,6 +19,8 @@ from mlff.certificate.scans import Scan
 from mlff.training.parity import Parity, Points
 
 BLUE, ORANGE, GREY, PALE = "#1f5fa8", "#d8702a", "#8a8f98", "#e6e6e6"
+_DENSITY = ListedColormap(colormaps["viridis"](np.linspace(0.2, 1.0, 256)))  #: to be seen on white and on black
+_SETS = (BLUE, ORANGE, "#3a9d8c", "#8f6bb3", GREY)
 _MANY = 5000  #: points; beyond, a density map instead of dots
 #: of the points of a `Parity`: title, unit of the axes, errors in which unit and how many of them in one of the axes
 _QUANTITIES = {
@@ -31,6 +34,11 @@ _ERRORS = (
     ("forces_rmse", "force RMSE", "meV/Å"),
     ("stress_rmse", "stress RMSE", "meV/Å³"),
 )
+
+
+def plain(text: str) -> str:
+    """Text that matplotlib does not take for a formula."""
+    return text.replace("$", r"\$")
 
 
 def quantities(parity: Parity) -> list[str]:
@@ -47,8 +55,8 @@ def parity(axes: Axes, quantity: str, points: Points) -> None:
     low, high = low - margin, high + margin
     axes.plot([low, high], [low, high], color=GREY, lw=1, zorder=3, ls=(0, (4, 3)))
     if len(reference) > _MANY:
-        counts, x, y = np.histogram2d(reference, predicted, bins=180, range=[[low, high]] * 2)
-        image = axes.pcolormesh(x, y, np.ma.masked_equal(counts.T, 0), norm=LogNorm(), cmap="viridis", rasterized=True)
+        counts, x, y = np.histogram2d(reference, predicted, bins=120, range=[[low, high]] * 2)
+        image = axes.pcolormesh(x, y, np.ma.masked_equal(counts.T, 0), norm=LogNorm(), cmap=_DENSITY, rasterized=True)
         axes.figure.colorbar(image, ax=axes, fraction=0.046, pad=0.03, label="count")
     else:
         axes.plot(reference, predicted, "o", ms=3.5, color=BLUE, alpha=0.5, mew=0, rasterized=len(reference) > 500)
@@ -116,7 +124,7 @@ def scan(axes: Axes, curve: Scan) -> None:
         axes.axvline(r, color=ORANGE, lw=1.2)
     depth = max(1.0, -float(np.nanquantile(curve.energies, 0.1)))
     axes.set_ylim(-1.4 * depth, 3 * depth)
-    axes.set(title=curve.name, xlabel="distance (Å)", ylabel="energy (eV)")
+    axes.set(title=plain(curve.name), xlabel="distance (Å)", ylabel="energy (eV)")
     clean(axes)
     axes.title.set_fontsize(8)
 
@@ -129,9 +137,16 @@ def distances(axes: Axes, binned: dict[str, list[dict]]) -> None:
         found = [(names.index(row["name"]), row["forces_rmse"]) for row in rows if row["forces_rmse"] is not None]
         if found:
             at, values = np.array(found, float).T
-            axes.bar(at + (number - (len(binned) - 1) / 2) * width, values, width, label=name)
+            axes.bar(
+                at + (number - (len(binned) - 1) / 2) * width,
+                values,
+                width,
+                label=plain(name),
+                color=_SETS[number % len(_SETS)],
+            )
     axes.set_xticks(range(len(names)), names)
     axes.set(yscale="log", ylabel="force RMSE (meV/Å)", title="distance from the training data")
+    _plain_log(axes)
     axes.legend(frameon=False, fontsize=7)
     clean(axes)
 

@@ -42,12 +42,10 @@ def header(
     ]
     if potential.members > 1:
         rows.append(("committee", f"mean of {potential.members} members"))
-    rows += [
-        ("trained", "not recorded" if date is None else f"{str(date)[:16].replace('T', ' ')} UTC"),
-        ("by", f"mlff {(metadata.get('versions') or {}).get('mlff', '(version not recorded)')}"),
-    ]
-    if "seconds" in training:
-        rows.insert(-1, ("training", f"{training['epochs']:,} epochs in {training['seconds'] / 60:,.1f} min"))
+    when = "date not recorded" if date is None else f"{str(date)[:16].replace('T', ' ')} UTC"
+    long = f", {training['epochs']:,} epochs in {training['seconds'] / 60:,.1f} min" if "seconds" in training else ""
+    rows.append(("trained", when + long))
+    rows.append(("with", f"mlff {(metadata.get('versions') or {}).get('mlff', '(version not recorded)')}"))
     return tag("header", tag("h1", name), _verdict(certificate), facts(rows))
 
 
@@ -107,7 +105,10 @@ def errors(sets: dict[str, Metrics]) -> Markup:
             of_elements = [number(m.forces_rmse_by_element.get(element)) for element in elements]
             index = f"{single['index']:.0f}" if "index" in single else ""
             rows.append([name, *quantiles, index, *of_elements, number(m.forces_rms)])
-        explanation = "Force errors of single structures, of elements, and the forces themselves (root mean squares, meV/Å). Structures are counted from 0."
+        explanation = (
+            "Force errors of single structures, of elements, and the forces themselves (root mean squares, meV/Å). "
+            "Structures are counted from 0."
+        )
         parts += [note(explanation), table(headings, rows)]
     return section("errors", "Errors", *parts)
 
@@ -167,24 +168,24 @@ def certificate_lines(certificate: Certificate | None) -> Markup:
             note("None is in the model file: `mlff certify MODEL` measures it (15 to 30 seconds)."),
         )
     rows = [_line(line) for line in (*certificate.lines, *certificate.full)]
-    parts = [table(["line", "", "figure", "limit"], rows, texts=2)]
+    parts = [table(["line", "", "figure", "limit"], rows, texts=2, name="lines")]
     drawn = [
         _figure(lambda axes, scan=scan: panels.scan(axes, scan), 2.6, 2.0, f"scan {k}")
         for k, scan in enumerate(certificate.shown_scans)
     ]
     if drawn:
         text = "Energies of two free atoms and of stretched bonds. Dotted: minima; orange: kinks."
-        parts += [tag("h3", "Scans"), note(text), tag("div", *drawn, class_="panels small")]
+        parts += [tag("h3", "Scans"), note(text), tag("div", *drawn, class_="scans")]
     else:
         parts.append(note("The scans are not in the model file: `mlff certify MODEL` measures them again."))
     return section("certificate", "Certificate", *parts)
 
 
 def _line(line: Line) -> list[object]:
-    value = "not measured" if line.value is None else f"{number(line.value)} {line.unit}".rstrip()
-    limit = "" if line.limit is None else f"{'≥' if line.least else '≤'} {number(line.limit)}"
+    value = "not measured" if line.value is None else f"{line.value:.3g} {line.unit}".rstrip()
+    limit = "" if line.limit is None else f"{'≥' if line.least else '≤'} {line.limit:.3g}"
     verdict = ("info", "") if line.limit is None else ("pass", "pass") if line.passed else ("fail", "FAILS")
-    name = [tag("b", line.name), tag("div", line.note, class_="small")]
+    name = [tag("b", line.name), tag("div", line.note, class_="note")]
     return [name, tag("span", verdict[1], class_=verdict[0]), value, limit]
 
 
@@ -195,7 +196,8 @@ def distances(sets: dict[str, Metrics]) -> Markup:
         return section("distances", "Distance from the training data", note("The model file holds no errors by distance."))
     rows = [
         [
-            f"{name}, {row['name']}",
+            name,
+            row["name"],
             f"{row['atoms']:,}",
             number(row["forces_rmse"]),
             f"{row['structures']:,}",
@@ -204,25 +206,24 @@ def distances(sets: dict[str, Metrics]) -> Markup:
         for name, bins in binned.items()
         for row in bins
     ]
-    headings = ["set", "atoms", "forces, RMSE (meV/Å)", "structures", "energy, RMSE (meV/atom)"]
-    text = "An atom is inside up to a distance of 1, beyond from 2 on: there its forces are a guess. A structure counts with its farthest atom."
-    parts: list[Markup] = [note(text), table(headings, rows)]
-    if any(row["forces_rmse"] is not None for bins in binned.values() for row in bins):
-        parts.append(
-            tag(
-                "div",
-                _figure(lambda axes: panels.distances(axes, dict(list(binned.items())[:SETS])), 6.0, 3.2, "distances"),
-                class_="panels",
-            )
-        )
+    headings = ["set", "distance", "atoms", "forces, RMSE (meV/Å)", "structures", "energy, RMSE (meV/atom)"]
+    text = (
+        "An atom is inside up to a distance of 1, and beyond from 2 on: there its forces are a guess. "
+        "A structure counts with its farthest atom."
+    )
+    parts: list[Markup] = [note(text), table(headings, rows, texts=2)]
+    drawn = dict(list(binned.items())[:SETS])
+    if any(row["forces_rmse"] is not None for bins in drawn.values() for row in bins):
+        parts.append(_figure(lambda axes: panels.distances(axes, drawn), 6.0, 3.2, "distances"))
     return section("distances", "Distance from the training data", *parts)
 
 
 def provenance(potential: Potential, runs: Sequence[dict]) -> Markup:
     """Versions, machine, fingerprints of the data, options and the config."""
     metadata = potential.metadata
-    named = {"config", "errors", "references", CERTIFICATE, "formulas"}
+    named = {"config", "data", "errors", "formulas", "references", CERTIFICATE}
     rows = [("fingerprint of the model", potential.fingerprint)]
+    rows += [(f"data, {name}", value) for name, value in (metadata.get("data") or {}).items()]
     rows += [(key, _flat(value)) for key, value in metadata.items() if key not in named]
     rows += [(f"start {run.get('started', '')}", run.get("command", "")) for run in runs]
     energies = ", ".join(f"{chemical_symbols[z]} {potential.baseline[z]:.4f} eV" for z in potential.elements)

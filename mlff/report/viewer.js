@@ -36,8 +36,9 @@
     shown = {
       atoms, errors, bonds: findBonds(atoms), edges: findEdges(corners.map((r) => sum(r, middle, -1))),
       stretch: largest > 0 ? LONGEST / largest : 0,
-      radius: Math.max(1.5, ...all.map((r) => length(sum(r, middle, -1)))) + 0.8,
     };
+    const tips = errors ? atoms.map((atom, k) => length(sum(atom.r, errors[k], shown.stretch))) : [];
+    shown.radius = Math.max(1.5, ...tips, ...all.map((r) => length(sum(r, middle, -1)))) + 0.5;
     view = item.view.slice();
     zoom = 1;
     picked.textContent = "";

@@ -32,7 +32,7 @@ def worst_structures(sets: dict[str, Parity]) -> list[Markup]:
     explanation = (
         f"The structures of up to {LARGEST} atoms with the largest force errors (without forces: energy errors). "
         "A number shows the structure: drag to rotate, wheel or two fingers to zoom, click an atom for its name and error. "
-        "Arrows are predicted less reference forces."
+        "Arrows are predicted less reference forces. The distance is that of the farthest atom from the training data."
     )
     grid = tag("div", _canvas(), tag("div", *tables), class_="worst")
     return [note(explanation), grid, data("structures", content)]
@@ -47,15 +47,14 @@ def _canvas() -> Markup:
 
 
 def _table(worst: tuple[Worst, ...], first: int) -> Markup:
-    headings = ["number", "formula", "forces, RMSE (meV/Å)", "energy (meV/atom)", "farthest atom", "from"]
+    headings = ["number", "structure", "forces (meV/Å)", "energy (meV/atom)", "distance"]
     rows = [
         [
             tag("button", f"{item.index}", type="button", data_structure=first + k),
-            item.structure.formula,
+            [item.structure.formula, tag("div", item.structure.source.rpartition("/")[2], class_="note")],
             number(item.forces_rmse),
-            "" if item.energy_error is None else f"{item.energy_error:+.3g}",
+            number(item.energy_error, "+"),
             number(item.distance),
-            tag("span", item.structure.source, class_="source"),
         ]
         for k, item in enumerate(worst)
     ]
