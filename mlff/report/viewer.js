@@ -101,9 +101,11 @@
     });
     for (const [a, b] of shown.bonds) {
       const middle = sum(drawn3(a), sum(drawn3(b), drawn3(a), -1), 0.5);
+      const half = length(sum(shown.atoms[a].r, shown.atoms[b].r, -1)) / 2;
       for (const end of [a, b]) {
-        const z = (3 * middle[2] + drawn[end].z) / 4 - 0.02;
-        parts.push({ z, paint: () => rod(drawn[end], middle, scale, mix(shown.atoms[end].colour, paper, fog(z)), ink) });
+        const inside = Math.min(1, (0.9 * SPHERE * shown.atoms[end].radius) / half);
+        const start = sum(drawn3(end), sum(middle, drawn3(end), -1), inside), z = (start[2] + middle[2]) / 2;
+        parts.push({ z, paint: () => rod(start, middle, scale, mix(shown.atoms[end].colour, paper, fog(z)), ink) });
       }
     }
     if (shown.errors && arrowsBox.checked)
@@ -137,7 +139,7 @@
       pen.strokeStyle = stroke;
       pen.lineWidth = scale * width;
       pen.beginPath();
-      pen.moveTo(from.x, from.y);
+      pen.moveTo(from[0], from[1]);
       pen.lineTo(to[0], to[1]);
       pen.stroke();
     }
