@@ -15,6 +15,7 @@ from ase.io import read, write
 from typer.testing import CliRunner
 
 from mlff import MLFFCalculator, Potential
+from mlff.basics.errors import FileError
 from mlff.certificate import checks, stability
 from mlff.certificate.certificate import Certificate
 from mlff.cli import app
@@ -136,6 +137,37 @@ def test_help_is_quick_and_shows_units():
 def test_train_writes_a_model_and_a_learning_curve(run):
     assert (run / "model.safetensors").is_file()
     assert (run / "learning_curve.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_train_writes_a_report_of_the_held_out_sets(run):
+    text = (run / "report.html").read_text(encoding="utf-8")
+    assert "test held_out" in text and "H2O (11)" in text and "Predictions on the held-out sets are not stored" not in text
+    assert json.loads(text.split('id="structures">')[1].split("</script>")[0])["structures"][0]["symbols"] == ["O", "H", "H"]
+
+
+def test_a_report_that_fails_costs_nothing_else(folder, run, monkeypatch):
+    def fails(*arguments):
+        raise RuntimeError("no fonts")
+
+    before = (run / "report.html").read_bytes()
+    monkeypatch.setattr("mlff.report.html.write_report", fails)
+    code, out, err = call("train", folder / "config.yaml", "--no-certify", "--out", run)
+    assert code == 0 and out.splitlines()[-1] == str(run / "model.safetensors")
+    assert "warning: no report: no fonts; with mlff info" in err and "Traceback" not in err
+    assert (run / "report.html").read_bytes() == before and Potential.load(run / "model.safetensors").metadata["errors"]
+
+
+def test_predictions_that_cannot_be_kept_cost_nothing_else(folder, tmp_path, monkeypatch):
+    def full(*arguments):
+        raise FileError("parity.json: no space left on device")
+
+    monkeypatch.setattr("mlff.training.parity.write", full)
+    code, out, err = call("train", folder / "config.yaml", "--no-certify", "--out", tmp_path / "run")
+    assert code == 0 and (tmp_path / "run" / "model.safetensors").is_file()
+    assert "no space left on device; the report will lack predictions" in " ".join(err.split())
+    assert "Predictions on the held-out sets are not stored" in (tmp_path / "run" / "report.html").read_text(
+        encoding="utf-8"
+    )
 
 
 def test_dry_run_spends_nothing(folder):

@@ -28,6 +28,7 @@ def folder(tmp_path_factory):
     copper = bulk("Cu", cubic=True)
     copper.rattle(0.05, seed=0)
     write(folder / "copper.xyz", copper)
+    (folder / "folder.html").mkdir()
     (folder / "folder.png").mkdir()
     (folder / "folder.xyz").mkdir()
     return folder
@@ -74,6 +75,10 @@ def call(*arguments):
         ("sample M water.xyz --out a.traj", "a.traj: the name must end in .xyz, .extxyz"),
         ("evaluate M water.xyz --plot folder.png", "folder.png: is a directory"),
         ("evaluate M water.xyz --json a.json.gz", "a.json.gz: is not written compressed; choose a name without .gz"),
+        ("evaluate M water.xyz --html a.htm", "a.htm: the name must end in .html"),
+        ("evaluate M water.xyz --html no/a.html", "no such directory"),
+        ("info M --html folder.html", "folder.html: is a directory"),
+        ("info M --html no/a.html", "no such directory"),
         ("lint water.xyz --plot a.svg", "a.svg: the name must end in .png"),
         ("lint water.xyz --json no/a.json", "no such directory"),
         ("certify M --plot a.pdf", "a.pdf: the name must end in .png"),

@@ -72,7 +72,7 @@ def _write_report(potential: Potential, model: Path) -> None:
     try:
         write_report(potential, model, model.with_name(FILE))
     except Exception as error:  # noqa: BLE001  of plots too
-        say("warning", f"no report: {error}; mlff info {model.parent} --html FILE writes it")
+        say("warning", f"no report: {error}; with mlff info {model.parent} --html FILE it can be written later")
 
 
 @app.command(

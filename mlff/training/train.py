@@ -115,8 +115,8 @@ def _train(config: Config, out: Path, splits: Splits, journal: Journal, progress
     journal.say(f"saved {out / MODEL}")
     try:
         parity.write(out / parity.FILE, potential.fingerprint, parities)
-    except FileError as error:  # the model is saved, and `mlff evaluate` compares again
-        journal.warn(str(error))
+    except FileError as error:  # the model is saved
+        journal.warn(f"{error}; the report will lack predictions: mlff evaluate {out} DATA --html FILE makes them again")
     return potential
 
 
