@@ -18,7 +18,7 @@ FLOORS = {
     "simulation": "molecular dynamics, relaxation, sampling",
     "interfaces": "the potential in other programs: ASE",
     "certificate": "checks of a potential before it is used",
-    "report": "tables and plots",
+    "report": "tables, plots and the HTML report",
     "cli": "the commands",
 }  #: from below; a folder imports from those before it only
 APART = {

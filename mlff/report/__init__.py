@@ -1,1 +1,1 @@
-"""Plots of what a training run or a simulation did."""
+"""Tables, plots and the HTML report: what a model, a training run or a simulation is like."""

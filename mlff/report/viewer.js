@@ -12,7 +12,7 @@
   const buttons = Array.from(document.querySelectorAll("button[data-structure]"));
   const BOND = 1.2; // of the sum of the covalent radii
   const LONGEST = 1.6; // Å, the longest arrow
-  const SPHERE = 0.45; // of the covalent radius
+  const SPHERE = 0.45, LEAST = 0.2; // of the covalent radius, Å
   let shown, view, zoom, drawn = [];
 
   const dot = (m, v) => [0, 3, 6].map((k) => m[k] * v[0] + m[k + 1] * v[1] + m[k + 2] * v[2]);
@@ -20,9 +20,14 @@
   const sum = (a, b, factor) => [a[0] + factor * b[0], a[1] + factor * b[1], a[2] + factor * b[2]];
   const triples = (flat) => Array.from({ length: flat.length / 3 }, (_, k) => flat.slice(3 * k, 3 * k + 3));
 
+  function look(symbol) {
+    const { colour, radius } = data.elements[symbol];
+    return { colour, radius, size: Math.max(LEAST, SPHERE * radius) };
+  }
+
   function select(number) {
     const item = data.structures[number];
-    const atoms = triples(item.positions).map((r, k) => ({ r, symbol: item.symbols[k], ...data.elements[item.symbols[k]] }));
+    const atoms = triples(item.positions).map((r, k) => ({ r, symbol: item.symbols[k], ...look(item.symbols[k]) }));
     const cell = item.cell ? triples(item.cell) : [];
     const corners = item.cell ? [0, 1, 2, 3, 4, 5, 6, 7].map((bits) =>
       cell.reduce((at, vector, k) => sum(at, vector, (bits >> k) & 1), [0, 0, 0])) : [];
@@ -95,7 +100,7 @@
     const parts = [];
     drawn = shown.atoms.map((atom, number) => {
       const [x, y, z] = place(atom.r);
-      const spot = { x, y, z, size: scale * SPHERE * atom.radius, number };
+      const spot = { x, y, z, size: scale * atom.size, number };
       parts.push({ z, paint: () => sphere(spot, atom.colour, paper, fog(z)) });
       return spot;
     });
@@ -103,7 +108,7 @@
       const middle = sum(drawn3(a), sum(drawn3(b), drawn3(a), -1), 0.5);
       const half = length(sum(shown.atoms[a].r, shown.atoms[b].r, -1)) / 2;
       for (const end of [a, b]) {
-        const inside = Math.min(1, (0.9 * SPHERE * shown.atoms[end].radius) / half);
+        const inside = Math.min(1, (0.9 * shown.atoms[end].size) / half);
         const start = sum(drawn3(end), sum(middle, drawn3(end), -1), inside), z = (start[2] + middle[2]) / 2;
         parts.push({ z, paint: () => rod(start, middle, scale, mix(shown.atoms[end].colour, paper, fog(z)), ink) });
       }
