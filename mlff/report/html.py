@@ -63,7 +63,7 @@ def write_report(
             tag("nav", *(tag("a", title, href=f"#{part}") for part, title in _PARTS.items())),
             sections.errors(errors),
             sections.learning_curves(lines),
-            sections.parity_plots(stored),
+            sections.parity_plots(stored, list(errors)),
             sections.certificate_lines(certificate),
             sections.distances(errors),
             sections.worst(stored),

@@ -131,8 +131,8 @@ def learning_curves(lines: Sequence[dict]) -> Markup:
     return section("learning", "Learning curves", tag("div", *drawn, class_="panels"))
 
 
-def parity_plots(sets: dict[str, Parity]) -> Markup:
-    """Predictions against reference for the first SETS sets."""
+def parity_plots(sets: dict[str, Parity], known: Sequence[str]) -> Markup:
+    """Predictions against reference for the first SETS sets; `known`: the sets whose errors are known."""
     parts: list[Markup] = []
     for k, (name, parity) in enumerate(list(sets.items())[:SETS]):
         drawn = [
@@ -140,15 +140,17 @@ def parity_plots(sets: dict[str, Parity]) -> Markup:
             for q in panels.quantities(parity)
         ]
         parts += [tag("h3", name), tag("div", *drawn, class_="panels")]
-    if not sets:
-        parts.append(note(_NOT_STORED))
-    elif len(sets) > SETS:
+    if len(sets) > SETS:
         parts.append(note(f"The first {SETS} of {len(sets)} sets are drawn."))
+    if missing := [name for name in known if name not in sets]:
+        parts.append(note(f"Of {', '.join(missing)}: {_NOT_STORED}"))
+    elif not sets:
+        parts.append(note(_NOT_STORED))
     return section("parity", "Predictions against reference", *parts)
 
 
 _NOT_STORED = (
-    "Predictions on the held-out sets are not stored beside this model: `mlff info RUN --html FILE` of its run directory "
+    "no predictions are stored beside this model: `mlff info RUN --html FILE` of its run directory "
     "shows them, `mlff evaluate MODEL DATA --html FILE` makes them."
 )
 

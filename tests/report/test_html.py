@@ -157,7 +157,12 @@ def test_a_model_file_alone_says_what_is_missing(name, tmp_path, potentials):
     potential.save(tmp_path / "m.safetensors")
     page = report(potential, tmp_path / "m.safetensors", tmp_path / "r.html")
     assert "H C O Si" in page.text and "No certificate" in page.text
-    for missing in ("holds no errors", "No metrics.jsonl", "are not stored beside this model", "mlff certify MODEL"):
+    for missing in (
+        "holds no errors",
+        "No metrics.jsonl",
+        "no predictions are stored beside this model",
+        "mlff certify MODEL",
+    ):
         assert missing in page.text, missing
     assert not page.structures and "svg" not in page.tags
 
@@ -180,6 +185,7 @@ def test_a_committee(tmp_path):
     run = tmp_path / "committee"
     potential = replace(make_run(run), members=2)
     page = report(potential, tmp_path / "committee.safetensors", tmp_path / "r.html")
+    assert "Of validation: no predictions are stored beside this model" in page.text
     assert "mean of 2 members" in page.text and "validation" in page.text and "No metrics.jsonl" in page.text
 
 
