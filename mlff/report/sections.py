@@ -43,7 +43,10 @@ def header(
     if potential.members > 1:
         rows.append(("committee", f"mean of {potential.members} members"))
     when = "date not recorded" if date is None else f"{str(date)[:16].replace('T', ' ')} UTC"
-    long = f", {training['epochs']:,} epochs in {training['seconds'] / 60:,.1f} min" if "seconds" in training else ""
+    long = ""
+    if "seconds" in training:
+        epochs = training["epochs"]
+        long = f", {epochs:,} epoch{'s' * (epochs != 1)} in {training['seconds'] / 60:,.1f} min"
     rows.append(("trained", when + long))
     rows.append(("with", f"mlff {(metadata.get('versions') or {}).get('mlff', '(version not recorded)')}"))
     return tag("header", tag("h1", name), _verdict(certificate), facts(rows))
