@@ -172,14 +172,14 @@ def test_one_atom_cells_train_on_energies_and_stresses(tmp_path):
         frames.append(atoms)
     ase.io.write(tmp_path / "eos.xyz", frames)
     model = {"cutoff": 4.0}
-    config = settings(
-        (str(tmp_path / "eos.xyz"), None), data={"test": None}, model=model, loss={"stress": 1.0}, training={"epochs": 15}
-    )
+    changes = {"model": model, "loss": {"stress": 1.0}, "training": {"epochs": 30}}
+    changes["optimizer"] = {"name": "adam", "learning_rate": 0.02}
+    config = settings((str(tmp_path / "eos.xyz"), None), data={"test": None}, **changes)
     trained = train(config, tmp_path / "run", progress=False)
     energies = [atoms.get_potential_energy() for atoms in frames]
     assert trained.statistics.energy_scale == pytest.approx(np.std(energies), rel=0.2)
     history = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
-    assert history[-1]["train_loss"] < history[0]["train_loss"]
+    assert history[-1]["train_loss"] < 0.5 * history[0]["train_loss"]
 
 
 def test_a_test_set_that_cannot_be_evaluated_costs_its_errors_alone(finished, files, tmp_path, caplog):
