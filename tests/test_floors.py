@@ -17,6 +17,7 @@ FLOORS = {
     "training": "losses, optimisers, steps, checkpoints, metrics",
     "simulation": "molecular dynamics, relaxation, sampling",
     "interfaces": "the potential in other programs: ASE",
+    "properties": "vibrations, phonons, elastic constants, equations of state, reaction paths; analysis of trajectories",
     "certificate": "checks of a potential before it is used",
     "report": "tables, plots and the HTML report",
     "cli": "the commands",

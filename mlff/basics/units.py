@@ -43,6 +43,10 @@ _SPELLED = {
 
 KB = _ase.kB  #: Boltzmann constant, eV/K
 FEMTOSECOND = _ase.fs  #: one femtosecond in ASE's time unit, Å sqrt(amu/eV)
+HBAR = _ase._hbar / _ase._e * _ase.s  #: reduced Planck constant, eV in ASE's time unit: of sqrt(eV/Å²/amu) it makes eV
+INVERSE_CM = _ase.invcm  #: energy of a vibration of 1 cm⁻¹, eV
+TERAHERTZ = _ase._hplanck / _ase._e * 1e12  #: energy of a vibration of 1 THz, eV
+KJ_PER_MOL = _ase.kJ / _ase.mol  #: eV
 
 
 def spelled(text: str) -> str | None:

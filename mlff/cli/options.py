@@ -41,6 +41,8 @@ Skip = Annotated[
 ]
 AsPrecision = Annotated[Precision | None, typer.Option(help="override the model's precision", show_default="the model's")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="no progress bars")]
+JsonFile = Annotated[Path | None, typer.Option("--json", help="write all figures to this file, units in their names")]
+Plot = Annotated[Path | None, typer.Option("--plot", help="draw them into this PNG file")]
 Force = Annotated[bool, typer.Option("--force", help="overwrite an existing trajectory")]
 
 

@@ -32,7 +32,7 @@ def parity(structures: Sequence[Structure], results: Sequence, path: str | Path,
     figure = Figure(figsize=(4.6 * len(names), 4.5), layout="constrained")
     for axes, name in zip(np.atleast_1d(figure.subplots(1, len(names))), names, strict=True):
         panels.parity(axes, name, getattr(compared, name))
-    _save(figure, path, title)
+    save(figure, path, title)
 
 
 def learning_curve(metrics: str | Path, path: str | Path, title: str | None = None) -> None:
@@ -42,7 +42,7 @@ def learning_curve(metrics: str | Path, path: str | Path, title: str | None = No
     figure = Figure(figsize=(4.2 * len(curves), 3.8), layout="constrained")
     for axes, curve in zip(np.atleast_1d(figure.subplots(1, len(curves))), curves, strict=True):
         panels.curve(axes, lines, *curve)
-    _save(figure, path, title)
+    save(figure, path, title)
 
 
 def md(log: str | Path, path: str | Path, title: str | None = None) -> None:
@@ -77,7 +77,7 @@ def md(log: str | Path, path: str | Path, title: str | None = None) -> None:
         panels.clean(panel)
     axes[-1].set_xlabel("time (ps)")
     figure.align_ylabels()
-    _save(figure, path, title)
+    save(figure, path, title)
 
 
 def lint(structures: Sequence[Structure], report: Lint, path: str | Path, title: str | None = None) -> None:
@@ -117,7 +117,7 @@ def lint(structures: Sequence[Structure], report: Lint, path: str | Path, title:
         axes.set_axis_off()
     for axes in grid:
         panels.clean(axes)
-    _save(figure, path, title)
+    save(figure, path, title)
 
 
 def certificate(measured: Certificate, path: str | Path, title: str | None = None) -> None:
@@ -143,10 +143,11 @@ def certificate(measured: Certificate, path: str | Path, title: str | None = Non
         axes.set_visible(False)
     for axes, curve in zip(grid, curves, strict=False):
         panels.scan(axes, curve)
-    _save(figure, path, title)
+    save(figure, path, title)
 
 
-def _save(figure: Figure, path: str | Path, title: str | None) -> None:
+def save(figure: Figure, path: str | Path, title: str | None) -> None:
+    """Write a PNG file, whole or not at all."""
     if title:
         figure.suptitle(title, fontsize=12)
     FigureCanvasAgg(figure)
