@@ -10,8 +10,9 @@ import numpy as np
 from ase.cell import Cell
 
 from mlff.basics.errors import ConfigError, DataError
-from mlff.basics.units import FEMTOSECOND
+from mlff.basics.units import FEMTOSECOND, KB
 from mlff.data.formats import read_atoms
+from mlff.simulation.velocities import degrees_of_freedom, kinetic_energy
 
 _JUMP = 0.4  #: of a cell vector; an atom that moves farther between two frames may have gone the other way round
 _UNEVEN = 1e-3  #: of the interval
@@ -145,10 +146,16 @@ def _columns(images: list[ase.Atoms], moving: bool) -> dict[str, np.ndarray]:
     if None not in energies:
         columns["epot_ev"] = np.array(energies)
     if moving:
-        columns["temperature_k"] = np.array([atoms.get_temperature() for atoms in images])
+        columns["temperature_k"] = np.array([_temperature(atoms) for atoms in images])
     if images[0].pbc.all():
         columns["volume_a3"] = np.array([atoms.get_volume() for atoms in images])
     return columns
+
+
+def _temperature(atoms: ase.Atoms) -> float:
+    """K, as in the log of `mlff md` where the center of mass is at rest and a molecule may turn."""
+    kinetic = kinetic_energy(atoms.get_momenta(), atoms.get_masses()[:, None])
+    return 2 * kinetic / (degrees_of_freedom(atoms, rotation_is_kept=False) * KB)
 
 
 def _energy(atoms: ase.Atoms) -> float | None:

@@ -49,15 +49,15 @@ class VibrationalDensity:
 def diffusion(frames: Frames) -> list[Diffusion]:
     """Of each element, from displacements relative to the center of mass of all atoms, over all starting times.
 
+    None without a periodic direction: a molecule by itself only turns.
+
     A straight line through the displacement at lags of a twentieth to a fifth of the trajectory; the error is the scatter
     over four parts of it. Not corrected for the size of the cell (Yeh & Hummer, J. Phys. Chem. B 108, 15873 (2004)).
     """
+    if not frames.pbc.any() or len(frames) < 3:
+        return []
     moved = frames.displacements()
-    return [
-        _diffusion(symbol, moved[:, members], frames.interval)
-        for symbol, members in _elements(frames.numbers)
-        if len(moved) > 2
-    ]
+    return [_diffusion(symbol, moved[:, members], frames.interval) for symbol, members in _elements(frames.numbers)]
 
 
 def vibrational_density(frames: Frames) -> VibrationalDensity | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import sys
 from dataclasses import dataclass
 
@@ -73,14 +74,19 @@ class ReactionPath:
 class BatchedNEB(NEB):
     """ASE's band whose images are all computed in one call of the potential."""
 
-    def __init__(self, images: list[ase.Atoms], potential: Potential, **options):
-        super().__init__(images, method="improvedtangent", **options)
+    def __init__(self, images: list[ase.Atoms], potential: Potential, free: bool):
+        """`free`: nothing holds the images, so that each is turned and shifted onto the one before it."""
+        super().__init__(images, method="improvedtangent")
         self.potential = potential
+        self.free = free
         _evaluate(potential, images)
 
     def get_forces(self) -> np.ndarray:
         """Forces (images between the ends times n, 3) on the band, eV/Å."""
-        _evaluate(self.potential, self.images[1:-1])
+        if self.free:
+            for before, image in itertools.pairwise(self.images):
+                minimize_rotation_and_translation(before, image)
+        _evaluate(self.potential, self.images if self.free else self.images[1:-1])
         return super().get_forces()
 
 
@@ -108,7 +114,7 @@ def reaction_path(
     band = [start, *(start.copy() for _ in range(images)), end]
     periodic = bool(start.pbc.any())
     NEB(band, method="improvedtangent").interpolate("idpp", mic=periodic, apply_constraint=False)
-    neb = BatchedNEB(band, potential, remove_rotation_and_translation=not periodic and not start.constraints)
+    neb = BatchedNEB(band, potential, free=not periodic and not start.constraints)
     columns = SpinnerColumn(), TextColumn("neb  {task.fields[note]}"), TimeElapsedColumn()
     hidden = not progress or not sys.stderr.isatty()
     with Stop() as stop, Progress(*columns, console=Console(stderr=True), disable=hidden, transient=True) as bar:

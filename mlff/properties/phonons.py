@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import math
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -101,7 +102,9 @@ def phonons(
         scaled_positions=atoms.get_scaled_positions(),
         masses=atoms.get_masses(),
     )
-    phonopy = Phonopy(cell, np.diag(repeats), primitive_matrix="auto", symprec=_SYMMETRY)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that "auto" finds a smaller cell
+        phonopy = Phonopy(cell, np.diag(repeats), primitive_matrix="auto", symprec=_SYMMETRY)
     phonopy.generate_displacements(distance=_DISPLACEMENT)
     cells = [phonopy.supercell, *phonopy.supercells_with_displacements]
     still, *displaced = potential.predict([_atoms(cell) for cell in cells], stress=False)

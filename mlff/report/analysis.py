@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 from matplotlib.figure import Figure
@@ -20,7 +21,7 @@ def tables(found: Analysis) -> Group:
     parts = [_averages(found)] if found.averages else []
     parts += [_radial(found)] if found.radial else []
     parts += [_internal(found)] if found.bonds else []
-    parts += [_motion(found)] if found.diffusion else []
+    parts += [_motion(found)] if found.diffusion or found.vibrations else []
     return Group(*parts)
 
 
@@ -52,16 +53,16 @@ def plot(found: Analysis, path: Path, title: str) -> None:
 
 
 def _averages(found: Analysis) -> Table:
-    table = _table(
-        f"means; {found.spacing * 1e3:g} fs between values", "column", "mean", "error", "std", "inefficiency", "left out", ""
-    )
+    columns = "column", "unit", "mean", "error", "std", "g", "left out", ""
+    table = _table(f"means; {found.spacing * 1e3:g} fs between values, g of which count as one", *columns)
     for name, item in found.averages.items():
         stem, _, end = name.rpartition("_")
         name, unit = (stem, _UNITS[end]) if end in _UNITS else (name, "")
-        error = "too few values" if item.error is None else f"{item.error:.2g} {unit}"
-        numbers = f"{item.mean:.6g} {unit}", error, f"{item.std:.3g} {unit}"
+        digits = max(0, 1 - math.floor(math.log10(item.error or abs(item.mean) * 1e-4 or 1.0)))
+        error = "?" if item.error is None else f"{item.error:.{digits}f}"
+        numbers = f"{item.mean:.{digits}f}", error, f"{item.std:.{digits}f}"
         left_out = f"{item.discarded * found.spacing:.3g} ps"
-        table.add_row(name, *numbers, f"{item.inefficiency:.1f} values", left_out, "" if item.settled else "drifts")
+        table.add_row(name, unit, *numbers, f"{item.inefficiency:.1f}", left_out, "" if item.settled else "drifts")
     return table
 
 
@@ -111,7 +112,9 @@ def _motion(found: Analysis) -> Table:
 def _table(title: str, *columns: str) -> Table:
     table = Table(title=title, title_justify="left", show_header=any(columns))
     for number, name in enumerate(columns):
-        table.add_column(name, justify="left" if number == 0 or not any(columns) else "right", overflow="fold")
+        table.add_column(
+            name, justify="left" if number == 0 or not any(columns) else "right", overflow="fold", no_wrap=number == 0
+        )
     return table
 
 

@@ -70,12 +70,12 @@ def phonons(found: Phonons) -> Table:
     sizes = f"{' x '.join(map(str, found.supercell))}, {found.supercell_atoms} atoms"
     table.add_row("supercell", f"{sizes}, {found.displacements} displacements in one batch")
     table.add_row("primitive cell", f"{found.primitive_atoms} atoms")
-    table.add_row("frequencies", f"{found.lowest:.3f} to {found.bands.max():.3f} THz (negative: imaginary)")
+    table.add_row("frequencies", f"{_rounded(found.lowest, 3):.3f} to {found.bands.max():.3f} THz (negative: imaginary)")
     special = {name: found.bands[np.argmin(np.abs(found.path - at))] for at, name in found.ticks}
     for name, values in special.items():
         table.add_row(
             f"at {name}",
-            ", ".join(f"{value + 0:.2f}" for value in values[:12]) + " THz" + (" ..." if len(values) > 12 else ""),
+            ", ".join(f"{_rounded(value, 2):.2f}" for value in values[:12]) + " THz" + (" ..." if len(values) > 12 else ""),
         )
     table.add_row("zero-point energy", f"{found.zero_point:.4f} eV per primitive cell")
     for at, energy, entropy, heat in zip(
@@ -109,7 +109,7 @@ def elasticity(found: Elasticity) -> Table:
     """Elastic constants and moduli."""
     table = _table("elastic constants, GPa (order xx yy zz yz xz xy)")
     for name, row in zip(_AXES, found.constants, strict=True):
-        table.add_row(name, " ".join(f"{value + 0.0:8.2f}" for value in row))
+        table.add_row(name, " ".join(f"{_rounded(value, 2):8.2f}" for value in row))
     if found.cubic is not None:
         table.add_row("cubic", "C11 {:.2f}, C12 {:.2f}, C44 {:.2f} GPa".format(*found.cubic))
     change = np.abs(found.clamped - found.constants)
@@ -123,7 +123,9 @@ def elasticity(found: Elasticity) -> Table:
     table.add_row("Young, Poisson", f"{found.young:.2f} GPa, {found.poisson:.3f} (Hill)")
     table.add_row("stability", f"eigenvalues {found.eigenvalues[0]:.2f} to {found.eigenvalues[-1]:.2f} GPa")
     table.add_row("asymmetry", f"{found.asymmetry:.2g} GPa")
-    table.add_row("residual stress", " ".join(f"{value + 0.0:.3f}" for value in found.stress) + " GPa (positive: tension)")
+    table.add_row(
+        "residual stress", " ".join(f"{_rounded(value, 3):.3f}" for value in found.stress) + " GPa (positive: tension)"
+    )
     return table
 
 
@@ -135,7 +137,7 @@ def elasticity_plot(found: Elasticity, path: Path, title: str) -> None:
     image = axes.imshow(found.constants, cmap="RdBu_r", vmin=-largest, vmax=largest)
     for (i, j), value in np.ndenumerate(found.constants):
         color = "white" if abs(value) > 0.6 * largest else "black"
-        axes.text(j, i, f"{value + 0.0:.1f}", ha="center", va="center", fontsize=8, color=color)
+        axes.text(j, i, f"{_rounded(value, 1):.1f}", ha="center", va="center", fontsize=8, color=color)
     axes.set_xticks(range(6), _AXES)
     axes.set_yticks(range(6), _AXES)
     figure.colorbar(image, label="elastic constant (GPa)")
@@ -195,6 +197,11 @@ def reaction_path_plot(found: ReactionPath, path: Path, title: str) -> None:
     axes.set(xlabel="path (Å)", ylabel="energy (eV)")
     clean(axes)
     save(figure, path, title)
+
+
+def _rounded(value: float, digits: int) -> float:
+    """Without the sign of a zero."""
+    return round(float(value), digits) + 0.0
 
 
 def _table(title: str) -> Table:
