@@ -16,13 +16,13 @@ from mlff.properties.vibrations import vibrations
 from tests.potentials import BASELINE, morse
 from tests.properties.crystals import copper, potential
 
-SINGLE = [units._hbar * 1e10 / np.sqrt(units._e * units._amu) / units.invcm]  # cm⁻¹ of one sqrt(eV/Å²/amu)
+SINGLE = units._hbar * 1e10 / np.sqrt(units._e * units._amu) / units.invcm  # cm⁻¹ of one sqrt(eV/Å²/amu)
 
 
 @pytest.fixture(scope="module")
 def bonds() -> Potential:
     """Morse of 1.2 Å and, as good as, no cutoff."""
-    config = Morse(cutoff=2000.0, depth=1.0, stiffness=1.5, r0=1.2)
+    config = Morse(cutoff=100.0, depth=1.0, stiffness=1.5, r0=1.2)
     return Potential(config, {}, tuple(BASELINE), dict(BASELINE), precision="float64")
 
 
@@ -30,10 +30,10 @@ def test_a_morse_molecule_vibrates_at_its_formula(bonds):
     """ω = a sqrt(2 D / μ)."""
     found = vibrations(bonds, Atoms("HO", positions=[[0, 0, 0], [0, 0.72, 0.96]]))
     masses = Atoms("HO").get_masses()
-    expected = 1.5 * np.sqrt(2 * 1.0 * masses.sum() / masses.prod()) * SINGLE[0]
+    expected = 1.5 * np.sqrt(2 * 1.0 * masses.sum() / masses.prod()) * SINGLE
     assert found.kind == "linear" and found.wavenumbers == pytest.approx([expected], rel=1e-5)
     assert found.zero_point == pytest.approx(0.5 * expected * units.invcm, rel=1e-5)
-    assert found.rest < 1e-3 and len(found.imaginary) == 0
+    assert found.rest < 0.1 and len(found.imaginary) == 0
 
 
 def differences(atoms: Atoms, potential: Potential, folder) -> np.ndarray:
@@ -69,24 +69,21 @@ def test_molecules_against_finite_differences(tmp_path):
 
 
 def test_a_learned_model_against_finite_differences(potentials, tmp_path):
-    potential = potentials("ace")
+    """Along each mode the force changes as its wavenumber says."""
+    potential = potentials("schnet")
     atoms = molecule("H2O")
     found = vibrations(potential, atoms, tolerance=1e3)
-    atoms.calc = MLFFCalculator(potential)
-    masses = np.repeat(np.sqrt(atoms.get_masses()), 3)
-    squares = []
+    moved, directions = [], []
     for mode in found.modes:
-        direction = mode * np.sqrt(atoms.get_masses())[:, None]
-        direction = mode / np.linalg.norm(direction)  # one unit of the mass-weighted coordinate
-        forces = []
+        directions.append(mode / np.linalg.norm(mode * np.sqrt(atoms.get_masses())[:, None]))  # mass-weighted length 1
         for step in (1e-3, -1e-3):
-            moved = atoms.copy()
-            moved.calc = atoms.calc
-            moved.positions += step * direction
-            forces.append(np.vdot(moved.get_forces(), direction))
-        squares.append(-(forces[0] - forces[1]) / 2e-3)
-    expected = np.sign(squares) * np.sqrt(np.abs(squares)) * SINGLE[0]
-    assert len(masses) == 9
+            moved.append(atoms.copy())
+            moved[-1].positions += step * directions[-1]
+    forces = [result.forces for result in potential.predict(moved)]
+    pairs = zip(forces[::2], forces[1::2], directions, strict=True)
+    squares = np.array([-np.vdot(plus - minus, direction) / 2e-3 for plus, minus, direction in pairs])
+    expected = np.sign(squares) * np.sqrt(np.abs(squares)) * SINGLE
+    assert len(found.wavenumbers) == 3
     np.testing.assert_allclose(found.wavenumbers, expected, rtol=1e-3, atol=0.1)
 
 
@@ -99,7 +96,7 @@ def test_a_crystal_has_three_translations_and_fixed_atoms_have_none():
     found = vibrations(potential(), atoms)
     assert found.kind == "fixed" and len(found.wavenumbers) == 3 and np.abs(found.modes[:, :3]).max() == 0
     hessian = potential().hessian(copper())[9:, 9:]
-    expected = np.sqrt(np.linalg.eigvalsh(hessian) / atoms.get_masses()[3]) * SINGLE[0]
+    expected = np.sqrt(np.linalg.eigvalsh(hessian) / atoms.get_masses()[3]) * SINGLE
     np.testing.assert_allclose(found.wavenumbers, expected, rtol=1e-8)
 
 
@@ -130,7 +127,7 @@ def test_a_saddle_point_has_an_imaginary_mode(bonds):
 
 
 def test_what_is_no_minimum_is_refused(bonds):
-    with pytest.raises(StructureError, match=r"not a minimum: the force on atom \d is .* mlff relax"):
+    with pytest.raises(StructureError, match=r"not a minimum: the force on atom \d is .*`mlff relax`"):
         vibrations(bonds, molecule("H2O"))
     atoms = Atoms("OO", positions=[[0, 0, 0], [0, 0, 1.2]], constraint=FixBondLengths([[0, 1]]))
     with pytest.raises(StructureError, match="FixBondLengths"):
