@@ -16,12 +16,14 @@ from pathlib import Path
 
 import pytest
 import typer.main
+from ase.build import bulk
+from ase.io import write
 from typer.testing import CliRunner
 
 from mlff import MLFFCalculator
 from mlff.cli import app
 from mlff.config.load import load_config
-from tests.potentials import morse
+from tests.potentials import lennard_jones, morse
 
 ROOT = Path(__file__).parents[1]
 GUIDES = sorted((ROOT / "docs" / "guides").glob("*.md"))
@@ -41,6 +43,8 @@ SHORT = {
     "certify": ["--length", "0.1"],
     "committee": ["--no-certify"],
     "sample": ["--count", "20"],
+    "vibrations": ["--fmax", "1000"],
+    "neb": ["--fmax", "1000"],
 }
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
@@ -96,7 +100,8 @@ class Reader:
             short = ["--steps", "40"]
         result = CliRunner().invoke(app, [*example, *short])
         uncertified = example[0] == "certify" and ": fails " in result.stderr  # after two epochs
-        assert result.exit_code == 0 or uncertified, f"mlff {shlex.join(example)}\n{result.stderr}"
+        missing = example[0] == "phonons" and "pip install phonopy" in result.stderr
+        assert result.exit_code == 0 or uncertified or missing, f"mlff {shlex.join(example)}\n{result.stderr}"
 
 
 @pytest.fixture(scope="module")
@@ -108,6 +113,10 @@ def reader(tmp_path_factory):
     for file in (ROOT / "data" / "malonaldehyde").glob("*.xyz"):
         with open(file, encoding="utf-8") as lines:
             (data / file.name).write_text("".join(line for line, _ in zip(lines, range(20 * 11), strict=False)))
+    (root / "runs" / "silicon").mkdir(parents=True)
+    (root / "data" / "silicon").mkdir()
+    write(root / "data" / "silicon" / "train.xyz", bulk("Si", "fcc", a=3.6, cubic=True))
+    lennard_jones(cutoff=4.0).save(root / "runs" / "silicon" / "model.safetensors")
     (root / "configs").mkdir()
     (root / "configs" / "malonaldehyde.yaml").write_text(CONFIG)
     with pytest.MonkeyPatch.context() as patch:

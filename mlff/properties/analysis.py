@@ -119,7 +119,7 @@ def _warnings(averages: dict[str, Average], frames: Frames, vibrations, broken: 
     drifting = [name for name, column in averages.items() if not column.settled and name in _SETTLING]
     found = []
     if drifting:
-        found.append(f"{', '.join(drifting)} still drift: the run is not in equilibrium; simulate longer")
+        found.append(f"{', '.join(drifting)}: the halves of the run differ: it is not in equilibrium; simulate longer")
     if frames.velocities is None:
         found.append("the trajectory has no velocities: no autocorrelation and no vibrational density of states")
     elif vibrations is None:

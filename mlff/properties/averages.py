@@ -8,7 +8,8 @@ import numpy as np
 
 _STARTS = 50  #: frames that are tried as the end of the equilibration
 _FEWEST = 10  #: values below which nothing is said about correlation
-_LATE = 0.5  #: share of a run that may go into equilibration
+_MOST = 0.5  #: share of a run that goes into equilibration at most
+_APART = 3.0  #: standard errors that the means of two halves may differ by
 
 
 @dataclass(frozen=True)
@@ -20,19 +21,16 @@ class Average:
     error: float | None  #: of the mean, from blocks (`block_error`); None: too few values
     inefficiency: float  #: frames for one independent value (`inefficiency`)
     discarded: int  #: values left out at the start
-    settled: bool  #: False: half of the run or more would have to be left out; the mean still drifts
+    settled: bool  #: False: the two halves of what is left differ by more than chance; the mean drifts
 
 
 def average(values: np.ndarray, start: int | None = None) -> Average:
-    """Of a column (t,); `start`: values to leave out, by default as many as `equilibration` says."""
+    """Of a column (t,); `start`: values to leave out, by default as many as `equilibration` says, half of them at most."""
     values = np.asarray(values, np.float64)
-    first = equilibration(values)
-    settled = first < _LATE * len(values)
-    discarded = first if start is None else start
+    discarded = min(equilibration(values), int(_MOST * len(values))) if start is None else start
     kept = values[discarded:]
-    return Average(
-        float(kept.mean()), float(kept.std()), block_error(kept), inefficiency(kept), discarded, settled or start is not None
-    )
+    error = block_error(kept)
+    return Average(float(kept.mean()), float(kept.std()), error, inefficiency(kept), discarded, _halves_agree(kept))
 
 
 def inefficiency(values: np.ndarray) -> float:
@@ -90,6 +88,15 @@ def autocorrelation(values: np.ndarray) -> np.ndarray:
     spectrum = np.fft.rfft(values, n=2 * count, axis=0)
     sums = np.fft.irfft(spectrum * spectrum.conj(), n=2 * count, axis=0)[:count]
     return sums / np.arange(count, 0, -1).reshape(-1, *[1] * (values.ndim - 1))
+
+
+def _halves_agree(values: np.ndarray) -> bool:
+    """Whether the means of both halves are the same within three standard errors (as of Geweke's test, 1992)."""
+    if len(values) < 2 * _FEWEST:
+        return True
+    halves = np.array_split(values, 2)
+    variances = [np.var(half) * inefficiency(half) / len(half) for half in halves]
+    return bool(abs(halves[0].mean() - halves[1].mean()) <= _APART * np.sqrt(sum(variances)))
 
 
 def _scatter(blocks: np.ndarray) -> float:

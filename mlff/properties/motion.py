@@ -91,8 +91,8 @@ def vibrational_density(frames: Frames) -> VibrationalDensity | None:
     )
 
 
-def wavenumber(terahertz: float) -> float:
-    """cm⁻¹."""
+def wavenumber(terahertz):
+    """THz, a number or an array, to cm⁻¹."""
     return terahertz * TERAHERTZ / INVERSE_CM
 
 

@@ -5,13 +5,15 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
+import numpy as np
 from matplotlib.figure import Figure
 from rich.console import Group
 from rich.table import Table
 
 from mlff.properties.analysis import Analysis
 from mlff.properties.motion import wavenumber
-from mlff.report.figure import BLUE, clean, save
+from mlff.report.panels import BLUE, clean
+from mlff.report.plots import save
 
 _UNITS = {"ev": "eV", "k": "K", "a3": "Å³", "gpa": "GPa", "ps": "ps"}  #: by the end of a column's name
 
@@ -151,14 +153,21 @@ def _draw_displacements(axes, found: Analysis) -> None:
 
 
 def _draw_correlation(axes, found: Analysis) -> None:
-    axes.plot(found.vibrations.time, found.vibrations.correlation, lw=0.8, color=BLUE)
-    axes.set(title="velocity autocorrelation", xlabel="time (ps)", ylabel="share of its start")
+    seen = found.vibrations
+    axes.plot(seen.time, seen.correlation, lw=0.8, color=BLUE)
+    axes.set(
+        title="velocity autocorrelation", xlabel="time (ps)", ylabel="share of its start", xlim=(0, min(1.0, seen.time[-1]))
+    )
 
 
 def _draw_vibrations(axes, found: Analysis) -> None:
     seen = found.vibrations
-    axes.plot([wavenumber(f) for f in seen.frequency], seen.density, lw=1, color=BLUE, label="all atoms")
+    at = wavenumber(seen.frequency)
+    axes.plot(at, seen.density, lw=1, color=BLUE, label="all atoms")
     if len(seen.by_element) > 1:
         for symbol, density in seen.by_element.items():
-            axes.plot([wavenumber(f) for f in seen.frequency], density, lw=0.8, label=symbol)
-    axes.set(title="vibrational density of states", xlabel="wavenumber (cm⁻¹)", ylabel="density (1/THz)")
+            axes.plot(at, density, lw=0.8, label=symbol)
+    last = np.flatnonzero(seen.density > 0.005 * seen.density.max())[-1]
+    axes.set(
+        title="vibrational density of states", xlabel="wavenumber (cm⁻¹)", ylabel="density (1/THz)", xlim=(0, 1.1 * at[last])
+    )

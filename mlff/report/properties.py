@@ -15,7 +15,8 @@ from mlff.properties.elasticity import Elasticity
 from mlff.properties.path import ReactionPath
 from mlff.properties.phonons import Phonons
 from mlff.properties.vibrations import Vibrations
-from mlff.report.figure import BLUE, GREY, ORANGE, clean, save
+from mlff.report.panels import BLUE, GREY, ORANGE, clean
+from mlff.report.plots import save
 
 _WIDTH = 10.0  #: cm⁻¹, half width at half maximum of a line of the drawn density of modes
 _AXES = ("xx", "yy", "zz", "yz", "xz", "xy")
@@ -97,7 +98,11 @@ def phonons_plot(found: Phonons, path: Path, title: str) -> None:
         names[round(at, 6)] = f"{names[round(at, 6)]}|{name}" if names.get(round(at, 6), name) != name else name
     bands.set_xticks(list(names), list(names.values()))
     bands.axhline(0, color=GREY, lw=0.8)
-    bands.set(ylabel="frequency (THz)", xlim=(found.path[0], found.path[-1]))
+    bands.set(
+        ylabel="frequency (THz)",
+        xlim=(found.path[0], found.path[-1]),
+        ylim=(1.03 * min(0.0, found.lowest), 1.03 * found.bands.max()),
+    )
     density.plot(found.density, found.frequency, color=BLUE, lw=1)
     density.set(xlabel="density (1/THz)", xlim=(0, None))
     for axes in (bands, density):

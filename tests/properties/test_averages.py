@@ -39,6 +39,8 @@ def test_the_settling_of_a_run_is_found_and_left_out():
 
 def test_a_run_that_drifts_to_its_end_has_not_settled():
     assert not average(np.linspace(0, 20, 2000) + autoregressive(2000, 0.9, 1)).settled
+    assert not average(np.linspace(0, 2, 4000) + autoregressive(4000, 0.5, 1), start=0).settled
+    assert sum(average(autoregressive(1000, 0.9, seed)).settled for seed in range(40)) >= 38
 
 
 def test_few_and_constant_values():
