@@ -48,6 +48,7 @@ def test_a_crystal_has_its_shells_whatever_the_cell():
     for atoms in (conventional, primitive, sheared):
         still = frames(np.repeat(atoms.positions[None], 2, axis=0), atoms.numbers, atoms.cell.array)
         (item,) = radial_distributions(still, 4.9)
+        assert item.r[0] == pytest.approx(0.5 * (item.r[1] - item.r[0])), "the middle of a bin"
         assert item.pair == "Cu-Cu" and item.peak == pytest.approx(2.5526, abs=0.02)
         assert item.neighbors == pytest.approx(12) and 2.6 < item.minimum < 3.6
         for (distance, count), before in zip(shells.items(), (0, 12, 18), strict=True):

@@ -48,7 +48,11 @@ def test_a_molecule_turned_elsewhere_is_laid_over_the_first():
     end.positions *= [1, 1, -1]
     end.rotate(70, (1, 2, 3))
     end.positions += [5.0, -3.0, 1.0]
-    found = reaction_path(bonds, start, end, images=5, fmax=0.02)
+    turned = start.copy()
+    turned.rotate(70, (1, 2, 3))
+    with pytest.raises(StructureError, match="the same minimum"):
+        reaction_path(bonds, start, turned)
+    found = reaction_path(bonds, start, end, images=4, fmax=0.02)  # an even number: the highest has to climb
     assert found.converged and found.energies[-1] == pytest.approx(0, abs=1e-6)
     assert 1.0 < found.distances[-1] < 5.0
     flat = found.images[found.highest].copy()
