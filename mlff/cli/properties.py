@@ -40,8 +40,8 @@ _FORCE = 0.02  #: eV/Å, as mlff.properties.minimum.TOLERANCE
 def vibrations(
     model: Model,
     structure: StructureFile,
-    temperature: Annotated[float, typer.Option(help="of the free energy, K")] = 300.0,
-    symmetry: Annotated[int, typer.Option(help="symmetry number of a molecule: 2 for water, 12 for methane")] = 1,
+    temperature: Annotated[float, typer.Option(min=1e-3, help="of the free energy, K")] = 300.0,
+    symmetry: Annotated[int, typer.Option(min=1, help="symmetry number of a molecule: 2 for water, 12 for methane")] = 1,
     modes: Annotated[Path | None, typer.Option(help="write a period of each mode to this extended XYZ file")] = None,
     relax: RelaxAtoms = False,
     fmax: Minimum = _FORCE,
@@ -85,7 +85,7 @@ def phonons(
         typer.Option(help="repetitions along a, b and c, e.g. 4 4 4", show_default="twice the cutoff wide"),
     ] = None,
     temperature: Annotated[
-        list[float] | None, typer.Option(help="of the thermal properties, K (repeatable)", show_default="300")
+        list[float] | None, typer.Option(min=0, help="of the thermal properties, K (repeatable)", show_default="300")
     ] = None,
     relax: RelaxAll = False,
     fmax: Minimum = _FORCE,
@@ -124,7 +124,7 @@ def phonons(
 def elastic(
     model: Model,
     structure: StructureFile,
-    strain: Annotated[float, typer.Option(help="of the finite differences")] = 0.005,
+    strain: Annotated[float, typer.Option(min=1e-5, max=0.03, help="of the finite differences")] = 0.005,
     relax: RelaxAll = False,
     fmax: Minimum = _FORCE,
     json_file: JsonFile = None,
@@ -162,8 +162,10 @@ def elastic(
 def eos(
     model: Model,
     structure: StructureFile,
-    span: Annotated[float, typer.Option("--range", help="volumes from 1 - RANGE to 1 + RANGE of that in the file")] = 0.06,
-    points: Annotated[int, typer.Option(help="number of volumes")] = 11,
+    span: Annotated[
+        float, typer.Option("--range", min=1e-3, max=0.49, help="volumes from 1 - RANGE to 1 + RANGE of that in the file")
+    ] = 0.06,
+    points: Annotated[int, typer.Option(min=5, help="number of volumes")] = 11,
     relax: RelaxAll = False,
     fmax: Minimum = _FORCE,
     json_file: JsonFile = None,
@@ -204,9 +206,9 @@ def neb(
         Path, typer.Argument(metavar="END", help="of the other: the same atoms in the same order", show_default=False)
     ],
     out: Annotated[Path | None, typer.Option(help="images: .traj, .xyz or .extxyz", show_default="START.neb.xyz")] = None,
-    images: Annotated[int, typer.Option(help="number of images between the ends")] = 7,
+    images: Annotated[int, typer.Option(min=1, help="number of images between the ends")] = 7,
     fmax: Annotated[float, typer.Option(help="stop when no force on the band is larger, eV/Å; of the ends too")] = _FORCE,
-    steps: Annotated[int, typer.Option(help="give up after so many steps")] = 1000,
+    steps: Annotated[int, typer.Option(min=1, help="give up after so many steps")] = 1000,
     relax: Annotated[bool, typer.Option("--relax", help="relax both ends first, to a hundredth of --fmax")] = False,
     json_file: JsonFile = None,
     plot: Plot = None,
@@ -225,17 +227,18 @@ def neb(
     out = start.with_suffix(".neb.xyz") if out is None else out
     check_outputs([(out, SUFFIXES), (json_file, ()), (plot, PNG)], [model, start, end])
     potential = load(model, precision)
-    ends = []
     from mlff.properties.minimum import check_minimum
-    from mlff.properties.path import reaction_path
+    from mlff.properties.path import check_ends, reaction_path
     from mlff.report import properties as report
 
-    for path, frame in ((start, start_frame), (end, end_frame)):
-        atoms = read_structure(path, frame, length)
+    ends = [read_structure(start, start_frame, length), read_structure(end, end_frame, length)]
+    with about(f"{start}, {end}"):
+        check_ends(*ends)
+    for number, path in enumerate((start, end)):
         with about(path):
-            atoms = _relaxed(potential, atoms, False, fmax, quiet) if relax else atoms
-            check_minimum(potential, atoms, fmax)
-        ends.append(atoms)
+            if relax:
+                ends[number] = _relaxed(potential, ends[number], False, fmax, quiet)
+            check_minimum(potential, ends[number], fmax)
     with about(f"{start}, {end}"):
         found = reaction_path(potential, *ends, images, fmax, steps, progress=not quiet)
     _tell(report.reaction_path(found), potential, model, start, found.images, found.to_dict() | {"end": str(end)}, json_file)

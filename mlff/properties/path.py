@@ -110,6 +110,7 @@ def reaction_path(
         raise ConfigError(f"--images and --steps must be positive, found {images} and {steps}")
     if not (fmax > 0 and np.isfinite(fmax)):
         raise ConfigError(f"--fmax must be a positive force in eV/Å, not {fmax:g}")
+    check_ends(start, end)
     start, end, notes = _ends(start, end)
     band = [start, *(start.copy() for _ in range(images)), end]
     periodic = bool(start.pbc.any())
@@ -141,8 +142,8 @@ def _evaluate(potential: Potential, images: list[ase.Atoms]) -> None:
         image.calc = SinglePointCalculator(image, energy=result.energy, forces=result.forces)
 
 
-def _ends(start: ase.Atoms, end: ase.Atoms) -> tuple[ase.Atoms, ase.Atoms, list[str]]:
-    """Copies of both, the second moved next to the first. Raises StructureError: they do not belong together."""
+def check_ends(start: ase.Atoms, end: ase.Atoms) -> None:
+    """Raise StructureError if they are not the same atoms in the same order and cell."""
     if start.get_chemical_formula() != end.get_chemical_formula():
         raise StructureError(
             f"START and END are not made of the same atoms: {start.get_chemical_formula()} and {end.get_chemical_formula()}"
@@ -155,6 +156,10 @@ def _ends(start: ase.Atoms, end: ase.Atoms) -> tuple[ase.Atoms, ase.Atoms, list[
         )
     if (start.pbc != end.pbc).any() or (start.pbc.any() and np.abs(start.cell.array - end.cell.array).max() > 1e-4):
         raise StructureError("START and END differ in cell or periodicity; a band needs the same cell at both ends")
+
+
+def _ends(start: ase.Atoms, end: ase.Atoms) -> tuple[ase.Atoms, ase.Atoms, list[str]]:
+    """Copies of both, the second moved next to the first, and what to know. Raises StructureError: they are the same."""
     start, end = start.copy(), end.copy()
     end.set_constraint()
     if start.pbc.any():

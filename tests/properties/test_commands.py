@@ -61,7 +61,8 @@ def test_vibrations(folder):
     assert content["kind"] == "nonlinear" and len(content["wavenumbers_cm1"]) == 3 and content["imaginary"] == 0
     assert f"{content['wavenumbers_cm1'][0]:.1f}" in out and "zero-point energy" in out and "G = H - TS" in out
     assert len(read(modes, ":")) == 48 and read(modes, 0).info["mode"] == 0
-    assert "--temperature must be a positive" in fails("vibrations", model, structure, "--relax", "--temperature", 0, "-q")
+    code, _, err = call("vibrations", model, structure, "--relax", "--temperature", 0, "-q")
+    assert code == 2 and "--temperature" in err
 
 
 def test_crystals(folder):
@@ -111,6 +112,8 @@ def test_neb(folder):
     np.testing.assert_allclose(energies - energies[0], content["energies_ev"], atol=1e-5)
     assert f"{content['barrier_ev']:.4f} eV" in printed and "kJ/mol" in printed
     assert "ends.xyz: not a minimum" in fails(*arguments)
+    line = fails("neb", model, folder / "ends.xyz", written(folder, start[[1, 0, 2, 3]]), "--relax")
+    assert "ends.xyz, " in line and "atom 0 is C in START and Si in END" in line
     code, _, err = call(*arguments, "--relax", "--steps", 1, "-q")
     assert code == 1 and "not converged after 1 steps" in err and len(read(out, ":")) == 5
 
