@@ -33,7 +33,7 @@ def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("properties")
     lennard_jones().save(folder / "copper.safetensors")
     morse().save(folder / "bonds.safetensors")
-    write(folder / "copper.xyz", bulk("Cu", a=3.5))
+    write(folder / "copper.xyz", bulk("Cu", a=3.55))
     write(folder / "water.xyz", molecule("H2O"))
     return folder
 
@@ -77,7 +77,6 @@ def test_crystals(folder):
     assert moduli[0] == pytest.approx(moduli[1], rel=0.01)
     code, _, err = call("elastic", model, structure)  # one atom: no force, but a stress
     assert code == 0 and "stress of" in err
-    assert "still falls towards larger" in fails("eos", model, written(folder, bulk("Cu", a=3.2)), "--range", 0.02)
 
 
 def written(folder, atoms):

@@ -49,14 +49,13 @@ def test_atoms_that_follow_the_strain_are_those_of_a_relaxation():
     del atoms[3]
     atoms = relaxed(potential(), atoms, cell=True)
     found = elasticity(potential(), atoms, strain=0.002)
-    assert np.abs(found.clamped - found.constants).max() > 1.0
-    for column in (0, 3):
-        stresses = []
-        for sign in (1, -1):
-            moved = strained(atoms, 0.002 * sign * np.eye(6)[column])
-            relax(moved, MLFFCalculator(potential()), fmax=1e-5, progress=False)
-            stresses.append(moved.get_stress() / GPA)
-        np.testing.assert_allclose((stresses[0] - stresses[1]) / 4e-3, found.constants[:, column], atol=0.15)
+    stresses = []
+    for sign in (1, -1):
+        moved = strained(atoms, 0.002 * sign * np.eye(6)[0])
+        relax(moved, MLFFCalculator(potential()), fmax=1e-5, progress=False)
+        stresses.append(moved.get_stress() / GPA)
+    np.testing.assert_allclose((stresses[0] - stresses[1]) / 4e-3, found.constants[:, 0], atol=0.15)
+    assert np.abs(found.clamped - found.constants)[:, 0].max() > 1.0
 
 
 def test_the_bulk_modulus_of_the_equation_of_state_is_that_of_the_elastic_constants():
