@@ -17,10 +17,8 @@ MAX_BACKOFFS = 5
 SPIKE, WINDOW = 3.0, 50  #: mean error of so many steps, over the lowest such mean before it, that calls for going back
 ROUNDING = 1e-5  #: eV/Å or eV: such errors are those of float32 where all forces are zero by symmetry
 MAX_SPIKES = 5  #: after so many a run takes its error as it is
-STALLED, WORSE = (
-    0.15,
-    1.03,
-)  #: share of the plan without a better validation, and how much worse they are on average: over-fitting
+STALLED = 0.15  #: share of the plan without a better validation, after which it may be over-fitting
+WORSE = 1.25  #: and it is if these are so much worse on average; at large rates they are 15 % worse by chance, and recover
 END, SHORTEST_END = (
     0.5,
     0.05,

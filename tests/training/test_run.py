@@ -98,7 +98,7 @@ def test_over_fitting_brings_the_end_forward():
     settings, run = config("cosine", epochs=100), Run()
     for epoch in range(100):
         run.end_epoch()
-        run.judge(1.0 - 0.02 * epoch if epoch < 20 else 0.7 + 0.002 * epoch, settings)
+        run.judge(1.0 - 0.02 * epoch if epoch < 20 else 0.8 + 0.002 * epoch, settings)
         if run.over_fits(settings):
             break
     assert (run.best_epoch, run.epoch) == (20, 36)
@@ -115,7 +115,7 @@ def test_noise_around_the_best_validation_is_no_over_fitting():
     settings, run = config("cosine", epochs=100), Run()
     for _ in range(100):
         run.end_epoch()
-        run.judge(1.0 + 0.02 * (run.epoch % 2), settings)
+        run.judge(1.0 if run.epoch == 30 else 1.15 + 0.02 * (run.epoch % 2), settings)  # as silicon at large rates
         assert not run.over_fits(settings)
 
 
