@@ -116,7 +116,7 @@ class Data(ReadOptions):
 class SchNet(_Section):
     """Continuous-filter convolution on scalars (Schütt et al., J. Chem. Phys. 148, 241722 (2018)): the textbook baseline."""
 
-    architecture: Literal["schnet"] = "schnet"
+    architecture: Literal["schnet"] = Field("schnet", description="which model this section is of")
     cutoff: float = Field(5.0, gt=0.5, le=100, description="cutoff radius, Å")
     channels: int = Field(64, gt=0, description="features per atom")
     layers: int = Field(3, gt=0, description="interaction blocks")
@@ -127,7 +127,7 @@ class SchNet(_Section):
 class ACE(_Section):
     """Many-body message passing: atomic-cluster-expansion products on the sphere, equivariant messages, invariant energy."""
 
-    architecture: Literal["ace"] = "ace"
+    architecture: Literal["ace"] = Field("ace", description="which model this section is of")
     cutoff: float = Field(
         5.0,
         gt=0.5,
@@ -197,10 +197,10 @@ Model = Annotated[
 class WeightStage(_Section):
     """From `start` on (share of training, 0 to 1) these weights hold; between stages the last ones stay."""
 
-    start: float = Field(ge=0, le=1)
-    energy: float | None = Field(None, ge=0)
-    forces: float | None = Field(None, ge=0)
-    stress: float | None = Field(None, ge=0)
+    start: float = Field(ge=0, le=1, description="share of the training after which these weights hold")
+    energy: float | None = Field(None, ge=0, description="weight of the energy term from then on; default: as before")
+    forces: float | None = Field(None, ge=0, description="weight of the force term from then on; default: as before")
+    stress: float | None = Field(None, ge=0, description="weight of the stress term from then on; default: as before")
 
 
 class Loss(_Section):
@@ -248,7 +248,9 @@ class Loss(_Section):
 class Schedule(_Section):
     """Learning rate in the course of training."""
 
-    kind: Literal["constant", "cosine", "exponential", "plateau"] = "cosine"
+    kind: Literal["constant", "cosine", "exponential", "plateau"] = Field(
+        "cosine", description="how the learning rate falls; plateau: when validation no longer improves"
+    )
     warmup_fraction: float = Field(0.01, ge=0, lt=1, description="share of training with linear warm-up")
     final_fraction: float = Field(
         0.01, gt=0, le=1, description="last learning rate as a share of the first (cosine, exponential); floor (plateau)"
@@ -265,8 +267,8 @@ class Optimizer(_Section):
     )
     learning_rate: float = Field(0.006, gt=0, description="good for muon; adam wants about 0.01 here")
     momentum: float = Field(0.9, ge=0, lt=1, description="momentum (name: momentum)")
-    beta1: float = Field(0.9, ge=0, lt=1)
-    beta2: float = Field(0.999, ge=0, lt=1)
+    beta1: float = Field(0.9, ge=0, lt=1, description="decay of the mean of the gradients (Adam and its kin)")
+    beta2: float = Field(0.999, ge=0, lt=1, description="decay of the mean of their squares (Adam and its kin)")
     weight_decay: float = Field(
         0.0,
         ge=0,
@@ -313,7 +315,9 @@ class Config(_Section):
         ge=0,
         description="which member of a committee: other weights and another order of batches, the same split (mlff committee)",
     )
-    precision: Literal["float32", "float64"] = "float32"
+    precision: Literal["float32", "float64"] = Field(
+        "float32", description="of the calculation; reference energies are added in float64 in any case"
+    )
     finetune_from: str | None = Field(
         None,
         description="model file to start from instead of random weights (fine-tuning); relative to the config file. Take a third of the "
