@@ -21,6 +21,7 @@ from tests.pages import DOCS, ROOT, TUTORIALS, checkout
 
 SITE = DOCS / "site"
 FIRST = DOCS / "tutorials" / "first_force_field.md"  #: the others go on from there
+LONG = {"few_structures.md"}  #: five trainings; like the notebooks it runs with -m slow
 NOTEBOOKS = sorted((DOCS / "notebooks").glob("*.ipynb"))
 WORKFLOW = ROOT / ".github" / "workflows" / "ci.yml"
 
@@ -47,7 +48,12 @@ def test_the_first_tutorial_runs(reader):
     assert re.search(r"barrier: 74 meV in the reference, -?\d+ meV learned", reader[1])
 
 
-@pytest.mark.parametrize("page", [page for page in TUTORIALS if page != FIRST], ids=lambda page: page.name)
+def tutorial(page: Path):
+    marks = [pytest.mark.slow] if page.name in LONG else []
+    return pytest.param(page, id=page.name, marks=marks)
+
+
+@pytest.mark.parametrize("page", [tutorial(page) for page in TUTORIALS if page != FIRST])
 def test_a_tutorial_runs(page, reader):
     printed = reader[0].read(page)
     expected = {

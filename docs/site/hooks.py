@@ -44,7 +44,7 @@ def on_files(files, config):
         files.append(File.generated(config, page, content=reference.notebook(notebook)))
     for name in ASSETS:
         text = (Path(__file__).parent / name).read_text(encoding="utf-8")
-        files.append(File.generated(config, f"site/{name}", content=text))
+        files.append(File.generated(config, f"extra/{name}", content=text))
     return files
 
 

@@ -32,6 +32,7 @@ class Certificate:
 
     @property
     def failed(self) -> list[Line]:
+        """The lines that do not keep their limit."""
         return [line for line in (*self.lines, *self.full) if not line.passed]
 
     @property

@@ -50,6 +50,7 @@ class Structure:
 
     @property
     def formula(self) -> str:
+        """In Hill's order, e.g. C3H4O2."""
         return ase.Atoms(self.numbers).get_chemical_formula()
 
     @property

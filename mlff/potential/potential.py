@@ -73,6 +73,7 @@ class Potential:
 
     @property
     def dtype(self) -> type:
+        """The NumPy type of its precision."""
         return np.float64 if self.precision == "float64" else np.float32
 
     @functools.cached_property
