@@ -53,8 +53,8 @@ def blocks(page: Path) -> list[tuple[str, str]]:
 
 
 def commands(code: str) -> list[list[str]]:
-    """The words of each line."""
-    lines = [shlex.split(line, comments=True) for line in code.splitlines()]
+    """The words of each line; a line that ends in a backslash goes on."""
+    lines = [shlex.split(line, comments=True) for line in code.replace("\\\n", " ").splitlines()]
     return [line for line in lines if line]
 
 

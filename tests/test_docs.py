@@ -159,7 +159,9 @@ def built(tmp_path_factory):
 def test_the_site_needs_no_network(built):
     for page in built.rglob("*.html"):
         text = page.read_text(encoding="utf-8")
-        loaded = re.findall(r"<(?:script|img|iframe)[^>]* src=\"?([^\s\">]+)", text) + re.findall(r"<link[^>]* href=\"?([^\s\">]+)", text)
+        loaded = re.findall(r"<(?:script|img|iframe)[^>]* src=\"?([^\s\">]+)", text) + re.findall(
+            r"<link[^>]* href=\"?([^\s\">]+)", text
+        )
         assert loaded and not [name for name in loaded if re.match(r"(https?:)?//", name)], page
     assert not re.findall(r"url\(['\"]?https?:", "".join(file.read_text(encoding="utf-8") for file in built.rglob("*.css")))
 
