@@ -150,7 +150,7 @@ def built(tmp_path_factory):
     for needed in ("mkdocs", "material", "mkdocstrings_handlers.python", "latex2mathml"):
         pytest.importorskip(needed, reason="the site needs the extra: pip install '.[docs]'")
     out = tmp_path_factory.mktemp("site")
-    command = ["mkdocs", "build", "--strict", "--quiet", "--config-file", str(SITE / "mkdocs.yml"), "--site-dir", str(out)]
+    command = ["mkdocs", "build", "--strict", "--config-file", str(SITE / "mkdocs.yml"), "--site-dir", str(out)]
     result = subprocess.run([sys.executable, "-m", *command], capture_output=True, text=True, cwd=ROOT)
     assert result.returncode == 0, result.stdout + result.stderr
     return out
