@@ -51,7 +51,7 @@ def train(request: dict) -> dict:
         training.time = trainer.time = SimpleNamespace(monotonic=cpu_seconds)
     start = pretrain(request, clock)
     data = {"train": str(Path(request["train"]).resolve()), "valid": str(Path(request["valid"]).resolve())}
-    potential = fit(request, "run", clock.left(), start=start, data=data)
+    potential = fit(request, "run", clock.left(), finetune_from=start, data=data)
     spent = clock.spent()
 
     def predict(structures):
