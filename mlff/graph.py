@@ -53,14 +53,14 @@ class Graph(NamedTuple):
 
 
 class Labels(NamedTuple):
-    """Reference values of a batch, baseline already removed. An absent label is 0 with its flag False: read the flag."""
+    """Reference values of a batch by their names in `mlff.basics.properties.PROPERTIES`, baseline already removed.
 
-    energy: Array  #: (B,) float, eV, total of the structure less the baseline
-    forces: Array  #: (N, 3) float, eV/Å
-    stress: Array  #: (B, 3, 3) float, eV/Å³, +(1/V) dE/dε
-    has_energy: Array  #: (B,) bool
-    has_forces: Array  #: (B,) bool
-    has_stress: Array  #: (B,) bool
+    An absent label is 0 with its flag False: read the flag. Energy, forces and stress are always there, other properties
+    where a structure of the data set has them.
+    """
+
+    values: dict[str, Array]  #: energy (B,) float, eV, total less the baseline; forces (N, 3), eV/Å; stress (B, 3, 3), eV/Å³
+    has: dict[str, Array]  #: (B,) bool
     weight: Array  #: (B,) float, weight of the structure in the loss
 
 

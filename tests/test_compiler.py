@@ -113,9 +113,9 @@ def test_compiled_and_operation_by_operation_agree_for_many_pairs(name, precisio
         sample = make_sample(Structure.from_atoms(atoms), model.cutoff)
         graph = make_graph([sample], Sizes(1, *sample.sizes[1:]), dtype, True)
         assert int(graph.neighbor_mask.sum()) > 100_000
-        n, one = len(graph.atomic_numbers), np.ones(1, bool)
-        zero = np.zeros((n, 3), dtype)
-        labels = Labels(np.ones(1, dtype), zero, np.zeros((1, 3, 3), dtype), one, one, one, np.ones(1, dtype))
+        shapes = {"energy": 1, "forces": (len(graph.atomic_numbers), 3), "stress": (1, 3, 3)}
+        values = {name: np.full(shape, name == "energy", dtype) for name, shape in shapes.items()}
+        labels = Labels(values, {name: np.ones(1, bool) for name in values}, np.ones(1, dtype))
 
         def loss(params):
             prediction = predict(lambda g: model.apply(params, g), graph, stress=True)

@@ -104,7 +104,7 @@ def test_pain_01_labels_silently_not_read(tmp_path, file):
     with pytest.raises(DataError, match=r"no training structure has energy.*my_energy \(info\).*data.keys.energy"):
         train(settings(hidden), tmp_path / "run", progress=False)
     keys = {"keys": {"energy": "my_energy", "forces": "my_forces"}}
-    assert load_data(settings(hidden, data=keys).data, 0, settings(hidden).loss).train.census.forces == 18
+    assert load_data(settings(hidden, data=keys).data, 0, settings(hidden).loss).train.census.labels["forces"] == 18
     with pytest.raises(DataError, match="no training structure has stress, but loss.stress has weight 1"):
         train(settings(file, loss={"stress": 1.0}), tmp_path / "run", progress=False)
 

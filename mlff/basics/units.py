@@ -3,6 +3,7 @@
 Energies, lengths and pressures come from ASE (CODATA 2014, the set ASE uses everywhere).
 """
 
+import numpy as np
 from ase import units as _ase
 
 from mlff.basics.errors import ConfigError
@@ -20,6 +21,9 @@ ENERGY = {
 #: Å per unit
 LENGTH = {"Angstrom": 1.0, "Bohr": _ase.Bohr, "nm": 10.0}
 
+#: eV/Å per unit
+FORCE = {f"{energy}/{length}": ENERGY[energy] / LENGTH[length] for energy in ENERGY for length in LENGTH}
+
 #: eV/Å³ per unit
 STRESS = {
     "eV/Angstrom^3": 1.0,
@@ -35,6 +39,7 @@ VOIGT = {
     "vasp": ("xx", "yy", "zz", "xy", "yz", "xz"),
     "lammps": ("xx", "yy", "zz", "xy", "xz", "yz"),
 }
+_ROWS, _COLUMNS = (0, 1, 2, 1, 0, 0), (0, 1, 2, 2, 2, 1)  # of ASE's six in a tensor
 
 _SPELLED = {
     "electronvolt": "eV", "ha": "Hartree", "eh": "Hartree", "ry": "Rydberg", "kcalmol": "kcal/mol", "kjmol": "kJ/mol",
@@ -57,6 +62,17 @@ def spelled(text: str) -> str | None:
         return known[text]
     energy, separator, length = text.rpartition("per" if "per" in text else "/")
     return f"{known[energy]}/{known[length]}" if separator and {energy, length} <= known.keys() else None
+
+
+def to_six(tensor: np.ndarray) -> np.ndarray:
+    """The six numbers of a symmetric tensor (3, 3) in ASE's order: (6,)."""
+    return tensor[_ROWS, _COLUMNS]
+
+
+def from_six(six: np.ndarray, order: tuple[str, ...] = VOIGT["ase"]) -> np.ndarray:
+    """The symmetric tensor (3, 3) whose components in this order are `six` (6,)."""
+    part = dict(zip(order, six, strict=True))
+    return np.array([[part["".join(sorted(i + j))] for j in "xyz"] for i in "xyz"])
 
 
 def factor(table: dict[str, float], unit: str, what: str) -> float:

@@ -11,6 +11,8 @@ from ase.data import covalent_radii
 from scipy.spatial.transform import Rotation
 
 from mlff.basics.errors import MLFFError
+from mlff.basics.properties import PREDICTED, PROPERTIES
+from mlff.basics.statistics import rms
 from mlff.certificate.line import Line
 from mlff.certificate.probe import Probe
 from mlff.certificate.scans import SHORTEST, Scan
@@ -63,7 +65,7 @@ def derivatives(ask: Probe, structures: list[ase.Atoms], rng: np.random.Generato
         results = ask(solids)
         pairs = zip(slopes, results, strains, solids, strict=True)
         errors = [abs(slope / atoms.get_volume() - np.sum(r.stress * s)) for slope, r, s, atoms in pairs]
-        size = float(np.sqrt(np.mean([r.stress**2 for r in results])))
+        size = rms(np.array([r.stress for r in results]))
         note = f"{len(solids)} cells, a random strain each; a failure means the stress is not dE/dstrain/V"
         lines.append(Line("stress against energies", 1000 * _largest(errors), "meV/Å³", 1e-3 * max(1000 * size, 1.0), note))
     return lines
@@ -177,20 +179,15 @@ def errors(sets: dict[str, dict]) -> list[Line]:
             [f"{row['name']} {row[key]:.3g} ({row[count]:,} {count})" for row in bins if row[key] is not None]
             for key, count in (("energy_rmse_per_atom", "structures"), ("forces_rmse", "atoms"))
         )
-        for key, what, unit, more in (
-            ("energy_rmse_per_atom", "energy", "meV/atom", energies),
-            ("forces_rmse", "forces", "meV/Å", elements + forces),
-            ("stress_rmse", "stress", "meV/Å³", []),
-        ):
-            if figures.get(key) is not None:
-                single = figures.get("forces_rmse_of_structures") or {}
-                if key == "forces_rmse" and single:
-                    more = [
-                        f"of single structures median {single['median']:.3g}, 99 % {single['99 %']:.3g}, worst {single['worst']:.3g}",
-                        *more,
-                    ]
-                note = "; ".join([f"{figures['structures']} structures", *more])
-                lines.append(Line(f"RMSE, {what}, {name}", figures[key], unit, None, note))
+        if single := figures.get("forces_rmse_of_structures"):
+            quantiles = (f"{which} {single[which]:.3g}" for which in ("median", "99 %", "worst"))
+            elements = [f"of single structures {', '.join(quantiles)}", *elements]
+        more = {"energy": energies, "forces": elements + forces, "stress": []}
+        for what in PREDICTED:
+            known = PROPERTIES[what]
+            if figures.get(known.rmse) is not None:
+                note = "; ".join([f"{figures['structures']} structures", *more[what]])
+                lines.append(Line(f"RMSE, {what}, {name}", figures[known.rmse], known.rmse_unit, None, note))
     return lines
 
 
@@ -234,7 +231,7 @@ def _where(found: dict[str, list[float]]) -> str:
 
 def _force_limit(results) -> float:
     """A thousandth of the RMS force, meV/Å, but at least 0.1."""
-    return max(0.1, float(np.sqrt(np.mean(np.concatenate([r.forces for r in results]) ** 2))))
+    return max(0.1, rms(np.concatenate([r.forces for r in results])))
 
 
 def _unit(array: np.ndarray) -> np.ndarray:

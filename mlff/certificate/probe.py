@@ -9,7 +9,8 @@ import jax
 
 from mlff.data.batching import Sizes, make_graph, make_sample, round_up
 from mlff.data.structure import Structure
-from mlff.potential.potential import Potential, Result
+from mlff.potential.potential import Potential
+from mlff.potential.result import Result
 
 _ATOMS = 256  #: of one padded batch, or twice those of the largest structure
 _FEW = 4  #: neighbours: scans of dimers need no more
@@ -65,10 +66,6 @@ class Probe:
         sizes = Sizes(self._atoms // 2, self._atoms, neighbors)
         graph = make_graph([samples[i] for i in batch], sizes, potential.dtype, self._shifts)
         prediction = jax.device_get(potential.compute(graph, self._stress))
-        start = 0
-        for row, i in enumerate(batch):
-            stop = start + len(structures[i])
-            stress = prediction.stress[row] if structures[i].pbc.all() else None
-            atoms = prediction.energies[start:stop], prediction.forces[start:stop]
-            results[i] = potential.result(structures[i].numbers, *atoms, stress)
-            start = stop
+        found = potential.results(prediction, [structures[i] for i in batch])
+        for i, result in zip(batch, found, strict=True):
+            results[i] = result

@@ -26,6 +26,7 @@ from ase.neighborlist import natural_cutoffs, neighbor_list
 from scipy.stats import spearmanr
 
 from mlff.basics.errors import MLFFError
+from mlff.basics.statistics import slope
 from mlff.certificate.certificate import suitable
 from mlff.certificate.checks import calculator
 from mlff.certificate.line import Line
@@ -150,15 +151,15 @@ def nve(potential: Potential, atoms: ase.Atoms, length: float = LENGTH / 2, prog
         stopped = _run(potential, atoms.copy(), progress, log=file, **options)
         log = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()] if file.exists() else []
     note = f"{length:g} ps of {atoms.get_chemical_formula()}, 1 fs{'; ' if stopped else ''}{stopped}"
-    slope = share = None
+    per_atom = share = None
     if not stopped:
         time, total, kinetic = (np.array([line[key] for line in log]) for key in ("time_ps", "etot_ev", "ekin_ev"))
-        drift = float(np.polyfit(time - time.mean(), total, 1)[0])
-        slope, share = 1000 * drift / len(atoms), float(abs(drift) * np.ptp(time) / max(kinetic.std(), 1e-12))
+        drift = slope(time, total)
+        per_atom, share = 1000 * drift / len(atoms), float(abs(drift) * np.ptp(time) / max(kinetic.std(), 1e-12))
     names = (
         _named(name, length, LENGTH / 2) for name in ("NVE drift, 1 fs", "NVE drift over the spread of the kinetic energy")
     )
-    return [Line(next(names), slope, "meV/atom/ps", _DRIFT, note), Line(next(names), share, "", 1.0, note)]
+    return [Line(next(names), per_atom, "meV/atom/ps", _DRIFT, note), Line(next(names), share, "", 1.0, note)]
 
 
 def heating(potential: Potential, atoms: ase.Atoms, length: float = LENGTH / 10, progress: bool = False) -> list[Line]:

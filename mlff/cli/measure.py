@@ -11,6 +11,7 @@ import typer
 
 from mlff.basics.errors import ConfigError, DataError, ModelFileError
 from mlff.basics.files import HTML, PNG, check_outputs, write_text
+from mlff.basics.properties import PREDICTED
 from mlff.cli.app import app, say
 from mlff.cli.options import AsPrecision, DataFile, Keys, Model, Quiet, Skip, UnitOptions, load, model_file, read_data
 
@@ -109,7 +110,7 @@ def certify(
         dataset = read_data(data, key, unit, progress=not quiet)
         if not (structures := choose(dataset, count=5)):
             raise DataError(f"{data}: holds no structure of up to {LARGEST} atoms to measure on")
-        if any(s.energy is not None or s.forces is not None or s.stress is not None for s in dataset):
+        if any(name in structure.labels for structure in dataset for name in PREDICTED):
             errors[data.name] = measure(potential, dataset, progress=not quiet).to_dict()
         else:
             say("note", f"{data}: no labels, nothing to compare: no errors are listed; where they stand is said with --key")

@@ -9,9 +9,10 @@ from __future__ import annotations
 from typing import Annotated, Any, Literal
 
 import pydantic
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, create_model
 
-from mlff.basics.units import ENERGY, LENGTH, STRESS, VOIGT
+from mlff.basics.properties import PREDICTED, PROPERTIES
+from mlff.basics.units import LENGTH, VOIGT
 
 
 class _Section(BaseModel):
@@ -21,31 +22,45 @@ class _Section(BaseModel):
 StressOrder = Literal[(*VOIGT, "unknown")]
 
 
-class KeyNames(_Section):
-    """Where labels stand in the file. None: the usual names are looked up (and reported)."""
+_Keys = create_model(
+    "_Keys",
+    __base__=_Section,
+    **{
+        name: (str | None, Field(None, description=f"key of the {known.what}, e.g. {name}, REF_{name}"))
+        for name, known in PROPERTIES.items()
+    },
+)
+_UnitNames = create_model(
+    "_UnitNames",
+    __base__=_Section,
+    **{
+        name: (Literal[tuple(known.units)] | None, Field(None, description=f"unit; default: {next(iter(known.units))}"))
+        for name, known in PROPERTIES.items()
+    },
+)
 
-    energy: str | None = Field(None, description="key of the total energy, e.g. energy, REF_energy")
-    forces: str | None = Field(None, description="key of the forces, e.g. forces, REF_forces")
-    stress: str | None = Field(None, description="key of the stress (3x3, 9 or 6 numbers, see units.stress_order)")
+
+class KeyNames(_Keys):
+    """Where labels stand in the file: one key for each of `PROPERTIES` and these. None: the usual names are looked up (and reported)."""
+
     virial: str | None = Field(None, description="key of the virial (an energy); turned into a stress by the cell's volume")
     group: str | None = Field(None, description="info key whose value groups frames, e.g. trajectory")
     weight: str | None = Field(None, description="info key of a structure's weight in the loss")
 
 
-class Units(_Section):
-    """Units and signs of the file. None: what the file states or its format fixes, else the default named; the census says which."""
+class Units(_UnitNames):
+    """Units and signs of the file: one unit for each of `PROPERTIES`, and these. None: what the file states or its format
+    fixes, else the default named; the census says which. The unit of forces is by default that of energies per that of lengths.
+    """
 
-    energy: Literal[tuple(ENERGY)] | None = Field(None, description="unit of the energies; default: eV")
     energy_per_atom: bool | None = Field(
         None, description="true: energies are per atom, not of the whole structure; default: false"
     )
     length: Literal[tuple(LENGTH)] | None = Field(None, description="unit of positions and cell; default: Angstrom")
-    forces: str | None = Field(None, description="unit of the forces, 'ENERGY/LENGTH'; default: energy unit per length unit")
-    forces_sign: Literal["force", "gradient"] | None = Field(
+    forces_sign: Literal[tuple(PROPERTIES["forces"].signs)] | None = Field(
         None, description="force: the file holds -dE/dR; gradient: +dE/dR; default: force"
     )
-    stress: Literal[tuple(STRESS)] | None = Field(None, description="unit of the stress; default: eV/Angstrom^3")
-    stress_sign: Literal["tension", "compression"] | None = Field(
+    stress_sign: Literal[tuple(PROPERTIES["stress"].signs)] | None = Field(
         None,
         description="what a positive stress means: tension (ASE, +dE/dstrain/V) or compression (VASP's output, a pressure); default: tension",
     )
@@ -194,7 +209,19 @@ Model = Annotated[
 ]
 
 
-class WeightStage(_Section):
+class _LossTerms(_Section):
+    @pydantic.model_validator(mode="before")
+    @classmethod
+    def _only_what_is_predicted(cls, values: Any) -> Any:
+        others = [name for name in PROPERTIES if name not in PREDICTED and isinstance(values, dict) and name in values]
+        if others:
+            raise ValueError(
+                f"{others[0]} is no term of the loss, since no model predicts it; leave it out. The terms are {', '.join(PREDICTED)}"
+            )
+        return values
+
+
+class WeightStage(_LossTerms):
     """From `start` on (share of training, 0 to 1) these weights hold; between stages the last ones stay."""
 
     start: float = Field(ge=0, le=1, description="share of the training after which these weights hold")
@@ -203,7 +230,7 @@ class WeightStage(_Section):
     stress: float | None = Field(None, ge=0, description="weight of the stress term from then on; default: as before")
 
 
-class Loss(_Section):
+class Loss(_LossTerms):
     """Weighted sum of energy, force and stress terms.
 
     The terms are means over structures of |ΔE/n| (or its square), over force components and over stress components, in
@@ -222,8 +249,8 @@ class Loss(_Section):
     schedule: list[WeightStage] = Field([], description="changes of the weights in the course of training")
 
     def at(self, progress: float) -> dict[str, float]:
-        """The weights of energy, forces and stress at this share of training (0 to 1)."""
-        current = {"energy": self.energy, "forces": self.forces, "stress": self.stress}
+        """The weights of the terms at this share of training (0 to 1)."""
+        current = {name: getattr(self, name) for name in PREDICTED}
         for stage in sorted(self.schedule, key=lambda stage: stage.start):
             if stage.start <= progress:
                 current |= {name: value for name in current if (value := getattr(stage, name)) is not None}

@@ -9,6 +9,7 @@ import numpy as np
 from ase.data import atomic_numbers, chemical_symbols
 
 from mlff.basics.errors import DataError
+from mlff.data.composition import element_counts, elements_of
 from mlff.data.structure import Structure
 
 #: No bond is worth so much (eV per atom): a larger remainder means that references and labels do not belong together.
@@ -27,7 +28,7 @@ def fit(
     """
     if isolated is None:
         isolated = getattr(data, "isolated_atoms", {})
-    elements = sorted({int(z) for structure in data for z in set(structure.numbers.tolist())})
+    elements = elements_of(data)
     labelled = [structure for structure in data if structure.energy is not None]
     if isinstance(how, Mapping):
         given = {_atomic_number(symbol): float(energy) for symbol, energy in how.items()}
@@ -58,12 +59,8 @@ def energy(baseline: Mapping[int, float], numbers) -> float:
         raise DataError(f"no reference energy for {_symbol(error.args[0])}; there are those of {known}") from None
 
 
-def _least_squares(structures: Sequence[Structure], elements: list[int]) -> dict[int, float]:
-    column = {z: k for k, z in enumerate(elements)}
-    shares = np.zeros((len(structures), len(elements)))
-    for row, structure in enumerate(structures):
-        values, counts = np.unique(structure.numbers, return_counts=True)
-        shares[row, [column[int(z)] for z in values]] = counts / len(structure)
+def _least_squares(structures: Sequence[Structure], elements: Sequence[int]) -> dict[int, float]:
+    shares = np.array([element_counts(structure.numbers, elements) / len(structure) for structure in structures])
     energies = np.array([structure.energy / len(structure) for structure in structures])
     left, singular, directions = np.linalg.svd(shares, full_matrices=False)
     rank = int((singular > 1e-6 * singular[0]).sum())

@@ -6,12 +6,13 @@ program per shape, so the samples are put into at most a few size classes, each 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 from mlff.basics.errors import StructureError
+from mlff.basics.properties import PREDICTED, PROPERTIES
 from mlff.data import baseline as baselines
 from mlff.data.neighbors import neighbor_list, pair_vectors
 from mlff.data.placement import gather
@@ -34,7 +35,7 @@ class Sizes(NamedTuple):
 
 
 class Sample(NamedTuple):
-    """One structure, ready to be copied into a batch. float64; absent labels are None."""
+    """One structure, ready to be copied into a batch. float64."""
 
     numbers: np.ndarray  #: (n,) int32
     positions: np.ndarray  #: (n, 3) Å, wrapped into the cell along periodic directions, else centred; or see `placement`
@@ -45,10 +46,8 @@ class Sample(NamedTuple):
         np.ndarray
     )  #: (n, k) int32, index into (n * k,) of the same pair in its other direction; of empty slots the slot itself
     shifts: np.ndarray | None  #: (n, k, 3) whole cell vectors; None when no pair crosses a cell
-    energy: float | None  #: eV, baseline removed
-    forces: np.ndarray | None  #: (n, 3) eV/Å
-    stress: np.ndarray | None  #: (3, 3) eV/Å³
-    weight: float
+    labels: Mapping[str, float | np.ndarray] = {}  #: those that there are, see `Structure.labels`; baseline removed
+    weight: float = 1.0
 
     @property
     def sizes(self) -> Sizes:
@@ -74,9 +73,9 @@ def make_sample(structure: Structure, cutoff: float, baseline: dict[int, float] 
         positions = positions + moves[0] @ structure.cell + moves[1]
         shifts = shifts + (moves[0][i] - moves[0][j]).astype(np.int32)
     neighbors, mask, reverse, dense_shifts = to_dense(len(structure), i, j, shifts)
-    energy = structure.energy
-    if energy is not None and baseline is not None:
-        energy = energy - baselines.energy(baseline, structure.numbers)
+    labels = structure.labels
+    if "energy" in labels and baseline is not None:
+        labels["energy"] -= baselines.energy(baseline, structure.numbers)
     return Sample(
         structure.numbers,
         positions,
@@ -85,9 +84,7 @@ def make_sample(structure: Structure, cutoff: float, baseline: dict[int, float] 
         mask,
         reverse,
         dense_shifts if shifts.any() else None,
-        energy,
-        structure.forces,
-        structure.stress,
+        labels,
         structure.weight,
     )
 
@@ -185,26 +182,28 @@ def make_graph(samples: list[Sample], sizes: Sizes, dtype=np.float32, shifts: bo
     return Graph(positions, numbers, structure, n_atoms, cell, neighbors, mask, reverse, images)
 
 
-def make_labels(samples: list[Sample], sizes: Sizes, dtype=np.float32) -> Labels:
-    """Labels beside the graph of the same samples."""
+def make_labels(samples: list[Sample], sizes: Sizes, dtype=np.float32, names: Sequence[str] = PREDICTED) -> Labels:
+    """The labels of these names beside the graph of the same samples."""
     B, N, _ = sizes
-    energy, stress = np.zeros(B, dtype), np.zeros((B, 3, 3), dtype)
-    forces = np.zeros((N, 3), dtype)
-    flags = np.zeros((3, B), bool)
+    values = {name: np.zeros(_batched(name, B, N), dtype) for name in names}
+    has = {name: np.zeros(B, bool) for name in names}
     weight = np.zeros(B, dtype)
     start = 0
     for index, sample in enumerate(samples):
         stop = start + len(sample.numbers)
-        flags[:, index] = sample.energy is not None, sample.forces is not None, sample.stress is not None
-        if sample.energy is not None:
-            energy[index] = sample.energy
-        if sample.forces is not None:
-            forces[start:stop] = sample.forces
-        if sample.stress is not None:
-            stress[index] = sample.stress
+        for name, label in sample.labels.items():
+            if name in has:
+                has[name][index] = True
+                values[name][slice(start, stop) if PROPERTIES[name].per_atom else index] = label
         weight[index] = sample.weight
         start = stop
-    return Labels(energy, forces, stress, *flags, weight)
+    return Labels(values, has, weight)
+
+
+def _batched(name: str, structures: int, atoms: int) -> tuple[int, ...]:
+    """The shape of a property in a batch."""
+    known = PROPERTIES[name]
+    return known.shape_of(atoms) if known.per_atom else (structures, *known.shape)
 
 
 def round_up(value: int, share: float = 0.125) -> int:
@@ -241,6 +240,8 @@ class Batches:
         self.samples = samples
         self.dtype = dtype
         self.shifts = any(sample.shifts is not None for sample in samples)
+        there = {name for sample in samples for name in sample.labels}
+        self.labels = tuple(name for name in PROPERTIES if name in PREDICTED or name in there)
         self._atoms = n = np.array([sample.sizes.atoms for sample in samples])
         k = np.array([max(1, sample.sizes.neighbors) for sample in samples])
         if batch_size is None:
@@ -291,7 +292,7 @@ class Batches:
     def build(self, sizes: Sizes, indices: list[int]) -> tuple[Graph, Labels]:
         """The arrays of one batch of a plan."""
         chosen = [self.samples[i] for i in indices]
-        return make_graph(chosen, sizes, self.dtype, self.shifts), make_labels(chosen, sizes, self.dtype)
+        return make_graph(chosen, sizes, self.dtype, self.shifts), make_labels(chosen, sizes, self.dtype, self.labels)
 
     def epoch(self, rng: np.random.Generator) -> Iterator[tuple[Graph, Labels]]:
         """One pass over all samples in random order."""

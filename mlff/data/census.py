@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import difflib
 from collections import Counter
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from ase.data import chemical_symbols
 
 from mlff.basics.errors import DataError
+from mlff.basics.properties import PREDICTED, PROPERTIES
 from mlff.config.options import KeyNames
+from mlff.data.composition import elements_of
 from mlff.data.facts import Remark
 from mlff.data.skipping import Skipped
 from mlff.data.structure import Structure
@@ -23,9 +25,7 @@ class Census:
     structures: int = 0  #: isolated atoms not counted
     sizes: tuple[int, int] = (0, 0)  #: atoms in the smallest and the largest structure
     elements: tuple[int, ...] = ()  #: atomic numbers, ascending
-    energy: int = 0  #: structures with an energy
-    forces: int = 0  #: structures with forces
-    stress: int = 0  #: structures with a stress
+    labels: Counter[str] = field(default_factory=Counter)  #: structures with an energy, with forces, ... by name
     isolated: int = 0  #: isolated atoms with an energy
     ignored_stress: int = 0  #: stresses of structures that are not periodic along a, b and c: without meaning, dropped
     unordered_stress: int = 0  #: stresses of six numbers in an order that nobody states: dropped
@@ -37,20 +37,18 @@ class Census:
     def counted(self, structures: list[Structure], isolated: int) -> Census:
         """The same file(s), with counts over these structures."""
         lengths = [len(structure) for structure in structures] or [0]
-        present = {int(z) for structure in structures for z in set(structure.numbers.tolist())}
-        counts = {name: sum(getattr(s, name) is not None for s in structures) for name in ("energy", "forces", "stress")}
         return replace(
             self,
             structures=len(structures),
             sizes=(min(lengths), max(lengths)),
-            elements=tuple(sorted(present)),
+            elements=elements_of(structures),
+            labels=Counter(name for structure in structures for name in structure.labels),
             isolated=isolated,
-            **counts,
         )
 
     def __add__(self, other: Census) -> Census:
         sizes = [s for census in (self, other) if census.structures for s in census.sizes] or [0]
-        totals = ("structures", "energy", "forces", "stress", "isolated", "ignored_stress", "unordered_stress")
+        totals = ("structures", "labels", "isolated", "ignored_stress", "unordered_stress")
         return Census(
             source=f"{self.source}, {other.source}",
             sizes=(min(sizes), max(sizes)),
@@ -86,9 +84,10 @@ class Census:
         symbols = " ".join(chemical_symbols[z] for z in self.elements)
         head = f"{self.source}: {self.structures} structures" + (f", {atoms}, {symbols}" if self.structures else "")
         labels = [f"positions ({self._origin('positions')})"] if self._origin("positions") else []
-        for name in ("energy", "forces", "stress"):
-            origin = self._origin(name)
-            labels.append(f"{name} {getattr(self, name)}" + (f" ({origin})" if origin else ""))
+        for name in PROPERTIES:
+            if name in PREDICTED or self.labels[name]:
+                origin = self._origin(name)
+                labels.append(f"{name} {self.labels[name]}" + (f" ({origin})" if origin else ""))
         extras = [f"{label} ({text})" for label, text in self.origins if label in ("weight", "group")]
         parts = [head, ", ".join(labels + extras)]
         if self.ignored_stress:

@@ -6,42 +6,34 @@ from itertools import groupby
 
 import numpy as np
 
-from mlff.basics.errors import ConfigError, DataError
-from mlff.basics.units import ENERGY, LENGTH, STRESS, VOIGT, factor, spelled
+from mlff.basics.errors import DataError
+from mlff.basics.properties import PROPERTIES
+from mlff.basics.units import LENGTH, VOIGT, factor, from_six, spelled
 from mlff.config.options import Units
 from mlff.data.facts import Facts
 
-_ASSUMED = {
-    "energy": "eV",
-    "energy_per_atom": False,
-    "length": "Angstrom",
-    "forces": None,
-    "forces_sign": "force",
-    "stress": "eV/Angstrom^3",
-    "stress_sign": "tension",
-    "stress_order": "ase",
-    "virial_sign": "minus_stress",
-}
+_ASSUMED = {"energy_per_atom": False, "length": "Angstrom", "stress_order": "ase", "virial_sign": "minus_stress"}
+_ASSUMED |= {name: next(iter(known.units)) for name, known in PROPERTIES.items()}
+_ASSUMED |= {f"{name}_sign": next(iter(known.signs)) for name, known in PROPERTIES.items() if known.signs}
+_ASSUMED["forces"] = None  # energies per length
 _SURE = ("assumed", "by the format", "as stated", "by the file")
 
 
 class Conversion:
     """Factors and signs, settled once per file.
 
-    Raises DataError where the options contradict the file itself, ConfigError for a unit of forces that nobody knows.
+    Raises DataError where the options contradict the file itself.
     """
 
     def __init__(self, stated: Units, facts: Facts, source: str):
         self.values, self.said = _settle(stated, facts, source)
         values = self.values
-        energy, slash, length = values["forces"].rpartition("/")
-        if not slash:
-            raise ConfigError(f"units.forces: expected ENERGY/LENGTH, e.g. eV/Angstrom, found {values['forces']!r}")
-        sign = -1.0 if values["forces_sign"] == "gradient" else 1.0
-        self.energy = factor(ENERGY, values["energy"], "energy")
         self.length = factor(LENGTH, values["length"], "length")
-        self.forces = sign * factor(ENERGY, energy, "force (its energy)") / factor(LENGTH, length, "force (its length)")
-        self.stress = (-1.0 if values["stress_sign"] == "compression" else 1.0) * factor(STRESS, values["stress"], "stress")
+        self.factors = {}  # of labels
+        for name, known in PROPERTIES.items():
+            sign = known.signs[values[f"{name}_sign"]] if known.signs else 1.0
+            self.factors[name] = sign * factor(known.units, values[name], name)
+        self.factors["virial"] = self.factors["energy"]
         self.virial_sign = -1.0 if values["virial_sign"] == "minus_stress" else 1.0
 
     def order(self, group: str | None = None, *_) -> tuple[str, ...] | None:
@@ -50,7 +42,7 @@ class Conversion:
         return VOIGT.get(order.get(group) if isinstance(order, dict) else order)
 
     def parse(self, label, value, n, where, key, order=VOIGT["ase"]):
-        """A label in mlff's units: energy float, forces (n, 3), stress (3, 3), virial (3, 3), weight float, group str."""
+        """A label in mlff's units: of its shape in `PROPERTIES` (a single number as float), virial (3, 3), weight float, group str."""
         name = f"{where}: {label} (key {key!r})"
         if label == "group":
             return str(value)
@@ -70,25 +62,19 @@ class Conversion:
         array = array.astype(np.float64, order="C")
         if not np.isfinite(array).all():
             raise DataError(f"{name} is not finite; remove the label or the structure")
-        if label in ("energy", "weight"):
-            if array.size != 1:
-                raise DataError(
-                    f"{name} has shape {array.shape} where one number is expected; name another key with keys.{label}"
-                )
-            number = float(array.reshape(()))
-            if label == "weight" and number < 0:
-                raise DataError(f"{name} is negative ({number:g}); weights are 0 or more")
-            if label == "weight":
-                return number
-            return number * self.energy * (n if self.values["energy_per_atom"] else 1)
-        if label == "forces":
-            if array.shape != (n, 3) and not (n == 1 and array.shape == (3,)):
-                raise DataError(
-                    f"{name} have shape {array.shape} where {(n, 3)} is expected; name another key with keys.forces"
-                )
-            return self.forces * array.reshape(n, 3)
-        tensor = _tensor(array, name, label, order)
-        return tensor * (self.stress if label == "stress" else self.energy)
+        if label in ("stress", "virial"):
+            return _tensor(array, name, label, order) * self.factors[label]
+        shape = () if label == "weight" else PROPERTIES[label].shape_of(n)
+        if [size for size in array.shape if size != 1] != [size for size in shape if size != 1]:
+            raise DataError(
+                f"{name} has shape {array.shape} where {shape or 'one number'} is expected; name another key with keys.{label}"
+            )
+        value = array.reshape(shape) if shape else float(array.reshape(()))
+        if label == "weight":
+            if value < 0:
+                raise DataError(f"{name} is negative ({value:g}); weights are 0 or more")
+            return value
+        return value * self.factors[label] * (n if label == "energy" and self.values["energy_per_atom"] else 1)
 
     @property
     def said_of_positions(self) -> str:
@@ -98,15 +84,17 @@ class Conversion:
     def describe(self, label: str, key: str, place: str, six: bool) -> str:
         """Where a label stood, its unit and sign, the order of a tensor of six numbers, and who says so."""
         values = self.values
-        gradient = values["forces_sign"] == "gradient"
         order = values["stress_order"]
         order = " ".join(VOIGT.get(order, (order,))) if isinstance(order, str) else "order by group"
-        parts = {
-            "energy": [(values["energy"], "energy"), ("per atom", "energy_per_atom")][: 1 + bool(values["energy_per_atom"])],
-            "forces": [(values["forces"], "forces"), ("gradient", "forces_sign")][: 1 + gradient],
-            "stress": [(values["stress"], "stress"), (f"positive: {values['stress_sign']}", "stress_sign")],
-            "virial": [(values["energy"], "energy"), ("-+"[self.virial_sign > 0] + "stress*volume", "virial_sign")],
-        }.get(label, [])
+        parts = [(values[label], label)] if label in PROPERTIES else []
+        if label == "energy" and values["energy_per_atom"]:
+            parts.append(("per atom", "energy_per_atom"))
+        if label == "forces" and values["forces_sign"] == "gradient":
+            parts.append(("gradient", "forces_sign"))
+        if label == "stress":
+            parts.append((f"positive: {values['stress_sign']}", "stress_sign"))
+        if label == "virial":
+            parts = [(values["energy"], "energy"), ("-+"[self.virial_sign > 0] + "stress*volume", "virial_sign")]
         if label in ("stress", "virial") and six:
             parts.append((order, "stress_order"))
         said = groupby(parts, lambda part: self.said[part[1]])
@@ -141,10 +129,7 @@ def _settle(stated: Units, facts: Facts, source: str) -> tuple[dict, dict]:
 def _known(name: str, text: str) -> str | None:
     """A unit that a file states, as it is called here; None if it is none for this quantity."""
     unit = spelled(text)
-    if name == "forces":
-        energy, _, length = (unit or "").rpartition("/")
-        return unit if energy in ENERGY and length in LENGTH else None
-    return unit if unit in {"energy": ENERGY, "length": LENGTH, "stress": STRESS}[name] else None
+    return unit if unit in (LENGTH if name == "length" else PROPERTIES[name].units) else None
 
 
 def _tensor(array, name, label, order) -> np.ndarray:
@@ -153,8 +138,7 @@ def _tensor(array, name, label, order) -> np.ndarray:
             f"{name} has shape {array.shape} where 3x3, 9 or 6 numbers are expected; name another key with keys.{label}"
         )
     if array.size == 6:
-        part = dict(zip(order, array.ravel(), strict=True))
-        return np.array([[part["".join(sorted(i + j))] for j in "xyz"] for i in "xyz"])
+        return from_six(array.ravel(), order)
     tensor = array.reshape(3, 3)
     if np.abs(tensor - tensor.T).max() > 1e-2 * np.abs(tensor).max():
         raise DataError(f"{name} is not symmetric; check the order of its components")

@@ -17,15 +17,15 @@ from ase.data import chemical_symbols
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from mlff.basics.errors import ConfigError, DataError
+from mlff.basics.properties import PREDICTED
 from mlff.config.options import Data, KeyNames, Loss, ReadOptions, Source, Units
 from mlff.data import skipping
 from mlff.data.census import Census
+from mlff.data.composition import elements_of
 from mlff.data.duplicates import digest, first_copies
 from mlff.data.formats import read_file
 from mlff.data.labels import is_isolated_atom
 from mlff.data.structure import Structure
-
-_LABELS = ("energy", "forces", "stress")
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,7 +48,7 @@ class Dataset:
     @cached_property
     def elements(self) -> tuple[int, ...]:
         """Atomic numbers in the structures, ascending."""
-        return tuple(sorted({int(z) for structure in self.structures for z in set(structure.numbers.tolist())}))
+        return elements_of(self.structures)
 
     @cached_property
     def fingerprint(self) -> str:
@@ -60,8 +60,8 @@ class Dataset:
         return total.hexdigest()
 
     def require_labels(self) -> None:
-        """Raise DataError if no structure has an energy, forces or a stress: there is nothing to compare with."""
-        if not any(_has(self, label) for label in _LABELS):
+        """Raise DataError if no structure has a label that a potential predicts: there is nothing to compare with."""
+        if not any(_has(self, label) for label in PREDICTED):
             raise DataError(
                 f"{self.census.source}: no structure has energy, forces or stress: nothing to compare with; keys there: "
                 f"{self.census.keys_there}; name them with keys.energy, keys.forces or keys.stress (--key energy=NAME)"
@@ -331,7 +331,7 @@ def _test_files(test) -> dict[str, object]:
 
 
 def _require_labels(data: Dataset, loss: Loss) -> None:
-    for label in _LABELS:
+    for label in PREDICTED:
         weights = [getattr(loss, label), *(getattr(stage, label) or 0.0 for stage in loss.schedule)]
         if max(weights) == 0 or _has(data, label):
             continue

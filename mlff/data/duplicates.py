@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 from scipy.spatial import cKDTree
 
+from mlff.basics.statistics import rms
 from mlff.data.structure import Structure
 
 _SAME = 1e-6  # of fingerprints
@@ -62,4 +63,4 @@ def contradict(a: Structure, b: Structure) -> bool:
         return True
     if a.forces is None or b.forces is None:
         return False
-    return bool(np.sqrt(np.mean((a.forces - b.forces) ** 2)) > _FORCES)
+    return rms(a.forces - b.forces) > _FORCES

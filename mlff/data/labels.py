@@ -13,7 +13,8 @@ import ase
 import numpy as np
 
 from mlff.basics.errors import DataError, StructureError
-from mlff.basics.units import VOIGT
+from mlff.basics.properties import PROPERTIES
+from mlff.basics.units import VOIGT, to_six
 from mlff.config.options import KeyNames, ReadOptions
 from mlff.data.census import Census
 from mlff.data.conversion import Conversion
@@ -23,12 +24,7 @@ from mlff.data.skipping import Skipped
 from mlff.data.structure import COINCIDENT, Structure
 
 #: What a key may be called (in any case, with or without one of the prefixes) to be taken for a label.
-USUAL = {
-    "energy": ("energy", "total_energy", "toten"),
-    "forces": ("forces", "force"),
-    "stress": ("stress",),
-    "virial": ("virial", "virials"),
-}
+USUAL = {name: known.keys for name, known in PROPERTIES.items()} | {"virial": ("virial", "virials")}
 PREFIXES = ("ref_", "dft_", "qm_", "reference_", "target_")
 _LARGEST_STRESS = 100.0  # eV/Å³, 16 TPa
 _GEOMETRY = {"numbers", "positions"}
@@ -114,7 +110,7 @@ def _label(atoms, where, chosen, convert) -> tuple[Structure, str, list]:
         if six and label in ("stress", "virial") and structure.pbc.all():
             name, place, value = next(item for item in there if item[1] != "calculator" and _size(item[2]) == 6)
             tensor = convert.parse(label, value, len(atoms), where, name)
-            found_six = _six(tensor if label == "stress" else convert.virial_sign * tensor / structure.volume)
+            found_six = to_six(tensor if label == "stress" else convert.virial_sign * tensor / structure.volume)
         if label in ("stress", "virial") and (six and order is None or not structure.pbc.all()):
             reason = "order" if structure.pbc.all() else "cell"
             continue
@@ -133,10 +129,6 @@ def _label(atoms, where, chosen, convert) -> tuple[Structure, str, list]:
     taken = {name for names in chosen.values() for name in names}
     info = {key: value for key, value in atoms.info.items() if key not in taken}
     return replace(structure, info=info, six=found_six, **found), "" if tensors else reason, list(origins.values())
-
-
-def _six(tensor) -> np.ndarray:
-    return tensor[(0, 1, 2, 1, 0, 0), (0, 1, 2, 2, 2, 1)]
 
 
 def _refuse_shared_forces(structures, source) -> None:

@@ -7,6 +7,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from mlff.basics.properties import PROPERTIES
+from mlff.data.composition import element_counts, elements_of
 from mlff.data.structure import Structure
 
 _FEWEST = 20  # structures with a label, to call one of them an outlier
@@ -28,9 +30,9 @@ def find(structures: Sequence[Structure]) -> list[Outliers]:
     """Outliers of each label that 20 structures or more have; none of labels that scatter widely."""
     found = []
     labelled = [k for k, s in enumerate(structures) if s.energy is not None]
-    elements = sorted({int(z) for s in structures for z in set(s.numbers.tolist())})
+    elements = elements_of(structures)
     if labelled:
-        counts = np.array([[(structures[k].numbers == z).mean() for z in elements] for k in labelled])
+        counts = np.array([element_counts(structures[k].numbers, elements) / len(structures[k]) for k in labelled])
         energies = np.array([structures[k].energy / len(structures[k]) for k in labelled])
         keep = np.ones(len(labelled), bool)
         for _ in range(3):  # robust: what lies far off does not take part in the next fit
@@ -39,10 +41,10 @@ def find(structures: Sequence[Structure]) -> list[Outliers]:
             scores = np.abs(rest - np.median(rest[keep])) / _spread(rest)
             keep = scores < max(_SCORE, np.median(scores))
         found += _far("energy", "energy per atom", "eV less that of its composition", labelled, rest)
-    for name, unit in (("forces", "eV/Å"), ("stress", "eV/Å³")):
+    for name in ("forces", "stress"):
         labelled = [k for k, s in enumerate(structures) if getattr(s, name) is not None]
         sizes = np.array([np.abs(getattr(structures[k], name)).max() for k in labelled])
-        found += _far(name, f"largest component of the {name}", unit, labelled, sizes)
+        found += _far(name, f"largest component of the {name}", PROPERTIES[name].unit, labelled, sizes)
     return found
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Iterable
+from dataclasses import dataclass, field, make_dataclass
 
 import ase
 import numpy as np
 
 from mlff.basics.errors import StructureError
+from mlff.basics.properties import PROPERTIES
 from mlff.data.neighbors import check_cell
 
 #: Two atoms nearer than this (Å) are on top of each other: no reference calculation converges there.
@@ -15,20 +17,24 @@ COINCIDENT = 1e-3
 _FAR = 1e9  # Å; integers of lattice vectors would overflow
 
 
+_Labelled = make_dataclass(
+    "_Labelled", [(name, float | np.ndarray | None, None) for name in PROPERTIES], frozen=True, eq=False, kw_only=True
+)
+
+
 @dataclass(frozen=True, eq=False)
-class Structure:
+class Structure(_Labelled):
     """Atoms and, where known, labels. Arrays become float64, C-contiguous and native byte order, whatever is given.
 
-    Absent labels are None, never 0. Constraints do not exist here: forces are those of the reference method.
+    Labels are given by keyword and have the shapes and units of `mlff.basics.properties.PROPERTIES`: `energy` (float, eV),
+    `forces` ((n, 3), eV/Å), `stress` ((3, 3), eV/Å³). Absent ones are None, never 0. Constraints do not exist here: forces
+    are those of the reference method.
     """
 
     numbers: np.ndarray  #: (n,) int32, atomic numbers
     positions: np.ndarray  #: (n, 3), Å, as given (not wrapped)
     cell: np.ndarray  #: (3, 3), Å, rows are vectors; zeros if there is none
     pbc: np.ndarray  #: (3,) bool
-    energy: float | None = None  #: eV, total
-    forces: np.ndarray | None = None  #: (n, 3), eV/Å
-    stress: np.ndarray | None = None  #: (3, 3), eV/Å³, ASE's sign: +(1/V) dE/dε
     six: np.ndarray | None = (
         None  #: (6,), the stress (eV/Å³) in the order of the file, if that has six numbers; maybe of no known order
     )
@@ -39,7 +45,7 @@ class Structure:
 
     def __post_init__(self) -> None:
         types = {"numbers": np.int32, "positions": np.float64, "cell": np.float64, "pbc": bool}
-        types |= {"forces": np.float64, "stress": np.float64}
+        types |= {name: np.float64 for name, known in PROPERTIES.items() if known.shape}
         for name, dtype in types.items():
             value = getattr(self, name)
             if value is not None:
@@ -47,6 +53,11 @@ class Structure:
 
     def __len__(self) -> int:
         return len(self.numbers)
+
+    @property
+    def labels(self) -> dict[str, float | np.ndarray]:
+        """The labels that there are, by their names in `PROPERTIES`."""
+        return {name: value for name in PROPERTIES if (value := getattr(self, name)) is not None}
 
     @property
     def formula(self) -> str:
@@ -104,3 +115,9 @@ class Structure:
     def to_atoms(self) -> ase.Atoms:
         """ASE atoms without labels."""
         return ase.Atoms(self.numbers, positions=self.positions, cell=self.cell, pbc=self.pbc)
+
+
+def label_numbers(structures: Iterable[Structure], name: str) -> list[np.ndarray]:
+    """The numbers of a label of `PROPERTIES`, flat and per atom where it grows with their number, of structures that have it."""
+    share = len if PROPERTIES[name].grows else lambda structure: 1
+    return [np.ravel(value) / share(s) for s in structures if (value := getattr(s, name)) is not None]

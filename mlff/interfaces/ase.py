@@ -12,10 +12,12 @@ from ase.calculators.calculator import Calculator, PropertyNotImplementedError, 
 
 from mlff.basics.errors import ConfigError, StructureError
 from mlff.basics.runtime import refuse_forked
+from mlff.basics.units import to_six
 from mlff.data.structure import Structure
 from mlff.potential import selfcheck
 from mlff.potential.neighborlist import VerletList
 from mlff.potential.potential import Potential
+from mlff.potential.result import unpack
 
 _SPREADS = "energy_std", "forces_std"  #: of a committee: no properties of ASE's, which lets no others into `results`
 
@@ -60,9 +62,6 @@ class MLFFCalculator(Calculator):
         self._check = check
         self._list = VerletList(potential.cutoff, skin, np.dtype(potential.precision))
         self._programs: set[tuple] = set()
-        self._baseline = np.full(119, np.nan)
-        for z in potential.elements:
-            self._baseline[z] = potential.baseline[z]
         self._stress_read = False
         self._stress_streak = 0
 
@@ -109,7 +108,7 @@ class MLFFCalculator(Calculator):
         """Build the list of `neighbor_state` again."""
         self.reset()
         self._list.restore(state)
-        self._references = self._baseline[state["numbers"]]
+        self._baseline = self.potential.atom_baselines[state["numbers"]]
 
     @property
     def atoms(self) -> ase.Atoms | None:
@@ -202,7 +201,7 @@ class MLFFCalculator(Calculator):
     def _rebuild(self) -> None:
         self.potential.check(Structure.from_atoms(self.atoms))
         self._list.build(*self._geometry)
-        self._references = self._baseline[self._geometry[0]]
+        self._baseline = self.potential.atom_baselines[self._geometry[0]]
 
     def _evaluate(self, positions: np.ndarray, stress: bool) -> dict:
         n = len(positions)
@@ -216,19 +215,14 @@ class MLFFCalculator(Calculator):
         if stress in self._unverified:
             selfcheck.verify(self.potential, self._unverified[stress], graph, stress, self._written)
             del self._unverified[stress]
-        prediction = self.potential.compute(graph, stress)
-        energies = np.asarray(prediction.energies)[:n] + self._references
-        forces = np.asarray(prediction.forces)[:n].astype(np.float64)
-        energy = float(energies.sum())
+        (found,) = unpack(self.potential.compute(graph, stress), (self._baseline,), (stress,))
         if self._check:
-            self.potential.check_result(energy, forces, lambda: Structure.from_atoms(self.atoms))
-        results = {"energy": energy, "free_energy": energy, "energies": energies, "forces": forces}
-        if self.potential.members > 1:
-            results["energy_std"] = float(prediction.energy_std[0])
-            results["forces_std"] = np.asarray(prediction.forces_std)[:n].astype(np.float64)
+            self.potential.check_result(found.energy, found.forces, lambda: Structure.from_atoms(self.atoms))
+        results = {"energy": found.energy, "free_energy": found.energy, "energies": found.energies, "forces": found.forces}
+        if found.energy_std is not None:
+            results |= {"energy_std": found.energy_std, "forces_std": found.forces_std}
         if stress:
-            sigma = np.asarray(prediction.stress)[0].astype(np.float64)
-            results["stress"] = sigma.flat[[0, 4, 8, 5, 2, 1]]
+            results["stress"] = to_six(found.stress)
         return results
 
     def _move(self, positions: np.ndarray) -> None:

@@ -12,7 +12,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from mlff.basics.statistics import rms
 from mlff.basics.units import ENERGY, LENGTH, STRESS
+from mlff.data.composition import element_counts, elements_of
 from mlff.data.structure import Structure
 from mlff.lint.close_pairs import Pairs
 from mlff.lint.comparison import Comparison, robust_slope
@@ -189,7 +191,7 @@ def _stress_by_fit(fitted: Fitted | None, scale: float, size, doubt_forces: bool
 def _size(labels, usual: float) -> float:
     """Root mean square over what is usual, 1 without any."""
     values = np.concatenate([label.ravel() for label in labels]) if labels else np.zeros(1)
-    return float(np.sqrt(np.mean(values**2))) / usual or 1.0
+    return rms(values) / usual or 1.0
 
 
 def _judge(labels, method, subject, slope, correlation, points, causes, size, rough=False) -> Comparison:
@@ -287,12 +289,12 @@ def _stress_causes(volume: float, origins) -> list[Cause]:
 def _sizes(structures) -> Comparison | None:
     """Do energies grow with the number of atoms? Only where sizes differ: fits to counts of elements, and to shares."""
     labelled = [s for s in structures if s.energy is not None]
-    elements = sorted({int(z) for s in labelled for z in set(s.numbers.tolist())})
+    elements = elements_of(labelled)
     atoms = np.array([len(s) for s in labelled], float)
     if len(labelled) < 2 * len(elements) + 4 or atoms.std() < 0.1 * atoms.mean():
         return None
     energies = np.array([s.energy for s in labelled])
-    counts = np.array([[(s.numbers == z).sum() for z in elements] for s in labelled], float)
+    counts = np.array([element_counts(s.numbers, elements) for s in labelled], float)
     left = [
         float(np.median(np.abs(energies - design @ np.linalg.lstsq(design, energies, rcond=1e-8)[0])))
         for design in (counts, counts / atoms[:, None])

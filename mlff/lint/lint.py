@@ -12,10 +12,13 @@ import numpy as np
 from ase.data import chemical_symbols
 
 from mlff.basics.errors import DataError
+from mlff.basics.properties import PROPERTIES
+from mlff.basics.statistics import rms
 from mlff.data import baseline, duplicates, outliers
+from mlff.data.composition import element_counts
 from mlff.data.dataset import Dataset
 from mlff.data.facts import UNCONVERGED
-from mlff.data.structure import Structure
+from mlff.data.structure import Structure, label_numbers
 from mlff.lint import consistency, contacts, stress_order, unit_guess
 from mlff.lint.close_pairs import Pairs, find_pairs
 from mlff.lint.comparison import Comparison
@@ -152,17 +155,13 @@ def _atoms(structures) -> dict[str, int]:
 
 
 def _ranges(structures) -> dict[str, dict[str, float]]:
-    labels = {
-        "energy_per_atom": [np.array([s.energy / len(s)]) for s in structures if s.energy is not None],
-        "forces": [s.forces.ravel() for s in structures if s.forces is not None],
-        "stress": [s.stress.ravel() for s in structures if s.stress is not None],
-    }
     ranges = {}
-    for name, parts in labels.items():
+    for name, known in PROPERTIES.items():
+        parts = label_numbers(structures, name)
         if parts:
             x = np.concatenate(parts)
-            numbers = {"min": x.min(), "max": x.max(), "mean": x.mean(), "rms": np.sqrt(np.mean(x**2))}
-            ranges[name] = {"count": len(parts), **{key: float(value) for key, value in numbers.items()}}
+            numbers = {"min": x.min(), "max": x.max(), "mean": x.mean(), "rms": rms(x)}
+            ranges[known.shown] = {"count": len(parts), **{key: float(value) for key, value in numbers.items()}}
     return ranges
 
 
@@ -175,7 +174,7 @@ def _reference(data: Dataset, how) -> tuple[dict, list[Finding]]:
     """Reference energies as training would take them, and the rank of the compositions."""
     elements = data.elements
     isolated = {chemical_symbols[z]: energy for z, energy in data.isolated_atoms.items()}
-    counts = {tuple((s.numbers == z).sum() / len(s) for z in elements) for s in data if s.energy is not None}
+    counts = {tuple(element_counts(s.numbers, elements) / len(s)) for s in data if s.energy is not None}
     rank = int(np.linalg.matrix_rank(np.array(sorted(counts)))) if counts else 0
     zero = unit_guess.energy_zero(data.structures)
     summary = {"kind": "none", "rank": rank, "elements": len(elements), "isolated": isolated, "energies": {}, "zero": zero}
@@ -259,10 +258,10 @@ def _labels(structures, known: set[str]) -> list[Finding]:
         what = f"{len(zero)} molecules have forces that are exactly 0"
         findings.append(Finding("warning", "zero-forces", what, "leave out labels that were not calculated", tuple(zero)))
     for name, most in _LARGE.items():
-        sizes = [np.sqrt(np.mean(getattr(s, name) ** 2)) for s in structures if getattr(s, name) is not None]
+        sizes = [rms(getattr(s, name)) for s in structures if getattr(s, name) is not None]
         usual = float(np.median(sizes)) if sizes else 0.0
         if usual > most and f"{name}-unit" not in known:
-            what = f"{name} of {usual:.3g} {'eV/Å' if name == 'forces' else 'eV/Å³'} (RMS of half the structures, or more)"
+            what = f"{name} of {usual:.3g} {PROPERTIES[name].unit} (RMS of half the structures, or more)"
             findings.append(Finding("warning", f"large-{name}", what, f"check units.{name}"))
     return findings
 

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from mlff.data.composition import elements_of
 from mlff.data.neighbors import neighbor_list, pair_vectors
 from mlff.data.structure import Structure
 from mlff.lint.contacts import crowd
@@ -101,7 +102,7 @@ def _sample(structures: list[Structure]) -> list[Structure]:
     structures = [s for s in structures if s.stress is not None] or structures
     if not structures:
         return []
-    elements = len({int(z) for s in structures for z in set(s.numbers.tolist())})
+    elements = len(elements_of(structures))
     columns = elements * (elements + 1) // 2 * _FUNCTIONS
     share = min(3000, _MOST / (3 * columns)) / sum(map(len, structures))
     if share >= 1:

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from mlff.basics.units import VOIGT
+from mlff.basics.units import VOIGT, from_six
 from mlff.data.structure import Structure
 from mlff.lint.close_pairs import SHEAR_ORDERS, Pairs, find_pairs, reordered
 from mlff.lint.comparison import Comparison, robust_slope
@@ -36,7 +36,7 @@ def compare_orders(structures, pairs: Pairs, fitted: Fitted | None, scale: float
     }
     as_read = all(order == 0 for order in read.values())
     if not as_read:  # from here on as if all six numbers stood in ASE's order
-        structures = [s if s.six is None else replace(s, stress=_tensor(s.six)) for s in structures]
+        structures = [s if s.six is None else replace(s, stress=from_six(s.six)) for s in structures]
         pairs, fitted = find_pairs(structures), fit_pairs(structures)
     names = np.array(names)
     where = {id(s): k for k, s in enumerate(structures)}
@@ -138,14 +138,9 @@ def _read_as(structures) -> int | None:
     if any(s.stress is None for s in six):
         return None
     for k, order in enumerate(SHEAR_ORDERS):
-        if all(np.allclose(reordered(_tensor(s.six), order), s.stress, rtol=1e-9, atol=1e-12) for s in six):
+        if all(np.allclose(reordered(from_six(s.six), order), s.stress, rtol=1e-9, atol=1e-12) for s in six):
             return k
     return 0
-
-
-def _tensor(six) -> np.ndarray:
-    """(3, 3) of xx yy zz yz xz xy."""
-    return six[np.array([[0, 5, 4], [5, 1, 3], [4, 3, 2]])]
 
 
 def group_of(structure: Structure) -> str | None:

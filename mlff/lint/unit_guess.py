@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from mlff.basics.units import ENERGY, LENGTH
+from mlff.data.composition import elements_of
 from mlff.data.structure import Structure
 from mlff.lint.contacts import Contacts
 
@@ -67,7 +68,7 @@ def energy_unit(structures: Sequence[Structure], origin: str = "") -> Misfit | N
     for name, value in ENERGY.items():
         factor = ratio * value / ENERGY[read]  # energies over what they are in this unit
         if name not in (read, *_AMBIGUOUS) and 1 / _TOLERANCE < factor < _TOLERANCE:
-            elements = {int(z) for s in structures for z in set(s.numbers.tolist())}
+            elements = set(elements_of(structures))
             what = f"energies are {ratio:.4g} times those of all electrons of the atoms, as if {name} were read as {read}"
             return Misfit(elements <= _LIGHT, "energy", what, f"units.energy: {name}")
     return None

@@ -61,9 +61,7 @@ class VerletList:
             shifts = shifts + (moves[0][i] - moves[0][j]).astype(np.int32)
         neighbors, mask, reverse, images = to_dense(len(numbers), i, j, shifts)
         periodic = bool(self._pbc.any())
-        sample = Sample(
-            self._numbers, wrapped, self._cell, neighbors, mask, reverse, images if periodic else None, None, None, None, 1.0
-        )
+        sample = Sample(self._numbers, wrapped, self._cell, neighbors, mask, reverse, images if periodic else None)
         chosen = self._choose(len(numbers), max(1, neighbors.shape[1]), periodic, sizes)
         with jax.enable_x64(self.dtype == np.float64):
             self.graph = jax.device_put(make_graph([sample], chosen, self.dtype, shifts=periodic))

@@ -6,7 +6,7 @@ import contextlib
 import functools
 import hashlib
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -29,24 +29,13 @@ from mlff.models.common import Statistics
 from mlff.potential import modelfile, selfcheck
 from mlff.potential.compiled import Programs
 from mlff.potential.domain import Environments
+from mlff.potential.result import Result, unpack
 
 _ATOMS = 512  #: atoms evaluated at once: enough to keep two cores busy, little enough for their caches
 _PAIRS_PER_COMPILATION = 1e6  #: padded pairs evaluated in the time of one compilation (many-body model, two cores)
 LARGEST_FORCE = 1e6  #: eV/Å: a larger one is no result but nonsense
 _DENSEST = 1.0  #: Å³ for an atom; metallic hydrogen at 500 GPa has 1.4
 _LARGEST_ENERGY = 1e7  #: eV per atom, the same; all electrons of the heaviest atoms have some 1e6
-
-
-@dataclass(frozen=True)
-class Result:
-    """What a potential says of one structure."""
-
-    energy: float  #: eV, total, baseline included
-    forces: np.ndarray  #: (n, 3) eV/Å
-    stress: np.ndarray | None  #: (3, 3) eV/Å³, +(1/V) dE/dε; None without a cell of three periodic directions
-    energies: np.ndarray  #: (n,) eV per atom, baseline included; they sum to `energy`
-    energy_std: float | None = None  #: eV, standard deviation over the members of a committee; None for one model
-    forces_std: np.ndarray | None = None  #: (n, 3) eV/Å, the same of the forces
 
 
 @dataclass(frozen=True, eq=False)
@@ -219,32 +208,24 @@ class Potential:
             except StructureError as error:
                 largest = max((structures[filled[k]] for k in indices), key=len)
                 raise StructureError(f"{largest.source}: {error}") from None
-            start = 0
-            for row, sample_index in enumerate(indices):
-                index = filled[sample_index]
-                structure = structures[index]
-                stop = start + len(structure)
-                result = self.result(
-                    structure.numbers,
-                    prediction.energies[start:stop],
-                    prediction.forces[start:stop],
-                    prediction.stress[row] if with_stress and periodic[index] else None,
-                )
-                if self.members > 1:
-                    spread = prediction.forces_std[start:stop].astype(np.float64)
-                    result = replace(result, energy_std=float(prediction.energy_std[row]), forces_std=spread)
+            places = [filled[k] for k in indices]
+            for index, result in zip(places, self.results(prediction, [structures[i] for i in places]), strict=True):
                 if check:
-                    self.check_result(result.energy, result.forces, lambda structure=structure: structure)
+                    self.check_result(result.energy, result.forces, lambda index=index: structures[index])
                 results[index] = result
-                start = stop
         return results
 
-    def result(self, numbers: np.ndarray, energies: np.ndarray, forces: np.ndarray, stress: np.ndarray | None) -> Result:
-        """Model output of one structure to float64, baseline added."""
-        energies = energies.astype(np.float64) + np.array([self.baseline[z] for z in numbers.tolist()])
-        return Result(
-            float(energies.sum()), forces.astype(np.float64), None if stress is None else stress.astype(np.float64), energies
-        )
+    def results(self, prediction: Prediction, structures: Sequence[Structure]) -> list[Result]:
+        """What `compute` says of a batch of these structures, one by one, baseline added."""
+        baselines = [self.atom_baselines[structure.numbers] for structure in structures]
+        return unpack(prediction, baselines, [bool(structure.pbc.all()) for structure in structures])
+
+    @functools.cached_property
+    def atom_baselines(self) -> np.ndarray:
+        """(119,) reference energies by atomic number, eV, float64; NaN for elements it does not know."""
+        energies = np.full(119, np.nan)
+        energies[list(self.elements)] = [self.baseline[z] for z in self.elements]
+        return energies
 
     def baseline_energy(self, numbers: np.ndarray) -> float:
         """Sum of the reference energies, eV, float64."""

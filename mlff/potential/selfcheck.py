@@ -18,6 +18,7 @@ import numpy as np
 from mlff.basics.compiler import platform_name
 from mlff.basics.errors import MLFFError, ModelFileError
 from mlff.basics.runtime import Mark, refuse_forked
+from mlff.basics.statistics import rms
 from mlff.data.batching import Sizes, make_graph, make_sample
 from mlff.data.structure import Structure
 from mlff.graph import Graph
@@ -40,7 +41,7 @@ class Evaluator(Protocol):
     def predict(self, structures: Sequence, stress: bool | None = None) -> list: ...
     def compute(self, graph: Graph, stress: bool = False) -> Any: ...
     def check(self, structure: Structure) -> None: ...
-    def result(self, numbers: np.ndarray, energies: np.ndarray, forces: np.ndarray, stress: np.ndarray | None) -> Any: ...
+    def results(self, prediction: Any, structures: Sequence[Structure]) -> list: ...
     def scope(self) -> Any: ...
 
 
@@ -113,10 +114,10 @@ def verify(
     per_atom, share = max(_TOLERANCE[potential.precision], _TOLERANCE[written or potential.precision])
     for number, (result, (energy, forces), stress) in enumerate(zip(results, expected, stresses, strict=True)):
         off = [("energy", abs(result.energy - energy) / len(forces), per_atom, "eV/atom")]
-        size = float(np.sqrt(np.mean(forces**2)))
+        size = rms(forces)
         off.append(("forces", float(np.abs(result.forces - forces).max()), share * max(size, 0.1), "eV/Å"))
         if stress is not None and result.stress is not None:
-            scale = max(float(np.sqrt(np.mean(stress**2))), 1e-3)
+            scale = max(rms(stress), 1e-3)
             off.append(("stress", float(np.abs(result.stress - stress).max()), share * scale, "eV/Å³"))
         for what, difference, limit, unit in off:
             if not difference <= limit:
@@ -141,9 +142,7 @@ def _in_shape_of(potential: Evaluator, frames: list[ase.Atoms], graph: Graph, st
         padded = make_graph([sample], sizes, potential.dtype, graph.shifts is not None)
         with potential.scope():  # positions stay on the host, as in `graph`: else JAX compiles again
             padded = jax.device_put(padded)._replace(positions=padded.positions)
-        prediction, n = jax.device_get(potential.compute(padded, stress)), len(structure)
-        tensor = prediction.stress[0] if stress and structure.pbc.all() else None
-        results[number] = potential.result(structure.numbers, prediction.energies[:n], prediction.forces[:n], tensor)
+        (results[number],) = potential.results(jax.device_get(potential.compute(padded, stress)), [structure])
     rest = [number for number in range(len(structures)) if number not in results]
     results |= zip(rest, potential.predict([structures[number] for number in rest], stress), strict=True)
     return [results[number] for number in range(len(structures))]

@@ -14,6 +14,7 @@ from matplotlib.colors import ListedColormap, LogNorm
 from matplotlib.ticker import LogFormatter, MaxNLocator, NullFormatter
 
 from mlff.basics.errors import DataError
+from mlff.basics.properties import PREDICTED, PROPERTIES
 from mlff.certificate.line import Line
 from mlff.certificate.scans import Scan
 from mlff.training.parity import Parity, Points
@@ -29,11 +30,7 @@ _QUANTITIES = {
     "stress": ("stress components", "GPa", "GPa", 1),
 }
 #: of the lines of metrics: name without train_ and valid_, label, unit
-_ERRORS = (
-    ("energy_rmse_per_atom", "energy RMSE", "meV/atom"),
-    ("forces_rmse", "force RMSE", "meV/Å"),
-    ("stress_rmse", "stress RMSE", "meV/Å³"),
-)
+_ERRORS = tuple((PROPERTIES[name].rmse, f"{name} RMSE", PROPERTIES[name].rmse_unit) for name in PREDICTED)
 
 
 def plain(text: str) -> str:

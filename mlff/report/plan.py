@@ -48,7 +48,7 @@ def print_plan(config: Config, out: Path) -> None:
     samples = sum(
         array.nbytes
         for sample in (*task.train.samples, *task.valid.samples)
-        for array in (sample.positions, sample.neighbors, sample.mask, sample.shifts, sample.forces)
+        for array in (sample.positions, sample.neighbors, sample.mask, sample.shifts, sample.labels.get("forces"))
         if array is not None
     )
     shapes = len(task.train.sizes) + len(task.valid.sizes)

@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 
 from mlff.basics.errors import DataError
 from mlff.basics.files import replacing
+from mlff.basics.statistics import slope
 from mlff.certificate.certificate import Certificate
 from mlff.data.structure import Structure
 from mlff.lint.contacts import BIN
@@ -62,8 +63,9 @@ def md(log: str | Path, path: str | Path, title: str | None = None) -> None:
     shift = 1000 * (energy - energy[0]) / atoms
     axes[1].plot(time, shift, color=BLUE, lw=0.8)
     if kept and len(time) > 2:
-        slope, offset = np.polyfit(time, shift, 1)
-        axes[1].plot(time, slope * time + offset, color=ORANGE, lw=1.4, label=f"drift {slope:+.2g} meV/atom/ps")
+        drift = slope(time, shift)
+        line = shift.mean() + drift * (time - time.mean())
+        axes[1].plot(time, line, color=ORANGE, lw=1.4, label=f"drift {drift:+.2g} meV/atom/ps")
     axes[1].set_ylabel(("conserved" if kept else "total") + " energy\nless the first (meV/atom)")
     if moving:
         axes[2].plot(time, volumes, color=BLUE, lw=0.8)

@@ -13,8 +13,11 @@ from rich.table import Table
 from rich.text import Text
 
 from mlff.basics.errors import ModelFileError, printable
+from mlff.basics.properties import PROPERTIES
+from mlff.basics.statistics import rms
 from mlff.data.dataset import Dataset
 from mlff.data.neighbors import neighbor_list, pair_vectors
+from mlff.data.structure import label_numbers
 from mlff.lint.lint import SEVERITIES, Lint
 from mlff.potential.potential import Potential
 from mlff.simulation.md import Summary
@@ -70,13 +73,13 @@ def data(dataset: Dataset, path: Path) -> Group:
     if structures:
         rows.insert(2, ("atoms", f"{sum(sizes):,}; {min(sizes)} to {max(sizes)} per structure"))
         rows.insert(3, ("periodic", f"{sum(bool(s.pbc.any()) for s in structures):,} of {len(structures):,}"))
-        per_atom = np.array([s.energy / len(s) for s in structures if s.energy is not None])
-        if len(per_atom):
-            rows.append(("energy", f"{per_atom.min():.4f} to {per_atom.max():.4f} eV/atom"))
-        forces = [s.forces for s in structures if s.forces is not None]
-        if forces:
-            together = np.concatenate(forces)
-            rows.append(("forces", f"RMS {np.sqrt(np.mean(together**2)):.4f}, largest {np.abs(together).max():.3f} eV/Å"))
+        for name, known in PROPERTIES.items():
+            if parts := label_numbers(structures, name):
+                x = np.concatenate(parts)
+                text = (
+                    f"{x.min():.4f} to {x.max():.4f}" if known.grows else f"RMS {rms(x):.4f}, largest {np.abs(x).max():.3f}"
+                )
+                rows.append((name, f"{text} {known.shown_unit}"))
         rows += _contacts(structures[:: max(1, len(structures) // _LOOK_AT)])
     return Group(_rows(str(path), rows))
 
@@ -89,7 +92,7 @@ def lint(report: Lint, title: str, examples: int = 3) -> Group:
         ("structures", f"{report.structures:,}"),
         ("atoms", ", ".join(f"{symbol} {count:,}" for symbol, count in report.elements.items())),
     ]
-    units = {"energy_per_atom": "eV/atom", "forces": "eV/Å", "stress": "eV/Å³"}
+    units = {known.shown: known.shown_unit for known in PROPERTIES.values()}
     rows += [
         (name.replace("_", " "), f"{r['min']:.4f} to {r['max']:.4f}, RMS {r['rms']:.4f} {units[name]}")
         for name, r in report.ranges.items()

@@ -14,6 +14,7 @@ from mlff.basics import provenance
 from mlff.basics.errors import ConfigError, DataError, FileError, MLFFError, StructureError
 from mlff.basics.files import alone, check_output, writing
 from mlff.basics.signals import Stop
+from mlff.basics.statistics import slope
 from mlff.basics.units import KB, STRESS
 from mlff.simulation.constraints import check_constraints, fix_lengths
 from mlff.simulation.guard import Guard, Limits, SimulationError
@@ -283,9 +284,7 @@ class _Run:
             return None
         times = np.array([line["time_ps"] for line in self.records])
         energies = np.array([line["conserved_ev"] for line in self.records])
-        times = times - times.mean()
-        slope = times @ (energies - energies.mean()) / (times @ times)
-        return float(slope) * 1000 / len(self.atoms)
+        return slope(times, energies) * 1000 / len(self.atoms)
 
     def summary(self, seconds: float) -> Summary:
         def mean(name: str) -> float | None:

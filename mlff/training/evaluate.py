@@ -6,12 +6,14 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from mlff.basics.errors import DataError
+from mlff.basics.properties import PREDICTED
 from mlff.data.dataset import Dataset
 from mlff.data.structure import Structure
 from mlff.training.metrics import Metrics, compare
 
 if TYPE_CHECKING:
-    from mlff.potential.potential import Potential, Result
+    from mlff.potential.potential import Potential
+    from mlff.potential.result import Result
 
 
 def evaluate(potential: Potential, data: Iterable[Structure], progress: bool = False) -> Metrics:
@@ -30,7 +32,7 @@ def predict(potential: Potential, data: Iterable[Structure], progress: bool = Fa
         raise DataError("nothing to evaluate: no structures")
     if isinstance(data, Dataset):
         data.require_labels()
-    elif all(s.energy is None and s.forces is None and s.stress is None for s in structures):
+    elif not any(name in structure.labels for structure in structures for name in PREDICTED):
         raise DataError(f"{structures[0].source}: no structure has energy, forces or stress: nothing to compare with")
     stress = any(structure.stress is not None for structure in structures)
     return structures, potential.predict(structures, stress=stress, progress=progress)

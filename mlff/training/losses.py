@@ -67,19 +67,20 @@ def compare(prediction: Prediction, labels: Labels, graph: Graph, config: Loss, 
     stress term.
     """
     n = jnp.maximum(graph.n_atoms, 1)
-    has_energy = labels.has_energy & graph.structure_mask
-    energy = jnp.where(has_energy, prediction.energy - labels.energy, 0.0)
+    has, values = labels.has, labels.values
+    has_energy = has["energy"] & graph.structure_mask
+    energy = jnp.where(has_energy, prediction.energy - values["energy"], 0.0)
     per_atom = energy / n
 
-    has_forces = (labels.has_forces[graph.structure] & graph.atom_mask)[:, None]
-    forces = jnp.where(has_forces, prediction.forces - labels.forces, 0.0)
+    has_forces = (has["forces"][graph.structure] & graph.atom_mask)[:, None]
+    forces = jnp.where(has_forces, prediction.forces - values["forces"], 0.0)
 
-    has_stress = (labels.has_stress & graph.structure_mask)[:, None, None]
+    has_stress = (has["stress"] & graph.structure_mask)[:, None, None]
     if prediction.stress is None:
         has_stress = jnp.zeros_like(has_stress)
-        stress = jnp.zeros_like(labels.stress)
+        stress = jnp.zeros_like(values["stress"])
     else:
-        stress = jnp.where(has_stress, prediction.stress - labels.stress, 0.0)
+        stress = jnp.where(has_stress, prediction.stress - values["stress"], 0.0)
 
     weight = labels.weight
     return Sums(

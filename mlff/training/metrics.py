@@ -12,6 +12,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from mlff.basics.errors import printable
+from mlff.basics.properties import MILLI
+from mlff.basics.statistics import rms
 from mlff.data.structure import Structure
 from mlff.potential.domain import BINS, NAMES, Environments
 
@@ -178,7 +180,7 @@ def _binned(far: list, near: list) -> list[dict]:
         if len(energies) or len(forces):
             row = {"name": name, "structures": len(energies), "atoms": len(forces)}
             row["energy_rmse_per_atom"] = _rms(energies) if len(energies) else None
-            row["forces_rmse"] = float(1000 * np.sqrt(np.mean(forces))) if len(forces) else None
+            row["forces_rmse"] = MILLI * float(np.sqrt(np.mean(forces))) if len(forces) else None
             rows.append(row)
     return rows
 
@@ -190,11 +192,11 @@ def _quantiles(single: list[tuple[float, int]]) -> dict[str, float]:
 
 
 def _rms(difference: np.ndarray) -> float:
-    return float(1000 * np.sqrt(np.mean(difference**2)))
+    return MILLI * rms(difference)
 
 
 def _mean(difference: np.ndarray) -> float:
-    return float(1000 * np.mean(np.abs(difference)))
+    return MILLI * float(np.mean(np.abs(difference)))
 
 
 def _number(value: float | None) -> str:

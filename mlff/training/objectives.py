@@ -26,7 +26,7 @@ def supervised(apply: Apply, config: Loss, scale: float) -> Objective:
 
     def objective(params: Params, graph: Graph, labels: Labels, progress: Array, key: Array) -> tuple[Array, Sums]:
         if not with_forces:
-            labels = labels._replace(has_forces=jnp.zeros_like(labels.has_forces))
+            labels = labels._replace(has=labels.has | {"forces": jnp.zeros_like(labels.has["forces"])})
         prediction = predict(lambda g: apply(params, g), graph, forces=with_forces or with_stress, stress=with_stress)
         sums = losses.compare(prediction, labels, graph, config, scale)
         return losses.combine(sums, losses.weights(config, progress)), sums

@@ -11,6 +11,8 @@ import numpy as np
 
 from mlff.basics.errors import DataError, StructureError
 from mlff.basics.files import write_text
+from mlff.basics.properties import PREDICTED
+from mlff.basics.statistics import rms
 from mlff.basics.units import STRESS
 from mlff.data.structure import Structure
 from mlff.potential.domain import Environments
@@ -20,7 +22,6 @@ WORST = 10  #: structures of a set that are kept
 LARGEST = 500  #: atoms: larger structures are not kept
 _POINTS = 10_000  #: of one quantity that are kept in a file
 _DIGITS = 6
-_QUANTITIES = ("energy", "forces", "stress")
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,8 +38,7 @@ class Points:
     def of(cls, reference: np.ndarray, predicted: np.ndarray) -> Points:
         """Points of two arrays of one shape."""
         error = predicted - reference
-        rmse, mae = float(np.sqrt(np.mean(error**2))), float(np.mean(np.abs(error)))
-        return cls(reference.ravel(), predicted.ravel(), rmse, mae, error.size)
+        return cls(reference.ravel(), predicted.ravel(), rms(error), float(np.mean(np.abs(error))), error.size)
 
     def to_dict(self) -> dict:
         """Plain values, at most _POINTS points drawn at random."""
@@ -125,13 +125,13 @@ class Parity:
 
     def to_dict(self) -> dict:
         """Plain values, for JSON."""
-        points = {name: None if (p := getattr(self, name)) is None else p.to_dict() for name in _QUANTITIES}
+        points = {name: None if (p := getattr(self, name)) is None else p.to_dict() for name in PREDICTED}
         return points | {"worst": [item.to_dict() for item in self.worst]}
 
     @classmethod
     def from_dict(cls, values: dict) -> Parity:
         """What `to_dict` wrote. Raises KeyError, TypeError or ValueError for anything else."""
-        points = [None if values[name] is None else Points.from_dict(values[name]) for name in _QUANTITIES]
+        points = [None if values[name] is None else Points.from_dict(values[name]) for name in PREDICTED]
         return cls(*points, tuple(Worst.from_dict(item) for item in values["worst"]))
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from mlff.basics.errors import ModelFileError
+from mlff.basics.properties import MILLI, PREDICTED
 from mlff.config.options import Config
 from mlff.training.losses import Sums
 from mlff.training.step import Report
@@ -189,15 +190,6 @@ def _mean(values: list[float]) -> float:
 def errors(sums: Sums, prefix: str) -> dict[str, float]:
     """RMSEs in meV and meV/Å from sums of squares; what has no label is left out."""
 
-    def rmse(squares: float, count: float) -> float:
-        return float(1000 * np.sqrt(squares / count))
-
-    figures = {}
-    if sums.n_energy:
-        figures["energy_rmse"] = rmse(sums.energy_squares, sums.n_energy)
-        figures["energy_rmse_per_atom"] = rmse(sums.energy_per_atom_squares, sums.n_energy)
-    if sums.n_forces:
-        figures["forces_rmse"] = rmse(sums.forces_squares, sums.n_forces)
-    if sums.n_stress:
-        figures["stress_rmse"] = rmse(sums.stress_squares, sums.n_stress)
-    return {f"{prefix}_{name}": value for name, value in figures.items()}
+    found = {f"{name}_rmse": (getattr(sums, f"{name}_squares"), getattr(sums, f"n_{name}")) for name in PREDICTED}
+    found["energy_rmse_per_atom"] = sums.energy_per_atom_squares, sums.n_energy
+    return {f"{prefix}_{name}": float(MILLI * np.sqrt(squares / n)) for name, (squares, n) in found.items() if n}

@@ -8,7 +8,9 @@ import numpy as np
 from ase.data import covalent_radii
 
 from mlff.basics.errors import DataError
+from mlff.basics.statistics import rms
 from mlff.data.batching import Sample
+from mlff.data.composition import element_counts
 from mlff.models.common import Statistics
 
 NEARER = 0.95  #: inner cutoff, as a share of the shortest distance of the training data
@@ -24,18 +26,23 @@ def measure(samples: list[Sample], elements: tuple[int, ...], learned: Sequence[
     least squares of the energies over the composition; inner_cutoff: from the shortest distances. Raises DataError when none of the labels
     that are learned varies: there is nothing to learn.
     """
-    energies = np.array([s.energy for s in samples if s.energy is not None], np.float64)
-    counts = np.array([_composition(s.numbers, elements) for s in samples if s.energy is not None], np.float64)
+    with_energy = [s for s in samples if "energy" in s.labels]
+    energies = np.array([s.labels["energy"] for s in with_energy], np.float64)
+    counts = np.array([element_counts(s.numbers, elements) for s in with_energy], np.float64)
     atom_energies = np.zeros(len(elements))
     if len(energies):
         n = counts.sum(axis=1, keepdims=True)
         atom_energies = np.linalg.lstsq(counts / n, energies / n[:, 0], rcond=1e-8)[0]
     sizes = {
-        "forces": [s.forces for s in samples if s.forces is not None],
+        "forces": [s.labels["forces"] for s in samples if "forces" in s.labels],
         "energy": [(energies - counts @ atom_energies) / counts.sum(axis=1)] if len(energies) else [],
-        "stress": [s.stress * abs(np.linalg.det(s.cell)) / len(s.numbers) for s in samples if s.stress is not None],
+        "stress": [s.labels["stress"] * _volume(s) / len(s.numbers) for s in samples if "stress" in s.labels],
     }
-    scales = {label: _rms(parts) for label, parts in sizes.items() if label in learned and parts}
+    scales = {
+        label: rms(np.concatenate([np.ravel(part) for part in parts]))
+        for label, parts in sizes.items()
+        if label in learned and parts
+    }
     scale = next((scale for scale in scales.values() if scale >= _VARIES), None)
     if scale is None:
         found = ", ".join(f"{label} RMS {scale:.1e}" for label, scale in scales.items()) or "none is there"
@@ -47,8 +54,8 @@ def measure(samples: list[Sample], elements: tuple[int, ...], learned: Sequence[
     return Statistics(scale, max(neighbors, 1.0), tuple(map(float, atom_energies)), _inner_cutoffs(samples, elements))
 
 
-def _rms(parts: list[np.ndarray]) -> float:
-    return float(np.sqrt(np.mean(np.concatenate([np.ravel(part) for part in parts]) ** 2)))
+def _volume(sample: Sample) -> float:
+    return abs(np.linalg.det(sample.cell))
 
 
 def _inner_cutoffs(samples: list[Sample], elements: tuple[int, ...]) -> tuple[float, ...]:
@@ -69,7 +76,3 @@ def _inner_cutoffs(samples: list[Sample], elements: tuple[int, ...]) -> tuple[fl
         i, j = np.broadcast_to(kinds[:, None], s.mask.shape)[s.mask], kinds[s.neighbors][s.mask]
         np.minimum.at(shortest, (i, j), np.linalg.norm(vectors[s.mask], axis=1))
     return tuple(float(distance) for distance in NEARER * np.minimum(shortest, shortest.T).ravel())
-
-
-def _composition(numbers: np.ndarray, elements: tuple[int, ...]) -> np.ndarray:
-    return np.array([np.count_nonzero(numbers == element) for element in elements])

@@ -78,7 +78,7 @@ class Trainer:
         self.best = copied(self.state)
         scale = task.statistics.energy_scale
         self.step = make_step(task.objective, self.config)
-        stress = any(sample.stress is not None for sample in task.valid.samples)
+        stress = any("stress" in sample.labels for sample in task.valid.samples)
         self.measure = make_measure(task.apply, self.config, scale, stress)
         self._compiled: set[tuple[str, Sizes]] = set()
         self._stop = Stop()

@@ -33,9 +33,7 @@ def _fake(n: int, k: int) -> Sample:
     """A sample of which only the sizes matter."""
     numbers, neighbors = np.ones(n, np.int32), np.zeros((n, k), np.int32)
     reverse = np.zeros((n, k), np.int32)
-    return Sample(
-        numbers, np.zeros((n, 3)), np.zeros((3, 3)), neighbors, neighbors == 0, reverse, None, None, None, None, 1.0
-    )
+    return Sample(numbers, np.zeros((n, 3)), np.zeros((3, 3)), neighbors, neighbors == 0, reverse, None)
 
 
 def _mixed(count: int, seed: int = 0) -> list[Sample]:
@@ -76,19 +74,19 @@ def test_labels_stand_beside_their_atoms_and_absent_ones_are_flagged():
         _sample(bulk("Si"), stress=stress),
     ]
     labels = make_labels(samples, Sizes(3, 7, 20), np.float64)
-    np.testing.assert_array_equal(labels.has_energy, [True, False, False])
-    np.testing.assert_array_equal(labels.has_forces, [True, False, False])
-    np.testing.assert_array_equal(labels.has_stress, [False, True, False])
-    np.testing.assert_array_equal(labels.energy, [-2, 0, 0])
-    np.testing.assert_array_equal(labels.forces, np.concatenate([forces, np.zeros((4, 3))]))
-    np.testing.assert_array_equal(labels.stress[1], stress)
+    np.testing.assert_array_equal(labels.has["energy"], [True, False, False])
+    np.testing.assert_array_equal(labels.has["forces"], [True, False, False])
+    np.testing.assert_array_equal(labels.has["stress"], [False, True, False])
+    np.testing.assert_array_equal(labels.values["energy"], [-2, 0, 0])
+    np.testing.assert_array_equal(labels.values["forces"], np.concatenate([forces, np.zeros((4, 3))]))
+    np.testing.assert_array_equal(labels.values["stress"][1], stress)
     np.testing.assert_array_equal(labels.weight, [3, 1, 0])
 
 
 def test_the_baseline_is_taken_off_in_float64():
     structure = Structure.from_atoms(molecule("H2O"), energy=-20000.123456)
     sample = make_sample(structure, CUTOFF, {1: -5.0, 8: -19980.0})
-    assert sample.energy == pytest.approx(-10.123456, abs=1e-11)
+    assert sample.labels["energy"] == pytest.approx(-10.123456, abs=1e-11)
 
 
 def _pbc(name: str) -> ase.Atoms:

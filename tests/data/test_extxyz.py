@@ -198,7 +198,7 @@ def test_an_apostrophe_swallows_nothing(tmp_path):
             structure.energy == -3.5
             and structure.info["name"] == "N,N'-dimethylurea"
             and structure.pbc.all()
-            and census.energy == 1
+            and census.labels["energy"] == 1
         )
         np.testing.assert_array_equal(structure.cell, [[5, 0, 0], [1, 6, 0], [0, 0, 7]])
 

@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 
 from mlff.basics.errors import ConfigError, DataError
 from mlff.config.options import KeyNames, ReadOptions, Units
+from mlff.data.dataset import read_dataset
 from mlff.data.formats import read_atoms, read_structures
 from mlff.data.labels import is_isolated_atom, label_frames
 from tests import samples
@@ -71,7 +72,7 @@ def test_labels_are_found_in_calculator_info_and_arrays():
         np.testing.assert_array_equal(structure.forces, FORCES)
         np.testing.assert_allclose(structure.stress, TENSOR, rtol=1e-12)
         assert place in dict(census.origins)["energy"]
-        assert (census.energy, census.forces, census.stress) == (1, 1, 1)
+        assert (census.labels["energy"], census.labels["forces"], census.labels["stress"]) == (1, 1, 1)
         assert not {"energy", "REF_energy", "Energy"} & set(structure.info)
 
 
@@ -108,7 +109,7 @@ def test_labels_may_be_missing_per_structure():
     assert [s.energy for s in structures] == [-1.0, None, None, -2.0]
     assert [s.forces is None for s in structures] == [True, False, True, True]
     assert [s.stress is None for s in structures] == [True, True, True, False]
-    assert (census.structures, census.energy, census.forces, census.stress) == (4, 2, 1, 1)
+    assert (census.structures, census.labels["energy"], census.labels["forces"], census.labels["stress"]) == (4, 2, 1, 1)
 
 
 def test_contradicting_keys_are_refused_and_agreeing_ones_not():
@@ -186,10 +187,9 @@ def test_units_of_energy_length_and_forces():
     (structure,), census = labelled([atoms], energy="Hartree", forces="kcal/mol/Angstrom", forces_sign="gradient")
     np.testing.assert_allclose(structure.forces, -FORCES * units.kcal / units.mol, rtol=1e-14)
     assert "kcal/mol/Angstrom, gradient" in str(census)
-    with pytest.raises(ConfigError, match="units.forces"):
-        labelled([atoms], forces="eV")
-    with pytest.raises(ConfigError, match="unknown force"):
-        labelled([atoms], forces="eV/foot")
+    for unit in ("eV", "eV/foot"):
+        with pytest.raises(ConfigError, match="forces: Input should be 'eV/Angstrom', .*'kJ/mol/nm'"):
+            read_dataset("reading.xyz", units={"forces": unit})
 
 
 @pytest.mark.parametrize("given_as", [VOIGT, TENSOR, TENSOR.ravel(), VOIGT[None]])
@@ -287,7 +287,7 @@ def test_isolated_atoms_without_forces_stand_beside_structures_with_them(tmp_pat
     ase.io.write(tmp_path / "a.xyz", [one_atom(config_type="IsolatedAtom"), silicon({"energy": -1.0, "forces": FORCES})])
     (atom, structure), census = read_structures(tmp_path / "a.xyz")
     assert atom.forces is None and is_isolated_atom(atom) and structure.forces is not None
-    assert (census.structures, census.forces, census.isolated) == (1, 1, 1)
+    assert (census.structures, census.labels["forces"], census.isolated) == (1, 1, 1)
 
 
 # formats
@@ -326,7 +326,7 @@ def test_every_road_gives_the_same_structures(tmp_path):
     for path in files:
         structures, census = read_structures(path)
         assert len(structures) == 3, path
-        assert census.energy == census.forces == census.stress == 3
+        assert census.labels["energy"] == census.labels["forces"] == census.labels["stress"] == 3
         for structure, atoms in zip(structures, frames, strict=True):
             np.testing.assert_allclose(structure.positions, atoms.positions, atol=1e-7)
             np.testing.assert_allclose(structure.forces, atoms.calc.results["forces"], atol=1e-7)
@@ -337,7 +337,7 @@ def test_every_road_gives_the_same_structures(tmp_path):
 def test_plain_xyz_has_geometry_only(tmp_path):
     (tmp_path / "plain.xyz").write_text("3\na comment\nO 0 0 0\nH 0.96 0 0\nH -0.24 0.93 0\n")
     (structure,), census = read_structures(tmp_path / "plain.xyz")
-    assert structure.formula == "H2O" and structure.energy is None and census.energy == 0
+    assert structure.formula == "H2O" and structure.energy is None and census.labels["energy"] == 0
 
 
 def test_the_census_is_one_line(tmp_path):
@@ -476,7 +476,13 @@ READ = {
 @pytest.mark.parametrize("name", READ)
 def test_reference_sets_are_read_in_full(name):
     structures, census = read_structures(SHARED / name)
-    assert (census.structures, census.energy, census.forces, census.stress, census.isolated) == READ[name]
+    assert (
+        census.structures,
+        census.labels["energy"],
+        census.labels["forces"],
+        census.labels["stress"],
+        census.isolated,
+    ) == READ[name]
     assert len(structures) == census.structures + census.isolated
 
 

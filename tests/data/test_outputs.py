@@ -158,7 +158,12 @@ def test_lammps_dump_has_no_energy_and_units_of_its_own():
     path = FILES / "lammps_ortho.lammpstrj"
     structures, census = read_structures(path)
     row = numbers(path.read_text().splitlines()[9].replace("Si", ""))
-    assert len(structures) == 4 and structures[0].formula == "Si8" and structures[0].energy is None and census.energy == 0
+    assert (
+        len(structures) == 4
+        and structures[0].formula == "Si8"
+        and structures[0].energy is None
+        and census.labels["energy"] == 0
+    )
     np.testing.assert_array_equal(structures[0].positions[0], row[2:5])
     np.testing.assert_array_equal(structures[0].forces[0], row[5:8])
     np.testing.assert_allclose(structures[0].cell, 5.431 * np.eye(3))

@@ -123,10 +123,10 @@ def test_hdf5_groups_links_and_units(tmp_path):
 def test_mlearn_stresses_need_an_order(tmp_path):
     path, _ = samples.mlearn(tmp_path)
     data = read_dataset(path)
-    assert data.census.stress == 0 and data.census.unordered_stress == samples.COUNT
+    assert data.census.labels["stress"] == 0 and data.census.unordered_stress == samples.COUNT
     assert "the order of its six numbers is not known, say units.stress_order" in str(data.census)
     data = read_dataset(path, units={"stress_order": {"Elastic": "vasp"}})
-    assert (data.census.stress, data.census.unordered_stress) == (2, 2)
+    assert (data.census.labels["stress"], data.census.unordered_stress) == (2, 2)
     assert [s.group for s in data] == ["AIMD", "Elastic"] * 2
     swapped = read_dataset(path, units={"stress_order": "vasp"})
     assert abs(swapped[0].stress - samples.frames()[0].get_stress(voigt=False)).max() > 1e-4

@@ -28,7 +28,8 @@ from mlff.models import registry
 from mlff.models.common import Statistics
 from mlff.models.parameters import initial_params
 from mlff.potential.modelfile import CERTIFICATE
-from mlff.potential.potential import Potential, Result
+from mlff.potential.potential import Potential
+from mlff.potential.result import Result
 from mlff.potential.selfcheck import KEY
 from mlff.report import tables
 from mlff.training.metrics import Metrics

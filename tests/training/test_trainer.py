@@ -112,7 +112,7 @@ def test_one_compilation_per_padded_size(tmp_path):
 
 def poison(task, which):
     """The task with non-finite energies in some training structures."""
-    samples = [s._replace(energy=np.inf) if which(i) else s for i, s in enumerate(task.train.samples)]
+    samples = [s._replace(labels=s.labels | {"energy": np.inf}) if which(i) else s for i, s in enumerate(task.train.samples)]
     config = task.config
     train = type(task.train)(samples, config.training.batch_size, config.training.max_atoms)
     return dataclasses.replace(task, train=train)
@@ -136,7 +136,9 @@ def test_a_skipped_step_changes_nothing(structures):
     state = initial_state(config, {"w": jnp.ones(4)})
     state, _ = step(state, controls, graph, labels)
     before = jax.device_get(state)
-    state, report = step(state, controls, graph, labels._replace(energy=labels.energy * np.nan))
+    state, report = step(
+        state, controls, graph, labels._replace(values=labels.values | {"energy": labels.values["energy"] * np.nan})
+    )
     assert Report.unpack(report).skipped == 1
     assert_same(before, state)
     state, report = step(state, controls, graph, labels)
@@ -155,7 +157,7 @@ def test_batches_come_in_the_order_of_the_plan_and_errors_of_building_them_are_r
     trainer = make_trainer(tmp_path, task)
     plan = task.train.plan(np.random.default_rng(0))
     for (sizes, indices), (size, count, graph, labels) in zip(plan, trainer._batches(plan), strict=True):
-        assert (size, count) == (sizes, len(indices)) and isinstance(labels.energy, jax.Array)
+        assert (size, count) == (sizes, len(indices)) and isinstance(labels.values["energy"], jax.Array)
         assert_same(task.train.build(sizes, indices), (graph, labels))
     with pytest.raises(IndexError):
         next(trainer._batches([(plan[0][0], [10**6])]))
