@@ -39,7 +39,7 @@ VOIGT = {
     "vasp": ("xx", "yy", "zz", "xy", "yz", "xz"),
     "lammps": ("xx", "yy", "zz", "xy", "xz", "yz"),
 }
-_ROWS, _COLUMNS = (0, 1, 2, 1, 0, 0), (0, 1, 2, 2, 2, 1)  # of ASE's six in a tensor
+_PLACES = [0, 4, 8, 5, 2, 1]  # of ASE's six in a tensor row by row
 
 _SPELLED = {
     "electronvolt": "eV", "ha": "Hartree", "eh": "Hartree", "ry": "Rydberg", "kcalmol": "kcal/mol", "kjmol": "kJ/mol",
@@ -66,7 +66,7 @@ def spelled(text: str) -> str | None:
 
 def to_six(tensor: np.ndarray) -> np.ndarray:
     """The six numbers of a symmetric tensor (3, 3) in ASE's order: (6,)."""
-    return tensor[_ROWS, _COLUMNS]
+    return tensor.flat[_PLACES]
 
 
 def from_six(six: np.ndarray, order: tuple[str, ...] = VOIGT["ase"]) -> np.ndarray:

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
 from mlff.graph import Prediction
 
 
-@dataclass(frozen=True)
-class Result:
+class Result(NamedTuple):
     """What a potential says of one structure."""
 
     energy: float  #: eV, total, baseline included
