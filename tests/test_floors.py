@@ -7,7 +7,7 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "mlff"
 FLOORS = {
-    "basics": "errors, units, files, signals, JAX and its compiler",
+    "basics": "errors, units, properties, files, signals, JAX and its compiler",
     "config": "the options of a training run, and how a file of them is read",
     "graph": "the arrays of one batch",
     "data": "files to structures, neighbour lists, batches",
