@@ -1,7 +1,7 @@
 """The properties of a structure of which files have reference values: one table for readers, batches, errors and plots.
 
 A new property is a new row. A potential gives those in `PREDICTED`: they may have a term in the loss, and predictions are
-compared with them. All others are read, counted, carried along in batches and shown by `mlff info`.
+compared with them. All others (`CARRIED`) are read, counted, carried along in batches and shown by `mlff info`.
 """
 
 from __future__ import annotations
@@ -92,3 +92,4 @@ _TABLE = (
 
 PROPERTIES = {known.name: known for known in _TABLE}  #: by their names
 PREDICTED = tuple(name for name, known in PROPERTIES.items() if known.predicted)  #: the names of what a potential gives
+CARRIED = tuple(name for name in PROPERTIES if name not in PREDICTED)  #: the names of all others

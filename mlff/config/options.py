@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 import pydantic
 from pydantic import BaseModel, ConfigDict, Field, create_model
 
-from mlff.basics.properties import PREDICTED, PROPERTIES
+from mlff.basics.properties import CARRIED, PREDICTED, PROPERTIES
 from mlff.basics.units import LENGTH, VOIGT
 
 
@@ -213,7 +213,7 @@ class _LossTerms(_Section):
     @pydantic.model_validator(mode="before")
     @classmethod
     def _only_what_is_predicted(cls, values: Any) -> Any:
-        others = [name for name in PROPERTIES if name not in PREDICTED and isinstance(values, dict) and name in values]
+        others = [name for name in CARRIED if isinstance(values, dict) and name in values]
         if others:
             raise ValueError(
                 f"{others[0]} is no term of the loss, since no model predicts it; leave it out. The terms are {', '.join(PREDICTED)}"

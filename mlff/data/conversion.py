@@ -7,7 +7,7 @@ from itertools import groupby
 import numpy as np
 
 from mlff.basics.errors import DataError
-from mlff.basics.properties import PROPERTIES
+from mlff.basics.properties import CARRIED, PROPERTIES
 from mlff.basics.units import LENGTH, VOIGT, factor, from_six, spelled
 from mlff.config.options import Units
 from mlff.data.facts import Facts
@@ -32,7 +32,7 @@ class Conversion:
         self.factors = {}  # of labels
         for name, known in PROPERTIES.items():
             sign = known.signs[values[f"{name}_sign"]] if known.signs else 1.0
-            self.factors[name] = sign * factor(known.units, values[name], name)
+            self.factors[name] = None if values[name] is None else sign * factor(known.units, values[name], name)
         self.factors["virial"] = self.factors["energy"]
         self.virial_sign = -1.0 if values["virial_sign"] == "minus_stress" else 1.0
 
@@ -62,6 +62,8 @@ class Conversion:
         array = array.astype(np.float64, order="C")
         if not np.isfinite(array).all():
             raise DataError(f"{name} is not finite; remove the label or the structure")
+        if label in self.factors and self.factors[label] is None:
+            raise DataError(f"{name} is {self.said[label]}; say units.{label}")
         if label in ("stress", "virial"):
             return _tensor(array, name, label, order) * self.factors[label]
         shape = () if label == "weight" else PROPERTIES[label].shape_of(n)
@@ -112,8 +114,11 @@ def _settle(stated: Units, facts: Facts, source: str) -> tuple[dict, dict]:
             if user not in (None, unit):
                 raise DataError(f"{source}: states {name} in {unit}, but units.{name} is {user}; leave that option out")
         elif user is None and name in facts.in_file:
-            text = str(facts.in_file[name])[:40]
-            raise DataError(f"{source}: states {name} in {text!r}, a unit that is not known; say units.{name}")
+            text = f"in {str(facts.in_file[name])[:40]!r}, a unit that is not known"
+            if name in CARRIED:
+                values[name], said[name] = None, text
+                continue
+            raise DataError(f"{source}: states {name} {text}; say units.{name}")
         elif user is not None:
             values[name], said[name] = user, "as stated"
         elif name in facts.by_format:

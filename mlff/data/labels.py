@@ -13,12 +13,12 @@ import ase
 import numpy as np
 
 from mlff.basics.errors import DataError, StructureError
-from mlff.basics.properties import PROPERTIES
+from mlff.basics.properties import CARRIED, PROPERTIES
 from mlff.basics.units import VOIGT, to_six
 from mlff.config.options import KeyNames, ReadOptions
 from mlff.data.census import Census
 from mlff.data.conversion import Conversion
-from mlff.data.facts import REMARKS, UNCONVERGED, Facts
+from mlff.data.facts import REMARKS, UNCONVERGED, Facts, Remark
 from mlff.data.neighbors import coincident_pair
 from mlff.data.skipping import Skipped
 from mlff.data.structure import COINCIDENT, Structure
@@ -37,11 +37,13 @@ def label_frames(
 
     Raises DataError with file, structure index (from 0) and key: two keys that contradict each other, a label that is
     not a finite number or of the wrong shape, a geometry that cannot be evaluated, forces that all structures share, a
-    stated unit that the file contradicts.
+    stated unit that the file contradicts. Of a property that no potential predicts and whose key the user does not name it is
+    a remark instead, and the label is left out.
     """
     names = facts.name(options.keys)
     keys = tuple(dict.fromkeys(item for atoms in frames for item in _all_keys(atoms)))
     chosen = {label: _choose(label, frames, keys, source, names) for label in KeyNames.model_fields}
+    optional = {name for name in CARRIED if getattr(options.keys, name) is None}
     convert = Conversion(options.units, facts, source)
     structures, dropped, origins, skipped, remarks = [], Counter(), {}, [], []
     for index, atoms in enumerate(frames):
@@ -52,7 +54,7 @@ def label_frames(
             continue
         remarks += [(where, item) for item in said]
         try:
-            structure, reason, found = _label(atoms, where, chosen, convert)
+            structure, reason, found, left_out = _label(atoms, where, chosen, convert, optional)
         except DataError as error:
             if "unreadable" not in options.skip:
                 raise
@@ -60,6 +62,7 @@ def label_frames(
             continue
         dropped[reason] += 1
         origins.update(dict.fromkeys(found))
+        remarks += [(where, item) for item in left_out]
         structures.append(structure)
     if not structures:
         raise DataError(f"{source}: no structure can be used; the first: {skipped[0].why}")
@@ -97,11 +100,12 @@ def is_isolated_atom(structure: Structure) -> bool:
     return bool((np.linalg.norm(structure.cell[structure.pbc], axis=1) > 10).all())
 
 
-def _label(atoms, where, chosen, convert) -> tuple[Structure, str, list]:
-    """One structure; why a stress was dropped ("", "cell", "order"); the origins (label, kind, key, place, of six numbers)."""
+def _label(atoms, where, chosen, convert, optional=()) -> tuple[Structure, str, list, list[Remark]]:
+    """One structure; why a stress was dropped ("", "cell", "order"); the origins (label, kind, key, place, of six numbers);
+    what is said of `optional` labels that cannot be read."""
     structure = _geometry(atoms, where, convert.length)
     order = convert.order(*(str(value) for name in chosen["group"] for _, value in _look(atoms, name)))
-    found, origins, reason, found_six = {}, {}, "", None
+    found, origins, reason, found_six, left_out = {}, {}, "", None, []
     for label, names in chosen.items():
         there = [(name, place, value) for name in names for place, value in _look(atoms, name)]
         if not there:
@@ -115,10 +119,16 @@ def _label(atoms, where, chosen, convert) -> tuple[Structure, str, list]:
             reason = "order" if structure.pbc.all() else "cell"
             continue
         values = []
-        for name, place, value in there:
-            components = VOIGT["ase"] if place == "calculator" else order
-            values.append((name, place, convert.parse(label, value, len(atoms), where, name, components)))
-        _agree(values, label, where)
+        try:
+            for name, place, value in there:
+                components = VOIGT["ase"] if place == "calculator" else order
+                values.append((name, place, convert.parse(label, value, len(atoms), where, name, components)))
+            _agree(values, label, where)
+        except DataError as error:
+            if label not in optional:
+                raise
+            left_out.append(Remark("left-out", f"left out: {str(error).removeprefix(where).lstrip(': ')}"))
+            continue
         name, place, found[label] = values[0]
         origins[label] = (label, label, name, place, six)
     tensors = {label: found.pop(label) for label in ("stress", "virial") if label in found}
@@ -128,7 +138,8 @@ def _label(atoms, where, chosen, convert) -> tuple[Structure, str, list]:
     origins.pop("virial", None)
     taken = {name for names in chosen.values() for name in names}
     info = {key: value for key, value in atoms.info.items() if key not in taken}
-    return replace(structure, info=info, six=found_six, **found), "" if tensors else reason, list(origins.values())
+    structure = replace(structure, info=info, six=found_six, **found)
+    return structure, "" if tensors else reason, list(origins.values()), left_out
 
 
 def _refuse_shared_forces(structures, source) -> None:
@@ -203,7 +214,7 @@ def _choose(label, frames, keys, source, names: KeyNames) -> list[str]:
     if label not in USUAL or other is not None:
         return []
     usual = list(dict.fromkeys(key for key, _ in keys if _plain(key) in USUAL[label]))
-    if len(usual) < 2:
+    if len(usual) < 2 or label in CARRIED:
         return usual
     frames_with = Counter()
     for atoms in frames:
