@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from mlff.basics.units import ENERGY, FORCE, STRESS
+from mlff.basics.units import DIPOLE, ENERGY, FORCE, STRESS
 
 
 class Property(NamedTuple):
@@ -87,6 +87,14 @@ _TABLE = (
         keys=("stress",),
         signs={"tension": 1.0, "compression": -1.0},
         predicted=True,
+    ),
+    Property(
+        name="dipole",
+        what="dipole moment, from minus to plus",
+        shape=(3,),
+        unit="e·Å",
+        units=DIPOLE,
+        keys=("dipole",),
     ),
 )
 

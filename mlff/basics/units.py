@@ -1,4 +1,4 @@
-"""Units: everything inside mlff is eV, Å, eV/Å, eV/Å³ and amu; factors into them stand here and nowhere else.
+"""Units: everything inside mlff is eV, Å, eV/Å, eV/Å³, e·Å and amu; factors into them stand here and nowhere else.
 
 Energies, lengths and pressures come from ASE (CODATA 2014, the set ASE uses everywhere).
 """
@@ -33,6 +33,9 @@ STRESS = {
     "Hartree/Bohr^3": _ase.Hartree / _ase.Bohr**3,
 }
 
+#: e·Å per unit
+DIPOLE = {"e*Angstrom": 1.0, "Debye": _ase.Debye, "e*Bohr": _ase.Bohr}
+
 #: order of the six numbers of a symmetric tensor
 VOIGT = {
     "ase": ("xx", "yy", "zz", "yz", "xz", "xy"),
@@ -44,6 +47,7 @@ _PLACES = [0, 4, 8, 5, 2, 1]  # of ASE's six in a tensor row by row
 _SPELLED = {
     "electronvolt": "eV", "ha": "Hartree", "eh": "Hartree", "ry": "Rydberg", "kcalmol": "kcal/mol", "kjmol": "kJ/mol",
     "ang": "Angstrom", "a": "Angstrom", "å": "Angstrom", "a0": "Bohr", "kb": "kbar",
+    "e*ang": "e*Angstrom", "e*a0": "e*Bohr",
 }  # fmt: skip
 
 KB = _ase.kB  #: Boltzmann constant, eV/K
@@ -56,7 +60,7 @@ KJ_PER_MOL = _ase.kJ / _ase.mol  #: eV
 
 def spelled(text: str) -> str | None:
     """The name here of a unit that a file spells in its own way (kB, Ang, hartree/bohr, electronvoltperangstrom)."""
-    known = {name.lower(): name for name in (*ENERGY, *LENGTH, *STRESS)} | _SPELLED
+    known = {name.lower(): name for name in (*ENERGY, *LENGTH, *STRESS, *DIPOLE)} | _SPELLED
     text = text.strip().lower().replace(" ", "")
     if text in known:
         return known[text]

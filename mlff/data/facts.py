@@ -52,4 +52,12 @@ class Reading(NamedTuple):
 
 
 #: ASE converts what it reads.
-ASE = Facts(by_format={"energy": "eV", "length": "Angstrom", "stress": "eV/Angstrom^3", "stress_sign": "tension"})
+ASE = Facts(
+    by_format={
+        "energy": "eV",
+        "length": "Angstrom",
+        "stress": "eV/Angstrom^3",
+        "stress_sign": "tension",
+        "dipole": "e*Angstrom",
+    }
+)

@@ -12,7 +12,7 @@ from mlff.data.facts import Facts, Reading
 
 
 def read_database(path: Path) -> Reading:
-    """Every row. SchNetPack's metadata state the units of length, of `energy` and of `forces`."""
+    """Every row. SchNetPack's metadata state the units of length, of `energy`, `forces` and `dipole`."""
     kind = "db" if path.read_bytes()[:15] == b"SQLite format 3" else "json"
     with ase.db.connect(str(path.resolve()), type=kind, use_lock_file=False) as database:
         metadata = database.metadata
@@ -21,6 +21,7 @@ def read_database(path: Path) -> Reading:
         "length": metadata.get("_distance_unit"),
         "energy": properties.get("energy"),
         "forces": properties.get("forces"),
+        "dipole": properties.get("dipole"),
     }
     return Reading(_frames(path, kind), Facts(in_file={name: str(text) for name, text in texts.items() if text is not None}))
 
