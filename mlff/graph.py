@@ -20,6 +20,7 @@ class Graph(NamedTuple):
     structure: Array  #: (N,) int32, ascending: the structure an atom belongs to; padding atoms carry B - 1
     n_atoms: Array  #: (B,) int32; 0 for padding structures
     cell: Array  #: (B, 3, 3) float, Å, rows are the cell vectors; zeros where there is no cell
+    pbc: Array  #: (B, 3) bool: periodic along which cell vectors
     neighbors: Array  #: (N, K) int32: atom j of slot k of center i; in empty slots the center itself
     neighbor_mask: Array  #: (N, K) bool: False in empty slots
     reverse: Array  #: (N, K) int32: where the same pair stands seen from its neighbour, i as a neighbor of j, as an index into (N * K,)

@@ -14,9 +14,8 @@ import numpy as np
 from mlff.basics.errors import StructureError
 from mlff.basics.properties import PREDICTED, PROPERTIES
 from mlff.data import baseline as baselines
-from mlff.data.neighbors import neighbor_list, pair_vectors
-from mlff.data.placement import gather
-from mlff.data.structure import COINCIDENT, Structure
+from mlff.data.pairs import find_pairs
+from mlff.data.structure import Structure
 from mlff.graph import Graph, Labels
 
 USUAL_ATOMS = (
@@ -40,6 +39,7 @@ class Sample(NamedTuple):
     numbers: np.ndarray  #: (n,) int32
     positions: np.ndarray  #: (n, 3) Å, wrapped into the cell along periodic directions, else centred; or see `placement`
     cell: np.ndarray  #: (3, 3) Å
+    pbc: np.ndarray  #: (3,) bool
     neighbors: np.ndarray  #: (n, k) int32, empty slots hold the atom itself
     mask: np.ndarray  #: (n, k) bool
     reverse: (
@@ -61,78 +61,15 @@ def make_sample(structure: Structure, cutoff: float, baseline: dict[int, float] 
     """
     positions = _wrap(structure)
     try:
-        i, j, shifts = neighbor_list(positions, structure.cell, structure.pbc, cutoff)
+        found = find_pairs(positions, structure.cell, structure.pbc, cutoff)
     except StructureError as error:
         raise StructureError(f"{structure.source}: {error}") from None
-    vectors = pair_vectors(positions, structure.cell, i, j, shifts)
-    too_close = np.einsum("pa,pa->p", vectors, vectors) < COINCIDENT**2
-    if too_close.any():
-        pair = int(np.flatnonzero(too_close)[0])
-        raise StructureError(f"{structure.source}: atoms {i[pair]} and {j[pair]} are on top of each other")
-    if moves := gather(positions, structure.cell, structure.pbc, i, j):
-        positions = positions + moves[0] @ structure.cell + moves[1]
-        shifts = shifts + (moves[0][i] - moves[0][j]).astype(np.int32)
-    neighbors, mask, reverse, dense_shifts = to_dense(len(structure), i, j, shifts)
     labels = structure.labels
     if "energy" in labels and baseline is not None:
         labels["energy"] -= baselines.energy(baseline, structure.numbers)
-    return Sample(
-        structure.numbers,
-        positions,
-        structure.cell,
-        neighbors,
-        mask,
-        reverse,
-        dense_shifts if shifts.any() else None,
-        labels,
-        structure.weight,
-    )
-
-
-def to_dense(n: int, centers: np.ndarray, neighbors: np.ndarray, shifts: np.ndarray):
-    """A full pair list sorted by center to dense arrays: neighbors, mask and reverse (n, k), shifts (n, k, 3); see `Sample`.
-
-    A pair that is listed in one direction only (at the cutoff to the last digit, where it counts nothing) is left out.
-    """
-    other = reverse_pairs(n, centers, neighbors, shifts)
-    if (single := other < 0).any():
-        kept = ~single
-        other = (np.cumsum(kept) - 1)[other[kept]]
-        centers, neighbors, shifts = centers[kept], neighbors[kept], shifts[kept]
-    counts = np.bincount(centers, minlength=n)
-    k = int(counts.max(initial=0))
-    slots = np.arange(len(centers)) - np.repeat(np.cumsum(counts) - counts, counts)
-    dense = np.repeat(np.arange(n, dtype=np.int32)[:, None], k, axis=1)
-    mask = np.zeros((n, k), dtype=bool)
-    reverse = np.arange(n * k, dtype=np.int32).reshape(n, k)
-    spread = np.zeros((n, k, 3), dtype=shifts.dtype)
-    places = centers.astype(np.int64) * k + slots
-    dense.reshape(-1)[places] = neighbors
-    mask.reshape(-1)[places] = True
-    reverse.reshape(-1)[places] = places[other]
-    spread.reshape(-1, 3)[places] = shifts
-    return dense, mask, reverse, spread
-
-
-def reverse_pairs(n: int, centers: np.ndarray, neighbors: np.ndarray, shifts: np.ndarray) -> np.ndarray:
-    """(P,): the place in the list of each pair's other direction, (j, i, -S) of (i, j, S); -1 where it is not listed."""
-    reach = int(np.abs(shifts).max(initial=0))
-    width = 2 * reach + 1
-    if n * n * width**3 < 2**62:
-        number = np.array([width * width, width, 1])
-        here, there, images = (shifts + reach) @ number, (reach - shifts) @ number, width**3
-    else:  # images far away: number those that there are
-        codes = np.unique(np.concatenate([shifts, -shifts]), axis=0, return_inverse=True)[1].reshape(2, -1)
-        here, there, images = *codes, 2 * len(shifts)
-    i, j = centers.astype(np.int64), neighbors.astype(np.int64)
-    listed, wanted = (i * n + j) * images + here, (j * n + i) * images + there
-    order, turned = np.argsort(listed), np.argsort(wanted)
-    if np.array_equal(listed[order], wanted[turned]):
-        place = np.empty_like(order)
-        place[turned] = order
-        return place
-    place = order[np.minimum(np.searchsorted(listed, wanted, sorter=order), max(len(order) - 1, 0))]
-    return np.where(listed[place] == wanted, place, -1)
+    shifts = found.shifts if found.shifts.any() else None
+    arrays = found.neighbors, found.mask, found.reverse, shifts
+    return Sample(structure.numbers, found.positions, structure.cell, structure.pbc, *arrays, labels, structure.weight)
 
 
 def _wrap(structure: Structure) -> np.ndarray:
@@ -158,7 +95,7 @@ def make_graph(samples: list[Sample], sizes: Sizes, dtype=np.float32, shifts: bo
     numbers = np.zeros(N, np.int32)
     structure = np.full(N, B - 1, np.int32)
     n_atoms = np.zeros(B, np.int32)
-    cell = np.zeros((B, 3, 3), dtype)
+    cell, pbc = np.zeros((B, 3, 3), dtype), np.zeros((B, 3), bool)
     neighbors = np.repeat(np.arange(N, dtype=np.int32)[:, None], K, axis=1)
     mask = np.zeros((N, K), bool)
     reverse = np.arange(N * K, dtype=np.int32).reshape(N, K)
@@ -171,7 +108,7 @@ def make_graph(samples: list[Sample], sizes: Sizes, dtype=np.float32, shifts: bo
         numbers[start:stop] = sample.numbers
         structure[start:stop] = index
         n_atoms[index] = n
-        cell[index] = sample.cell
+        cell[index], pbc[index] = sample.cell, sample.pbc
         np.add(sample.neighbors, start, out=neighbors[start:stop, :k])
         mask[start:stop, :k] = sample.mask
         atoms, slots = np.divmod(sample.reverse, k)
@@ -179,7 +116,7 @@ def make_graph(samples: list[Sample], sizes: Sizes, dtype=np.float32, shifts: bo
         if sample.shifts is not None:
             images[start:stop, :k] = sample.shifts
         start = stop
-    return Graph(positions, numbers, structure, n_atoms, cell, neighbors, mask, reverse, images)
+    return Graph(positions, numbers, structure, n_atoms, cell, pbc, neighbors, mask, reverse, images)
 
 
 def make_labels(samples: list[Sample], sizes: Sizes, dtype=np.float32, names: Sequence[str] = PREDICTED) -> Labels:

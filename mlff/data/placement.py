@@ -13,7 +13,7 @@ import scipy.sparse.csgraph
 WIDE = 100.0  #: Å; positions nearer to the origin are good to 1e-5 Å
 
 
-def gather(positions, cell, pbc, i, j) -> tuple[np.ndarray, np.ndarray] | None:
+def recenter_fragments(positions, cell, pbc, i, j) -> tuple[np.ndarray, np.ndarray] | None:
     """Whole cell vectors (n, 3) and translations (n, 3), Å, that bring every fragment together and to the origin.
 
     positions (n, 3) and cell (3, 3) in Å, wrapped along periodic directions pbc (3,); i, j: a full neighbour list of them.

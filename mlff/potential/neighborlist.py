@@ -5,11 +5,8 @@ from __future__ import annotations
 import jax
 import numpy as np
 
-from mlff.basics.errors import StructureError
-from mlff.data.batching import Sample, Sizes, make_graph, round_up, to_dense
-from mlff.data.neighbors import neighbor_list, pair_vectors
-from mlff.data.placement import gather
-from mlff.data.structure import COINCIDENT
+from mlff.data.batching import Sample, Sizes, make_graph, round_up
+from mlff.data.pairs import find_pairs
 from mlff.graph import Graph
 
 SLACK = 0.1  #: spare neighbour slots, as a share of the largest count
@@ -49,19 +46,13 @@ class VerletList:
         self._positions, self._cell = np.array(positions, np.float64), np.array(cell, np.float64)
         self._pbc, self._numbers = np.array(pbc, bool), np.array(numbers, np.int32)
         wrapped = self._wrap()
-        i, j, shifts = neighbor_list(wrapped, self._cell, self._pbc, self.cutoff + self.skin)
-        vectors = pair_vectors(wrapped, self._cell, i, j, shifts)
-        close = np.flatnonzero(np.einsum("pa,pa->p", vectors, vectors) < COINCIDENT**2)
-        if len(close):
-            raise StructureError(f"atoms {i[close[0]]} and {j[close[0]]} are on top of each other")
-        if moves := gather(wrapped, self._cell, self._pbc, i, j):
-            self._lattice, self._center = self._lattice + moves[0], self._center - moves[1]
+        found = find_pairs(wrapped, self._cell, self._pbc, self.cutoff + self.skin)
+        if found.moves is not None:
+            self._lattice, self._center = self._lattice + found.moves[0], self._center - found.moves[1]
             self._offsets = self._lattice @ self._cell - self._center
-            wrapped = self._positions + self._offsets
-            shifts = shifts + (moves[0][i] - moves[0][j]).astype(np.int32)
-        neighbors, mask, reverse, images = to_dense(len(numbers), i, j, shifts)
-        periodic = bool(self._pbc.any())
-        sample = Sample(self._numbers, wrapped, self._cell, neighbors, mask, reverse, images if periodic else None)
+        neighbors, periodic = found.neighbors, bool(self._pbc.any())
+        arrays = neighbors, found.mask, found.reverse, found.shifts if periodic else None
+        sample = Sample(self._numbers, self._positions + self._offsets, self._cell, self._pbc, *arrays)
         chosen = self._choose(len(numbers), max(1, neighbors.shape[1]), periodic, sizes)
         with jax.enable_x64(self.dtype == np.float64):
             self.graph = jax.device_put(make_graph([sample], chosen, self.dtype, shifts=periodic))

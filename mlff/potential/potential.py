@@ -94,7 +94,7 @@ class Potential:
     @functools.cached_property
     def device_params(self) -> dict:
         """The parameters as arrays of JAX in this potential's precision."""
-        with self.scope():
+        with self.scope(), jax.ensure_compile_time_eval():  # also where it is first asked for within a function being traced
             return jax.tree.map(lambda x: jax.numpy.asarray(np.asarray(x, self.dtype)), self.params)
 
     def scope(self):

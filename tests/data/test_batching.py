@@ -15,11 +15,10 @@ from mlff.data.batching import (
     make_graph,
     make_labels,
     make_sample,
-    reverse_pairs,
     round_up,
-    to_dense,
 )
 from mlff.data.neighbors import neighbor_list
+from mlff.data.pairs import reverse_pairs, to_dense
 from mlff.data.structure import Structure
 
 CUTOFF = 3.0
@@ -33,7 +32,7 @@ def _fake(n: int, k: int) -> Sample:
     """A sample of which only the sizes matter."""
     numbers, neighbors = np.ones(n, np.int32), np.zeros((n, k), np.int32)
     reverse = np.zeros((n, k), np.int32)
-    return Sample(numbers, np.zeros((n, 3)), np.zeros((3, 3)), neighbors, neighbors == 0, reverse, None)
+    return Sample(numbers, np.zeros((n, 3)), np.zeros((3, 3)), np.zeros(3, bool), neighbors, neighbors == 0, reverse, None)
 
 
 def _mixed(count: int, seed: int = 0) -> list[Sample]:

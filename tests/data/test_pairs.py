@@ -1,0 +1,79 @@
+"""Pairs that someone else has found, as a graph."""
+
+from __future__ import annotations
+
+import ase
+import jax
+import numpy as np
+import pytest
+from ase.build import bulk, molecule
+
+from mlff.basics.errors import StructureError
+from mlff.data.neighbors import neighbor_list, pair_vectors
+from mlff.data.pairs import graph_of_vectors
+from mlff.potential.derivatives import pair_gradient
+from tests.conftest import make_potential
+
+
+def listed(atoms: ase.Atoms, reach: float):
+    """numbers, centers, neighbours, vectors, in an order of no meaning and in float32, as an engine would give them."""
+    i, j, shifts = neighbor_list(atoms.positions, atoms.cell.array, atoms.pbc, reach)
+    order = np.random.default_rng(0).permutation(len(i))
+    vectors = pair_vectors(atoms.positions, atoms.cell.array, i, j, shifts)[order]
+    return atoms.numbers, i[order], j[order], vectors.astype(np.float32)
+
+
+def crystal() -> ase.Atoms:
+    """Two atoms in a small skewed cell: several images of each pair, and of each atom itself."""
+    atoms = bulk("Si")
+    atoms.rattle(0.05, seed=2)
+    return atoms
+
+
+@pytest.mark.parametrize("atoms", [molecule("CH3CH2OH"), crystal(), molecule("CH4") + ase.Atoms("H", [[50, 0, 0]])])
+@pytest.mark.parametrize("name", ["ace", "schnet"])
+def test_energies_and_forces_are_those_of_the_structure(name, atoms):
+    potential = make_potential(name)
+    numbers, i, j, vectors = listed(atoms, potential.cutoff + 1.0)  # with a skin
+    graph = graph_of_vectors(numbers, i, j, vectors, potential.cutoff)
+    with potential.scope():
+        derive = jax.jit(lambda graph: pair_gradient(lambda g: potential.energy(potential.device_params, g), graph))
+        energies, gradient = map(np.asarray, derive(graph))
+    (result,) = potential.predict([atoms])
+    scale = max(np.abs(result.forces).max(), np.abs(gradient).max())
+    np.testing.assert_allclose(energies.sum() + potential.baseline_energy(numbers), result.energy, rtol=1e-5)
+    back = gradient.reshape(-1, 3)[graph.reverse.reshape(-1)].reshape(gradient.shape)
+    np.testing.assert_allclose((gradient - back).sum(axis=1), result.forces, atol=1e-5 * scale)
+    assert not graph.pbc.any() and len(graph.n_atoms) == 1
+
+
+def test_a_pair_without_its_reverse_is_an_error():
+    numbers, i, j, vectors = listed(crystal(), 3.0)
+    with pytest.raises(
+        StructureError, match=r"the pair of atoms \d and \d, 2\.\d+ Å apart, is not listed from \d to \d too"
+    ):
+        graph_of_vectors(numbers, i[1:], j[1:], vectors[1:], 3.0)
+    half = i < j  # a half list
+    with pytest.raises(StructureError, match="give a full neighbour list"):
+        graph_of_vectors(numbers, i[half], j[half], vectors[half], 3.0)
+    turned = vectors.copy()
+    turned[0] *= -1
+    with pytest.raises(StructureError, match="is not listed"):
+        graph_of_vectors(numbers, i, j, turned, 3.0)
+
+
+def test_pairs_twice_or_of_atoms_that_are_not_there_are_errors():
+    numbers, i, j, vectors = listed(crystal(), 3.0)
+    with pytest.raises(StructureError, match="is not listed"):
+        graph_of_vectors(numbers, np.append(i, i[0]), np.append(j, j[0]), np.vstack([vectors, vectors[:1]]), 3.0)
+    with pytest.raises(StructureError, match="a pair names atom 7 of 2"):
+        graph_of_vectors(numbers, np.append(i, 7), np.append(j, 0), np.vstack([vectors, [[1, 0, 0]]]), 3.0)
+    with pytest.raises(StructureError, match="not finite"):
+        graph_of_vectors(numbers, i, j, vectors * np.nan, 3.0)
+    with pytest.raises(StructureError, match="on top of each other"):
+        graph_of_vectors(numbers, [0, 1], [1, 0], np.zeros((2, 3)), 3.0)
+
+
+def test_no_pairs_at_all():
+    graph = graph_of_vectors(np.array([1, 1]), [], [], np.zeros((0, 3)), 3.0)
+    assert graph.neighbors.tolist() == [[0], [1]] and not graph.neighbor_mask.any() and graph.reverse.tolist() == [[0], [1]]
