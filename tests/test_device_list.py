@@ -1,0 +1,128 @@
+"""The neighbour list of the device is that of the host: every pair, every image, and each pair seen from both ends."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from ase.build import bulk
+
+from mlff.data.neighbors import neighbor_list
+from mlff.potential import device_list
+from mlff.potential.device_list import Capacity, Search
+
+CUTOFF, SKIN, ATOMS = 3.0, 0.4, 7
+PERIODICITIES = [(False, False, False), (True, True, True), (True, False, False), (False, True, True), (True, False, True)]
+
+
+@functools.cache
+def builder(search, room):
+    return jax.jit(functools.partial(device_list.build, search, room))
+
+
+def build(search, room, positions, cell):
+    """The list, what it needed, and its graph, of one structure."""
+    with jax.enable_x64(True):
+        box = device_list.box_of(search.pbc, cell)
+        positions, cell, box = (jnp.asarray(array, jnp.float64)[None] for array in (positions, cell, box))
+        listed, demand = builder(search, room)(positions, cell, box)
+        numbers = jnp.full(positions.shape[1], 14, jnp.int32)
+        return listed, demand, device_list.graph_at(search, listed, numbers, positions, cell, box)
+
+
+def triples(listed):
+    """(i, j, S) of all pairs, S between the atoms where they are."""
+    i, slots = np.nonzero(np.asarray(listed.mask[0]))
+    j = np.asarray(listed.neighbors[0])[i, slots]
+    shifts = np.zeros((len(i), 3)) if listed.shifts is None else np.asarray(listed.shifts[0])[i, slots]
+    lattice = np.asarray(listed.lattice[0])
+    return i, j, np.rint(shifts + lattice[j] - lattice[i]).astype(int), slots
+
+
+def assert_right(search, room, positions, cell):
+    listed, demand, graph = build(search, room, positions, cell)
+    i, j, shifts, slots = triples(listed)
+    found = {(int(a), int(b), *map(int, s)) for a, b, s in zip(i, j, shifts, strict=True)}
+    expected = neighbor_list(positions, cell, np.array(search.pbc), search.cutoff + search.skin)
+    assert found == {(int(a), int(b), *map(int, s)) for a, b, s in zip(*expected, strict=True)} and len(found) == len(i)
+    assert int(demand.neighbors) == np.bincount(i, minlength=1).max() and bool(device_list.fits(room, demand))
+    reverse = np.asarray(graph.reverse)
+    assert np.array_equal(np.sort(reverse, axis=None), np.arange(reverse.size))
+    assert np.array_equal(reverse.reshape(-1)[reverse.reshape(-1)], np.arange(reverse.size))
+    other = dict(zip(zip(i.tolist(), slots.tolist(), strict=True), zip(j, i, *-shifts.T, strict=True), strict=True))
+    for (a, slot), wanted in other.items():
+        back = divmod(int(reverse[a, slot]), room.neighbors)
+        (place,) = np.flatnonzero((i == back[0]) & (slots == back[1]))
+        assert (i[place], j[place], *shifts[place]) == wanted
+    empty = ~np.asarray(graph.neighbor_mask)
+    own = np.arange(reverse.size).reshape(reverse.shape)
+    assert np.array_equal(reverse[empty], own[empty])
+    assert not np.asarray(graph.pair_vectors)[empty].any()
+    vectors = positions[j] - positions[i] + shifts @ cell
+    assert np.allclose(np.asarray(graph.pair_vectors)[i, slots], vectors, atol=2e-5)
+
+
+@pytest.mark.parametrize("pbc", PERIODICITIES, ids=str)
+def test_it_is_the_list_of_the_host(pbc):
+    """Skewed, left-handed and tiny cells; atoms many cells away; the same shapes for all."""
+    rng = np.random.default_rng(sum(pbc))
+    search = Search(pbc, CUTOFF, SKIN, np.float32)
+    for number in range(10):
+        length = (2.0, 3.5, 7.0)[number % 3]
+        cell = length * (np.eye(3) + rng.uniform(-0.4, 0.4, (3, 3)))
+        if number % 2:
+            cell = cell[[1, 0, 2]] * [1, 1, -1] if number % 4 == 1 else cell[[1, 0, 2]]
+        positions = rng.uniform(0, 1, (ATOMS, 3)) @ cell * (1 if all(pbc) else 2)
+        positions += (rng.integers(-5, 6, (ATOMS, 3)) * np.array(pbc)) @ cell
+        most = int(np.bincount(neighbor_list(positions, cell, np.array(pbc), CUTOFF + SKIN)[0], minlength=1).max())
+        images = device_list.image_counts(search, cell)
+        room = Capacity(400 if all(pbc) else 160, tuple(5 * p for p in pbc))
+        assert most <= room.neighbors and (images <= room.images).all(), "the test needs more room"
+        assert_right(search, room, positions, cell)
+
+
+def test_pairs_at_the_cutoff_to_the_last_digit_are_listed_from_both_ends():
+    """In a perfect crystal whose lattice constant is the reach of the list, rounding decides on each pair."""
+    atoms = bulk("Si", a=CUTOFF + SKIN, cubic=True)
+    search = Search((True, True, True), CUTOFF, SKIN, np.float64)
+    rng = np.random.default_rng(0)
+    for _ in range(5):
+        turn = np.linalg.qr(rng.normal(size=(3, 3)))[0]
+        listed, _, graph = build(search, Capacity(64, (2, 2, 2)), atoms.positions @ turn, atoms.cell.array @ turn)
+        reverse = np.asarray(graph.reverse).reshape(-1)
+        assert np.array_equal(reverse[reverse], np.arange(reverse.size))
+        assert (np.asarray(listed.mask).reshape(-1)[reverse] == np.asarray(listed.mask).reshape(-1)).all()
+
+
+def test_a_list_without_room_says_so():
+    atoms = bulk("Si", cubic=True)
+    search = Search((True, True, True), CUTOFF, SKIN, np.float32)
+    room = device_list.allocate(search, atoms.positions, atoms.cell.array)
+    demand = build(search, room, atoms.positions, atoms.cell.array)[1]
+    assert bool(device_list.fits(room, demand))
+    demand = build(search, room, 0.6 * atoms.positions, 0.6 * atoms.cell.array)[1]
+    assert not bool(device_list.fits(room, demand))
+    assert int(demand.neighbors) > room.neighbors or (np.asarray(demand.images) > room.images).any()
+
+
+def test_it_holds_until_a_pair_could_have_come_within_the_cutoff():
+    rng, atoms = np.random.default_rng(1), bulk("Si", cubic=True)
+    search = Search((True, True, True), CUTOFF, SKIN, np.float64)
+    room = Capacity(64, (2, 2, 2))
+    listed = build(search, room, atoms.positions, atoms.cell.array)[0]
+    kept = 0
+    with jax.enable_x64(True):
+        holds = jax.jit(functools.partial(device_list.holds, search))
+        for number in range(60):
+            strain = np.eye(3) + rng.normal(0, 0.004 * (number % 3), (3, 3))
+            moved = (atoms.positions + rng.normal(0, 0.05, (8, 3))) @ strain + rng.normal(0, 9, 3)
+            cell = atoms.cell.array @ strain
+            if not bool(holds(listed, jnp.asarray(moved)[None], jnp.asarray(cell)[None])[0]):
+                continue
+            kept += 1
+            i, j, shifts = neighbor_list(moved, cell, atoms.pbc, CUTOFF)
+            now = {(int(a), int(b), *map(int, s)) for a, b, s in zip(i, j, shifts, strict=True)}
+            assert now <= {(int(a), int(b), *map(int, s)) for a, b, s in zip(*triples(listed)[:3], strict=True)}
+        assert 5 < kept < 60
+        assert not bool(holds(listed, jnp.full((1, 8, 3), jnp.nan), listed.cell)[0])
