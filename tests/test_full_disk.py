@@ -22,7 +22,7 @@ from mlff.certificate import certificate
 from mlff.certificate.line import Line
 from mlff.cli import app
 from mlff.potential.potential import Potential
-from mlff.simulation import md
+from mlff.simulation import driver
 from mlff.simulation.record import state_path
 from mlff.training import trainer
 from tests.disks import small_disk
@@ -66,7 +66,7 @@ def quick(monkeypatch, shared_compilations):  # noqa: F811
     monkeypatch.setattr(Potential, "load", classmethod(load))
     lines = tuple(Line(f"line {number}", 0.0, "", 1.0, "") for number in range(100))
     monkeypatch.setattr(certificate, "certify", lambda *_: certificate.Certificate(lines))
-    monkeypatch.setattr(md, "SAVE_EVERY", 0.0)
+    monkeypatch.setattr(driver, "SAVE_EVERY", 0.0)
     monkeypatch.setattr(trainer, "OFTEN", -1.0)
 
 

@@ -9,7 +9,7 @@ import pytest
 from ase.build import bulk
 from ase.io import read
 
-from mlff.simulation import md
+from mlff.simulation import driver
 from mlff.simulation.md import run_md
 from mlff.simulation.record import load_state, record_path, state_path
 from mlff.training import trainer
@@ -43,7 +43,7 @@ def content(folder, name):
 
 @pytest.mark.parametrize("name", ["md.xyz", "md.traj"])
 def test_dynamics_killed_at_any_moment_goes_on(tmp_path, monkeypatch, name):
-    monkeypatch.setattr(md, "SAVE_EVERY", 0.0)
+    monkeypatch.setattr(driver, "SAVE_EVERY", 0.0)
     monkeypatch.setattr("mlff.basics.files.sync", lambda path: None)
     folder, alone = tmp_path / "run", tmp_path / "alone"
     for place in (folder, alone):
@@ -88,7 +88,7 @@ def test_dynamics_killed_while_it_goes_on_goes_on(tmp_path, monkeypatch):
 
 
 def test_a_new_run_never_goes_on_from_the_state_of_an_older_one(tmp_path, monkeypatch):
-    monkeypatch.setattr(md, "SAVE_EVERY", 0.0)
+    monkeypatch.setattr(driver, "SAVE_EVERY", 0.0)
     folder = tmp_path / "run"
     folder.mkdir()
     simulate(folder, "md.xyz", steps=7)

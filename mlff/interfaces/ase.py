@@ -79,6 +79,16 @@ class MLFFCalculator(Calculator):
         self.__dict__.update(state, _lock=threading.RLock())
 
     @property
+    def skin(self) -> float:
+        """Å by which the neighbour list reaches beyond the cutoff."""
+        return self._list.skin
+
+    @property
+    def sole_potential(self) -> Potential | None:
+        """The potential, if it alone decides about the results; None for calculators that build on this class."""
+        return self.potential if type(self) is MLFFCalculator else None
+
+    @property
     def rebuilds(self) -> int:
         """How often neighbours were searched."""
         return self._list.rebuilds

@@ -65,7 +65,7 @@ class Programs:
         with compilation_cache():
             if graph.neighbors.size >= _LARGE:
                 program = program.lower(params, graph, *arguments).compile()
-                _check_memory(program, graph)
+                check_memory(program, *graph.neighbors.shape)
                 self._large += 1
             result = program(params, graph, *arguments)
         (self._hasty if hasty else self._ready)[key] = program
@@ -103,13 +103,13 @@ def _mean(results):
     )
 
 
-def _check_memory(program, graph: Graph) -> None:
+def check_memory(program, atoms: int, neighbors: int) -> None:
+    """Raise StructureError if a compiled program, of so many atoms and neighbours, needs more memory than there is."""
     sizes = program.memory_analysis()
     needed = 0 if sizes is None else sizes.temp_size_in_bytes + sizes.output_size_in_bytes
     device = jax.local_devices()[0].memory_stats()
     free = device["bytes_limit"] - device["bytes_in_use"] if device else free_memory()
     if needed > free:
-        atoms, neighbors = graph.neighbors.shape
         raise StructureError(
             f"{atoms:,} atoms x {neighbors} neighbours need {needed / 2**30:.1f} GiB of memory, {free / 2**30:.1f} GiB are "
             "free: take fewer atoms at once, a smaller model or cutoff, or a machine with more"

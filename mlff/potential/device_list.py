@@ -123,7 +123,14 @@ def build(search: Search, room: Capacity, positions: Array, cell: Array, box: Ar
         neighbors, mask, reverse, shifts, most = dense
         images = _needed_images(search, inverse).max(axis=0)
         listed = NeighborList(
-            positions, cell, lattice, center, neighbors, mask, reverse, shifts.astype(search.dtype) if any(search.pbc) else None
+            positions,
+            cell,
+            lattice,
+            center,
+            neighbors,
+            mask,
+            reverse,
+            shifts.astype(search.dtype) if any(search.pbc) else None,
         )
         return listed, Demand(most.max(), images)
 
@@ -232,7 +239,9 @@ def _packed(near: Array) -> tuple[Array, Array, Array]:
 
 def _nth_set(words: Array, before: Array, wanted: Array) -> tuple[Array, Array]:
     """(n, K) places of the bits set in each row, by their number `wanted` (K,), and whether there are so many; else 0."""
-    word = jax.vmap(lambda counts: jnp.searchsorted(counts, wanted, side="right", method="scan"))(before).astype(jnp.int32) - 1
+    word = (
+        jax.vmap(lambda counts: jnp.searchsorted(counts, wanted, side="right", method="scan"))(before).astype(jnp.int32) - 1
+    )
     bits = jnp.take_along_axis(words, word, axis=1)
     left = wanted - jnp.take_along_axis(before, word, axis=1)
     there = left < jax.lax.population_count(bits).astype(jnp.int32)

@@ -20,7 +20,7 @@ from mlff.data.neighbors import neighbor_list, pair_vectors
 from mlff.data.structure import label_numbers
 from mlff.lint.lint import SEVERITIES, Lint
 from mlff.potential.potential import Potential
-from mlff.simulation.md import Summary
+from mlff.simulation.driver import Summary
 from mlff.training.metrics import Metrics
 
 _LOOK_AT = 200  #: structures whose distances are measured

@@ -9,7 +9,9 @@ import numpy as np
 from ase.data import chemical_symbols, covalent_radii
 
 from mlff.basics.errors import MLFFError
+from mlff.basics.units import KB
 from mlff.data.neighbors import neighbor_list, pair_vectors
+from mlff.simulation.velocities import kinetic_energy
 
 
 class SimulationError(MLFFError):
@@ -29,10 +31,17 @@ class Limits:
 class Guard:
     """`check_step` after every step (cheap), `check_geometry` before a frame is written. Both raise SimulationError."""
 
-    def __init__(self, atoms: ase.Atoms, limits: Limits, temperature: float):
+    def __init__(self, atoms: ase.Atoms, limits: Limits, temperature: float, freedom: int = 1):
+        """`temperature`: the target, K; `freedom`: degrees of freedom, for the temperature of a step."""
         self.limits = limits
+        self.freedom = freedom
+        self._masses = atoms.get_masses()[:, None]
         self.hottest = limits.temperature if limits.temperature is not None else max(5000.0, 10 * temperature)
         self._lonely = self._survey(atoms)[1]
+
+    def temperature(self, atoms: ase.Atoms) -> float:
+        """K."""
+        return 2 * kinetic_energy(atoms.get_momenta(), self._masses) / (self.freedom * KB)
 
     def check_step(self, forces: np.ndarray, temperature: float) -> None:
         """forces (n, 3) in eV/Å, temperature in K."""

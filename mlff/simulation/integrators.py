@@ -1,137 +1,234 @@
-"""ASE's integrators behind one small interface that also knows its own state (for restarts)."""
+"""Integrators of molecular dynamics as pure functions of JAX on the state of one system.
+
+A step is `begin` (up to the new positions), then forces at these positions, then `end`. All are splittings around velocity
+Verlet (kick B, drift A):
+
+- `nve`: B A B.
+- `langevin`: B A O A B with the exact Ornstein-Uhlenbeck step O (Leimkuhler & Matthews, Appl. Math. Res. Express 2013, 34).
+- `bussi`: B A B, then the kinetic energy takes a random step that keeps its canonical distribution (Bussi, Donadio &
+  Parrinello, J. Chem. Phys. 126, 014101 (2007)).
+- `nose_hoover`: half a step of a chain of three thermostats before and after (Martyna, Tuckerman, Tobias & Klein, Mol. Phys.
+  87, 1117 (1996)).
+- `npt`: `bussi`, and the volume takes a random step with the positions (Bernetti & Bussi, J. Chem. Phys. 153, 114107 (2020)):
+  the first-order stochastic cell rescaling of an isotropic cell.
+
+Units are ASE's: eV, Å, amu, and Å sqrt(amu/eV) for times.
+"""
 
 from __future__ import annotations
 
-import json
-import operator
-from dataclasses import dataclass
-from typing import Literal
+from typing import NamedTuple
 
-import ase
+import jax
+import jax.numpy as jnp
 import numpy as np
-from ase.constraints import FixCom
-from ase.md.bussi import Bussi
-from ase.md.langevin import Langevin
-from ase.md.nose_hoover_chain import IsotropicMTKNPT
-from ase.md.verlet import VelocityVerlet
+from jax import Array
 
-from mlff.basics.errors import ConfigError, DataError
-from mlff.basics.units import FEMTOSECOND, STRESS
+from mlff.basics.units import FEMTOSECOND, KB, STRESS
+from mlff.simulation.settings import Settings
 
-Ensemble = Literal["nve", "nvt", "npt"]
-Thermostat = Literal["langevin", "bussi"]
+CHAIN = 3  #: thermostats of a Nosé-Hoover chain
+COMPRESSIBILITY = 0.1 / STRESS["GPa"]  #: Å³/eV: sets the pace of the volume, not what is sampled
+_YOSHIDA = (1 / (2 - 2 ** (1 / 3)), 1 - 2 / (2 - 2 ** (1 / 3)), 1 / (2 - 2 ** (1 / 3)))
 
 
-@dataclass(frozen=True)
-class Settings:
-    """What is simulated. Times in fs, temperature in K, pressure in GPa."""
+class State(NamedTuple):
+    """One system of n atoms, float64; the engine has R of them, with an axis in front."""
 
-    ensemble: Ensemble = "nvt"
-    temperature: float = 300.0
-    timestep: float = 0.5
-    thermostat: Thermostat = "langevin"  #: of the nvt ensemble
-    tau: float = 100.0  #: relaxation time of the thermostat, fs (Langevin: 1/friction)
-    pressure: float = 0.0  #: of the npt ensemble, GPa
-    tau_pressure: float = 1000.0  #: relaxation time of the barostat, fs
-
-    @property
-    def keeps_rotation(self) -> bool:
-        """Whether a molecule that does not rotate at the start never will."""
-        return self.ensemble == "nve" or (self.ensemble == "nvt" and self.thermostat == "bussi")
-
-    def __post_init__(self):
-        if self.ensemble not in ("nve", "nvt", "npt"):
-            raise ConfigError(f"unknown ensemble {self.ensemble!r}; known: nve, nvt, npt")
-        if self.thermostat not in ("langevin", "bussi"):
-            raise ConfigError(f"unknown thermostat {self.thermostat!r}; known: langevin, bussi")
-        for name, unit in (("timestep", "fs"), ("tau", "fs"), ("tau_pressure", "fs")):
-            if not (getattr(self, name) > 0 and np.isfinite(getattr(self, name))):
-                raise ConfigError(f"{name} must be a positive number of {unit}, not {getattr(self, name)}")
-        if not (self.temperature >= 0 and np.isfinite(self.temperature)):
-            raise ConfigError(f"the temperature must not be negative, found {self.temperature} K")
-        if self.ensemble != "nve" and self.temperature == 0:
-            raise ConfigError(f"{self.ensemble} needs a temperature above 0 K")
+    step: Array  #: () int64
+    positions: Array  #: (n, 3) Å
+    momenta: Array  #: (n, 3)
+    cell: Array  #: (3, 3) Å
+    forces: Array  #: (n, 3) eV/Å, on fixed atoms too
+    energy: Array  #: () eV, potential, reference energies not added
+    stress: Array  #: (3, 3) eV/Å³, +(1/V) dE/dε; zeros without three periodic directions
+    heat: Array  #: () eV that thermostat and barostat have put in
+    chain: Array  #: (2, 3) positions (no unit) and momenta of the Nosé-Hoover chain
+    growth: Array  #: () Å³ by which the barostat has changed the volume in this step
 
 
-class Integrator:
-    """One time step after another on `atoms`; `state` and `restore` carry everything that is not in the atoms."""
+class Conditions(NamedTuple):
+    """What a simulation is run at. An array, so that no other value compiles anew; of R systems with an axis in front."""
 
-    def __init__(self, dynamics, rng: np.random.Generator, held: tuple[str, ...], conserved):
-        self._dynamics = dynamics
-        self._rng = rng
-        self._held = held
-        self._conserved = conserved
-
-    def step(self) -> None:
-        self._dynamics.step()
-
-    def conserved(self) -> float | None:
-        """The quantity that an exact integration would keep, eV; None if the ensemble has none."""
-        return None if self._conserved is None else float(self._conserved())
-
-    def state(self) -> dict[str, np.ndarray]:
-        """Arrays (no pickles): thermostat and barostat variables and the random number generator (as JSON)."""
-        arrays = {name: np.array(operator.attrgetter(name)(self._dynamics)) for name in self._held}
-        return arrays | {"rng": np.array(json.dumps(self._rng.bit_generator.state))}
-
-    def restore(self, state: dict[str, np.ndarray], source: object = "state") -> None:
-        """Take up what `state` gave. Raises DataError, with `source`: something is missing or of another shape."""
-        for name in self._held:
-            owner, _, attribute = name.rpartition(".")
-            target = operator.attrgetter(owner)(self._dynamics) if owner else self._dynamics
-            value, now = state.get(name), np.asarray(getattr(target, attribute))
-            if value is None or value.shape != now.shape or value.dtype.kind != "f":
-                raise DataError(f"{source}: {name!r} is missing or not as this ensemble has it; start without restart")
-            setattr(target, attribute, value.copy() if value.ndim else value.item())
-        try:
-            self._rng.bit_generator.state = json.loads(str(state["rng"]))
-        except (KeyError, ValueError, TypeError, OverflowError, RecursionError):
-            raise DataError(
-                f"{source}: 'rng' is not the state of a random number generator; start without restart"
-            ) from None
+    temperature: Array  #: () K
+    key: Array  #: (2,) uint32, of the random numbers; each step folds in its number
+    masses: Array  #: (n, 1) amu
+    moving: Array  #: (n, 1) bool, False for fixed atoms
+    freedom: Array  #: () degrees of freedom, float
+    resting: Array  #: () bool, whether the center of mass is kept at rest by Langevin
+    timestep: Array
+    tau: Array
+    tau_pressure: Array
+    pressure: Array  #: () eV/Å³
 
 
-def make_integrator(atoms: ase.Atoms, settings: Settings, rng: np.random.Generator, freedom: int) -> Integrator:
-    """The integrator of `settings` for `atoms` (with momenta and a calculator) of `freedom` degrees of freedom.
+class Outcome(NamedTuple):
+    """What the potential says of a state, float64."""
 
-    Langevin puts a FixCom constraint on unconstrained atoms. Raises ConfigError where the ensemble does not fit the atoms.
-    """
-    dt = settings.timestep * FEMTOSECOND
-    if settings.ensemble == "nve":
-        dynamics = VelocityVerlet(atoms, dt)
-        return Integrator(dynamics, rng, (), lambda: atoms.get_potential_energy() + atoms.get_kinetic_energy())
-    if settings.ensemble == "npt":
-        return _npt(atoms, settings, rng, freedom)
-    if settings.thermostat == "langevin":
-        if not atoms.constraints and len(atoms) > 1:
-            atoms.set_constraint(FixCom())
-        friction = 1.0 / (settings.tau * FEMTOSECOND)
-        dynamics = Langevin(atoms, dt, temperature_K=settings.temperature, friction=friction, fixcm=False, rng=rng)
-        return Integrator(dynamics, rng, (), None)
-    dynamics = Bussi(atoms, dt, temperature_K=settings.temperature, taut=settings.tau * FEMTOSECOND, rng=rng)
-    dynamics.ndof = freedom
-    dynamics.target_kinetic_energy = 0.5 * dynamics.temp * freedom
-
-    def conserved() -> float:
-        return atoms.get_potential_energy() + atoms.get_kinetic_energy() - dynamics.transferred_energy
-
-    return Integrator(dynamics, rng, ("transferred_energy",), conserved)
+    energy: Array  #: () eV
+    forces: Array  #: (n, 3) eV/Å
+    stress: Array  #: (3, 3) eV/Å³
 
 
-def _npt(atoms: ase.Atoms, settings: Settings, rng: np.random.Generator, freedom: int) -> Integrator:
-    """Martyna-Tobias-Klein: isotropic changes of the cell, Nosé-Hoover chains on atoms and cell."""
-    if not atoms.pbc.all():
-        raise ConfigError(f"npt needs a cell that is periodic in three directions, found pbc={atoms.pbc.tolist()}")
-    if atoms.constraints:
-        raise ConfigError("npt does not work with constraints; remove them or use nvt")
-    dynamics = IsotropicMTKNPT(
-        atoms,
-        settings.timestep * FEMTOSECOND,
-        temperature_K=settings.temperature,
-        pressure_au=settings.pressure * STRESS["GPa"],
-        tdamp=settings.tau * FEMTOSECOND,
-        pdamp=settings.tau_pressure * FEMTOSECOND,
+def kind(settings: Settings) -> str:
+    """The integrator: nve, langevin, bussi, nose_hoover or npt."""
+    return settings.thermostat if settings.ensemble == "nvt" else settings.ensemble
+
+
+def conditions(settings: Settings, seed: int, masses: np.ndarray, moving: np.ndarray, freedom: int) -> Conditions:
+    """The conditions of one system: masses (n,) amu, moving (n,) bool."""
+    return Conditions(
+        temperature=np.float64(settings.temperature),
+        key=np.asarray(jax.random.key_data(jax.random.key(seed % 2**63, impl="threefry2x32"))),
+        masses=np.asarray(masses, np.float64)[:, None],
+        moving=np.asarray(moving, bool)[:, None],
+        freedom=np.float64(freedom),
+        resting=np.bool_(len(masses) > 1 and np.all(moving)),
+        timestep=np.float64(settings.timestep * FEMTOSECOND),
+        tau=np.float64(settings.tau * FEMTOSECOND),
+        tau_pressure=np.float64(settings.tau_pressure * FEMTOSECOND),
+        pressure=np.float64(settings.pressure * STRESS["GPa"]),
     )
-    dynamics._thermostat._kT *= freedom / (3 * len(atoms))  # ASE counts the center of mass, which rests
-    chains = ("_thermostat._eta", "_thermostat._p_eta", "_barostat._xi", "_barostat._p_xi")
-    return Integrator(dynamics, rng, ("_eps", "_p_eps", "_volume0", "_cell0", *chains), dynamics.get_conserved_energy)
+
+
+def begin(name: str, at: Conditions, state: State) -> State:
+    """A step up to its new positions (and cell)."""
+    if name == "nose_hoover":
+        state = _chain(at, state)
+    state = _kick(at, state)
+    if name == "langevin":
+        return _drift(at, _friction(at, _drift(at, state, 0.5)), 0.5)
+    state = _drift(at, state, 1.0)
+    return _rescale_cell(at, state) if name == "npt" else state
+
+
+def end(name: str, at: Conditions, state: State, outcome: Outcome) -> State:
+    """The rest of the step, with what the potential says of the new positions."""
+    work = 0.5 * jnp.trace(state.stress + outcome.stress) / 3 * state.growth
+    state = state._replace(
+        step=state.step + 1,
+        energy=outcome.energy,
+        forces=outcome.forces,
+        stress=outcome.stress,
+        heat=state.heat + work,
+        growth=jnp.zeros_like(state.growth),
+    )
+    state = _kick(at, state)
+    if name == "nose_hoover":
+        return _chain(at, state)
+    return _rescale_momenta(at, state) if name in ("bussi", "npt") else state
+
+
+def kinetic_energy(at: Conditions, state: State) -> Array:
+    """() eV."""
+    return 0.5 * jnp.sum(state.momenta**2 / at.masses)
+
+
+def temperature(at: Conditions, state: State) -> Array:
+    """() K."""
+    return 2 * kinetic_energy(at, state) / (at.freedom * KB)
+
+
+def conserved(name: str, at: Conditions, state: State) -> Array:
+    """() eV: energy less what thermostat and barostat have put in, which an exact integration keeps."""
+    total = state.energy + kinetic_energy(at, state) - state.heat
+    if name != "nose_hoover":
+        return total
+    places, momenta = state.chain
+    energies = 0.5 * momenta**2 / _inertia(at) + KB * at.temperature * places * _shares(at)
+    return total + jnp.sum(energies)
+
+
+def _kick(at: Conditions, state: State) -> State:
+    return state._replace(momenta=state.momenta + 0.5 * at.timestep * jnp.where(at.moving, state.forces, 0.0))
+
+
+def _drift(at: Conditions, state: State, share: float) -> State:
+    return state._replace(positions=state.positions + share * at.timestep * state.momenta / at.masses)
+
+
+def _key(at: Conditions, state: State) -> Array:
+    return jax.random.fold_in(jax.random.wrap_key_data(at.key, impl="threefry2x32"), state.step.astype(jnp.uint32))
+
+
+def _friction(at: Conditions, state: State) -> State:
+    kept = jnp.exp(-at.timestep / at.tau)
+    noise = jax.random.normal(_key(at, state), state.momenta.shape, jnp.float64)
+    width = jnp.sqrt(at.masses * KB * at.temperature * (1 - kept**2))
+    momenta = jnp.where(at.moving, kept * state.momenta + width * noise, 0.0)
+    drifting = at.masses * (jnp.sum(momenta, axis=0) / jnp.sum(at.masses))
+    return _with_momenta(at, state, momenta - jnp.where(at.resting, drifting, 0.0))
+
+
+def _rescale_momenta(at: Conditions, state: State) -> State:
+    first, rest, _ = jax.random.split(_key(at, state), 3)
+    normal = jax.random.normal(first, (), jnp.float64)
+    others = 2 * jax.random.gamma(rest, jnp.maximum(at.freedom - 1, 1.0) / 2, dtype=jnp.float64)
+    others = jnp.where(at.freedom > 1, others, 0.0)
+    kinetic = kinetic_energy(at, state)
+    kept = jnp.exp(-at.timestep / at.tau)
+    share = (1 - kept) * KB * at.temperature / 2 / jnp.where(kinetic > 0, kinetic, 1.0)
+    scale = jnp.sqrt(jnp.maximum(kept + share * (normal**2 + others) + 2 * normal * jnp.sqrt(kept * share), 0.0))
+    sign = jnp.where(normal + jnp.sqrt(kept / jnp.maximum(share, 1e-300)) < 0, -1.0, 1.0)
+    return _with_momenta(at, state, state.momenta * jnp.where(kinetic > 0, sign * scale, 1.0))
+
+
+def _rescale_cell(at: Conditions, state: State) -> State:
+    key = jax.random.split(_key(at, state), 3)[2]
+    volume = jnp.abs(jnp.linalg.det(state.cell))
+    thermal = KB * at.temperature
+    pressure = 2 * kinetic_energy(at, state) / (3 * volume) - jnp.trace(state.stress) / 3
+    pace = COMPRESSIBILITY / (2 * at.tau_pressure)
+    root = jnp.sqrt(volume)  # its noise does not depend on it
+    force = pressure - at.pressure + thermal / (2 * volume)
+    noise = jnp.sqrt(thermal * pace * at.timestep) * jax.random.normal(key, (), jnp.float64)
+    new = jnp.clip(root + pace * root * force * at.timestep + noise, 0.95 * root, 1.05 * root) ** 2
+    scale = jnp.cbrt(new / volume)
+    state = _with_momenta(at, state, state.momenta / scale)
+    return state._replace(positions=state.positions * scale, cell=state.cell * scale, growth=new - volume)
+
+
+def _with_momenta(at: Conditions, state: State, momenta: Array) -> State:
+    """Other momenta; the difference of kinetic energies is heat."""
+    changed = state._replace(momenta=momenta)
+    return changed._replace(heat=state.heat + kinetic_energy(at, changed) - kinetic_energy(at, state))
+
+
+def _shares(at: Conditions) -> Array:
+    """(3,) degrees of freedom that each thermostat of the chain holds."""
+    return jnp.ones(CHAIN).at[0].set(at.freedom)
+
+
+def _inertia(at: Conditions) -> Array:
+    return _shares(at) * KB * at.temperature * at.tau**2
+
+
+def _chain(at: Conditions, state: State) -> State:
+    """Half a time step of the chain; three sweeps of fourth order (Yoshida)."""
+    thermal, inertia, shares = KB * at.temperature, _inertia(at), _shares(at)
+    (places, momenta), twice, scale = state.chain, 2 * kinetic_energy(at, state), 1.0
+
+    def pushed(momenta, j, twice, time):
+        drive = twice if j == 0 else momenta[j - 1] ** 2 / inertia[j - 1]
+        push = 0.5 * time * (drive - shares[j] * thermal)
+        if j == CHAIN - 1:
+            return momenta.at[j].add(push)
+        damping = jnp.exp(-0.25 * time * momenta[j + 1] / inertia[j + 1])
+        return momenta.at[j].set((momenta[j] * damping + push) * damping)
+
+    for weight in _YOSHIDA:
+        time = 0.5 * weight * at.timestep
+        for j in reversed(range(CHAIN)):
+            momenta = pushed(momenta, j, twice, time)
+        factor = jnp.exp(-time * momenta[0] / inertia[0])
+        scale, twice = scale * factor, twice * factor**2
+        places = places + time * momenta / inertia
+        for j in range(CHAIN):
+            momenta = pushed(momenta, j, twice, time)
+    return state._replace(momenta=state.momenta * scale, chain=jnp.stack([places, momenta]))
+
+
+def fresh(positions: np.ndarray, momenta: np.ndarray, cell: np.ndarray, outcome: Outcome) -> State:
+    """The state at step 0: positions and momenta (n, 3), cell (3, 3)."""
+    arrays = (positions, momenta, cell, outcome.forces, outcome.energy, outcome.stress, 0.0, np.zeros((2, CHAIN)), 0.0)
+    return State(np.int64(0), *(np.array(array, np.float64) for array in arrays))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import ase
 import numpy as np
@@ -11,10 +12,12 @@ import numpy as np
 from mlff.basics.errors import ConfigError, DataError
 from mlff.data.structure import Structure
 from mlff.simulation.constraints import describe, fix_lengths
-from mlff.simulation.integrators import Settings
+from mlff.simulation.jax_engine import obstacle
 from mlff.simulation.record import check_state
+from mlff.simulation.settings import Settings
 
-_SINGLE = ("interval", "seed", "keep_velocities", "constraints")  #: of a state, besides what `check_state` knows
+Engine = Literal["auto", "jax", "ase"]
+_SINGLE = ("interval", "seed", "keep_velocities", "constraints", "engine")  #: of a state, besides what `check_state` knows
 
 
 def choose_settings(given: dict[str, object], others: Settings) -> Settings:
@@ -45,7 +48,7 @@ def earlier_settings(
 ) -> Settings:
     """The settings to go on with. Raises DataError: `state` is no state; ConfigError: it does not go on with what is given."""
     names = tuple(f"setting_{name}" for name in given)
-    check_state(state, ("step", "frames", "degrees_of_freedom", "rng", *_SINGLE, *names), path)
+    check_state(state, ("step", "frames", "degrees_of_freedom", *_SINGLE, *names), path)
     try:
         before = Settings(**{name: state[f"setting_{name}"].item() for name in given})
     except (ConfigError, TypeError):
@@ -64,6 +67,32 @@ def earlier_settings(
     if steps < done:
         raise ConfigError(f"{path}: the earlier run has done {done} steps; ask for more than that in all, not {steps}")
     return choose_settings(given, before)
+
+
+def choose_engine(
+    wanted: Engine, calculator, atoms: ase.Atoms, state: dict[str, np.ndarray] | None, path: Path | None
+) -> tuple[str, str | None]:
+    """jax or ase, after a restart that of the earlier run, and why it is ase where nothing was said.
+
+    Raises ConfigError: the engine that is wanted cannot do it; DataError: nor can that of the earlier run, or it was another.
+    """
+    if wanted not in ("auto", "jax", "ase"):
+        raise ConfigError(f"unknown engine {wanted!r}; known: auto, jax, ase")
+    before = None if state is None else str(state["engine"])
+    if before not in (None, "jax", "ase"):
+        raise DataError(f"{path}: the settings of the earlier run are damaged; start without restart")
+    if before is not None and wanted not in ("auto", before):
+        raise DataError(f"{path}: the earlier run had engine {before}, not {wanted}; leave engine out")
+    if (before or wanted) == "ase":
+        return "ase", None
+    reason = obstacle(calculator, atoms)
+    if reason is None:
+        return "jax", None
+    if before is not None:
+        raise DataError(f"{path}: the engine jax of the earlier run cannot go on: {reason}; start without restart")
+    if wanted == "jax":
+        raise ConfigError(f"the engine jax cannot do this: {reason}; take engine ase")
+    return "ase", reason
 
 
 def identity(atoms: ase.Atoms) -> dict[str, np.ndarray]:

@@ -28,7 +28,7 @@ from safetensors.numpy import load_file
 
 DATA = Path(__file__).parents[2] / "data" / "malonaldehyde"
 DRIVER = (
-    "import mlff.training.trainer as trainer, mlff.simulation.md as md; trainer.OFTEN = md.SAVE_EVERY = 0.0; "
+    "import mlff.training.trainer as trainer, mlff.simulation.driver as driver; trainer.OFTEN = driver.SAVE_EVERY = 0.0; "
     "from mlff.cli import main; main()"
 )
 CONFIG = """

@@ -1,0 +1,175 @@
+"""Many steps of molecular dynamics in one compiled loop: integrator, neighbour list, potential and guard.
+
+The loop ends after the steps that were asked for, at a step that breaks a limit, or before a step whose neighbour list would
+lack pairs: that step is not taken. R replicas of one structure are evaluated as one graph of R structures.
+"""
+
+from __future__ import annotations
+
+import functools
+import weakref
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from mlff.basics import compiler
+from mlff.basics.runtime import compilation_cache
+from mlff.potential import derivatives, device_list
+from mlff.potential.compiled import check_memory
+from mlff.potential.device_list import Capacity, Demand, NeighborList, Search
+from mlff.potential.potential import Potential
+from mlff.simulation import integrators
+from mlff.simulation.integrators import Conditions, Outcome, State
+
+
+class System(NamedTuple):
+    """What stays as it is."""
+
+    numbers: Array  #: (n,) int32
+    box: Array  #: (3, 3) Å: see `device_list.box_of`; of three periodic directions the cell is taken
+    contact: Array  #: (n,) Å: two atoms nearer than the sum of theirs have fused
+    widest: Array  #: Å from the center: farther out float32 loses its digits
+    largest_force: Array  #: eV/Å
+    hottest: Array  #: K
+
+
+class Loop(NamedTuple):
+    """What a loop leaves behind."""
+
+    state: State  #: (R, ...)
+    listed: NeighborList
+    going: Array  #: (R,) bool: False where a limit was broken in the last step that was taken
+    taken: Array  #: () int32 steps
+    demand: Demand  #: of the last search
+    complete: Array  #: () bool: False if the next step needs a larger list
+
+
+class Plan(NamedTuple):
+    """What a loop is compiled for, besides its potential."""
+
+    integrator: str
+    search: Search
+    room: Capacity
+    replicas: int
+    atoms: int
+
+
+class Programs:
+    """The compiled loops of one potential."""
+
+    def __init__(self, potential: Potential):
+        self._potential = weakref.ref(potential)
+        self._loops: dict[Plan, object] = {}
+        self._builders: dict[Plan, object] = {}
+        self.compilations = 0
+
+    def run(self, plan: Plan, at: Conditions, system: System, state: State, listed: NeighborList, going, steps: int) -> Loop:
+        """Up to `steps` steps. Raises StructureError: more memory is needed than there is."""
+        potential = self._potential()
+        with jax.enable_x64(True):
+            arguments = potential.device_params, at, system, state, listed, going, np.int32(steps)
+            if plan not in self._loops:
+                compiler.check()
+                self._loops[plan] = self._compile(functools.partial(_loop, potential, plan), arguments)
+                check_memory(self._loops[plan], plan.replicas * plan.atoms, plan.room.neighbors)
+            return self._loops[plan](*arguments)
+
+    def build(self, plan: Plan, positions: np.ndarray, cell: np.ndarray, box: np.ndarray) -> NeighborList:
+        """The list of positions (R, n, 3) and cell (R, 3, 3), Å."""
+        with jax.enable_x64(True):
+            arguments = positions, cell, np.broadcast_to(box, cell.shape)
+            if plan not in self._builders:
+                build = functools.partial(device_list.build, plan.search, plan.room)
+                self._builders[plan] = self._compile(build, arguments)
+            return self._builders[plan](*arguments)[0]
+
+    def _compile(self, function, arguments):
+        self.compilations += 1
+        with compilation_cache():
+            return jax.jit(function, compiler_options=compiler.quick()).lower(*arguments).compile()
+
+
+_programs: weakref.WeakKeyDictionary[Potential, Programs] = weakref.WeakKeyDictionary()
+
+
+def programs(potential: Potential) -> Programs:
+    """Those of this potential, shared by all simulations of it."""
+    if potential not in _programs:
+        _programs[potential] = Programs(potential)
+    return _programs[potential]
+
+
+def no_list(plan: Plan) -> NeighborList:
+    """A list that holds for nothing: the first step searches."""
+    count, n, width = plan.replicas, plan.atoms, plan.room.neighbors
+    own = np.broadcast_to(np.arange(n * width, dtype=np.int32).reshape(1, n, width), (count, n, width))
+    centers = np.broadcast_to(np.arange(n, dtype=np.int32)[None, :, None], (count, n, width))
+    periodic = any(plan.search.pbc)
+    return NeighborList(
+        reference=np.full((count, n, 3), np.nan),
+        cell=np.broadcast_to(np.eye(3), (count, 3, 3)),
+        lattice=np.zeros((count, n, 3)),
+        center=np.zeros((count, 3)),
+        neighbors=centers,
+        mask=np.zeros((count, n, width), bool),
+        reverse=own,
+        shifts=np.zeros((count, n, width, 3), plan.search.dtype) if periodic else None,
+    )
+
+
+def evaluate(potential: Potential, plan: Plan, params, system: System, listed: NeighborList, state: State, box: Array):
+    """What the potential says of R states, and (R,) bool: whether their atoms are neither fused nor too far apart."""
+    graph = device_list.graph_at(plan.search, listed, system.numbers, state.positions, state.cell, box)
+    contacts = jnp.tile(system.contact.astype(plan.search.dtype), plan.replicas)
+    with jax.enable_x64(potential.precision == "float64"):
+        said = derivatives.predict(functools.partial(potential.energy, params), graph, stress=all(plan.search.pbc))
+        nearness = jnp.sum(graph.pair_vectors**2, axis=2) - (contacts[:, None] + contacts[graph.neighbors]) ** 2
+        apart = jnp.all((nearness >= 0) | ~graph.neighbor_mask, axis=1)
+        apart &= jnp.all(jnp.abs(graph.positions) < system.widest.astype(plan.search.dtype), axis=1)
+    shape = (plan.replicas, plan.atoms)
+    energies, forces = (array.astype(jnp.float64) for array in (said.energies, said.forces))
+    stress = jnp.zeros((plan.replicas, 3, 3)) if said.stress is None else said.stress.astype(jnp.float64)
+    return Outcome(energies.reshape(shape).sum(axis=1), forces.reshape(*shape, 3), stress), apart.reshape(shape).all(axis=1)
+
+
+def _loop(potential: Potential, plan: Plan, params, at: Conditions, system: System, state, listed, going, steps) -> Loop:
+    name, search, room = plan.integrator, plan.search, plan.room
+    begin = jax.vmap(functools.partial(integrators.begin, name))
+    end = jax.vmap(functools.partial(integrators.end, name))
+
+    def step(loop: Loop) -> Loop:
+        moved = _where(loop.going, begin(at, loop.state), loop.state)
+        box = moved.cell if all(search.pbc) else jnp.broadcast_to(system.box, moved.cell.shape)
+        listed, demand = device_list.update(search, room, loop.listed, moved.positions, moved.cell, box)
+
+        def taken() -> Loop:
+            outcome, apart = evaluate(potential, plan, params, system, listed, moved, box)
+            state = _where(loop.going, end(at, moved, outcome), loop.state)
+            going = loop.going & apart & _within(at, system, state)
+            return Loop(state, listed, going, loop.taken + 1, demand, jnp.bool_(True))
+
+        def refused() -> Loop:
+            return loop._replace(demand=demand, complete=jnp.bool_(False))
+
+        return jax.lax.cond(device_list.fits(room, demand), taken, refused)
+
+    def more(loop: Loop) -> Array:
+        return loop.complete & (loop.taken < steps) & jnp.any(loop.going)
+
+    nothing = Demand(jnp.int32(0), jnp.zeros(3, jnp.int32))
+    return jax.lax.while_loop(more, step, Loop(state, listed, going, jnp.int32(0), nothing, jnp.bool_(True)))
+
+
+def _within(at: Conditions, system: System, state: State) -> Array:
+    """(R,) bool: whether a state keeps the limits; what is not finite does not."""
+    largest = jnp.abs(jnp.where(at.moving, state.forces, 0.0)).max(axis=(1, 2))
+    kelvin = jax.vmap(integrators.temperature)(at, state)
+    return (largest < system.largest_force) & (kelvin < system.hottest)
+
+
+def _where(chosen: Array, one: State, other: State) -> State:
+    """`one` where chosen (R,), else `other`."""
+    return jax.tree.map(lambda a, b: jnp.where(chosen.reshape(-1, *[1] * (a.ndim - 1)), a, b), one, other)

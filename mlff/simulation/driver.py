@@ -1,0 +1,209 @@
+"""A simulation in progress: an engine takes the steps, here they are watched over and written down.
+
+An engine has `name`, `atoms` (which hold the geometry after every `advance`), `step` (done in all), `advance(steps)` (at least
+one step and at most so many; SimulationError where a limit is broken), `forces()`, `energy()`, `conserved()`, `pressure()`,
+and for restarts `state()` and `restore(step, state, source)`. There are two: `jax_engine` and `ase_engine`.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+
+from mlff.basics.errors import FileError, MLFFError
+from mlff.basics.files import writing
+from mlff.basics.signals import Stop
+from mlff.simulation.guard import Guard, SimulationError
+from mlff.simulation.progress import MDProgress
+from mlff.simulation.reach import Reach
+from mlff.simulation.record import Log, Trajectory, save_state, state_path, truncate_trajectory
+from mlff.simulation.settings import Settings
+from mlff.simulation.velocities import kinetic_energy
+
+SAVE_EVERY = 30.0  #: seconds between states on disk (and one at the end)
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What came out of a run. Means and drift are over the records of this run (after a restart: since then)."""
+
+    steps: int  #: steps done in all
+    time_ps: float  #: simulated in all
+    temperature_mean: float  #: K
+    temperature_std: float  #: K
+    drift: float | None  #: meV/atom/ps: slope of the total (NVE) or conserved energy; None for Langevin and short runs
+    volume_mean: float | None  #: Å³; None without a periodic cell
+    pressure_mean: float | None  #: GPa
+    ns_per_day: float
+    seconds: float
+    distance_max: float | None  #: from the training data, of the farthest atom in the frames looked at; None: not known
+    distance_beyond: float | None  #: share of these frames with an atom beyond 2
+    settings: Settings  #: as simulated, after a restart those of the earlier run where nothing else was said
+    engine: str  #: jax or ase
+    engine_reason: str | None = None  #: why it is ase where nothing was said
+
+
+class Run:
+    """One run in progress: the atoms, and what is written about them."""
+
+    def __init__(self, engine, settings: Settings, guard: Guard, interval: int, trajectory, log, state, start):
+        """`state`: None, or what is restarted from; `start`: arrays of the first start that every state carries on."""
+        self.atoms = engine.atoms
+        self.engine = engine
+        self.settings = settings
+        self.guard = guard
+        self.interval = interval
+        self.start = start
+        self.state_file = None if trajectory is None else state_path(trajectory)
+        if state is None and self.state_file is not None:  # that of an earlier run; never to be taken for this one's
+            with writing(self.state_file):
+                self.state_file.unlink(missing_ok=True)
+        if state is not None:
+            truncate_trajectory(Path(trajectory), int(state["frames"]))
+        self.trajectory = None if trajectory is None else Trajectory(trajectory, append=state is not None)
+        self.log = None if log is None else Log(log, keep_until=None if state is None else self.step)
+        self.records: list[dict] = []
+        self.good: dict[str, np.ndarray] | None = state
+        self.saved_at = float("-inf")
+        self.first_step = self.step
+        self.reach = Reach(self.atoms.calc)
+
+    @property
+    def step(self) -> int:
+        """Steps done in all."""
+        return self.engine.step
+
+    def __enter__(self) -> Run:
+        return self
+
+    def __exit__(self, kind, *_) -> None:
+        try:
+            if self.good is not None:
+                self._save()
+        except FileError:
+            if kind is None:  # else the first error is the one to tell
+                raise
+        finally:
+            for file in (self.trajectory, self.log):
+                if file is not None:
+                    file.close()
+
+    def until(self, steps: int, shown: MDProgress, stop: Stop) -> Summary:
+        begin = time.perf_counter()
+        try:
+            self.record(write=self.good is None)  # the frame of a state that is restarted from is there already
+            while self.step < steps and not stop.asked:
+                self.engine.advance(min(steps - self.step, self.interval - self.step % self.interval))
+                if self.step % self.interval == 0 or self.step == steps:
+                    self.record()
+                    shown.update(self.step, self.temperature, self.drift())
+            if stop.asked:
+                self.record(write=self.step % self.interval == 0)
+                raise stop.error()
+        except FileError:
+            raise
+        except MLFFError as error:
+            raise SimulationError(f"stopped at step {self.step}: {error}; {self._last_good()}") from error
+        return self.summary(time.perf_counter() - begin)
+
+    @property
+    def temperature(self) -> float:
+        """K."""
+        return self.guard.temperature(self.atoms)
+
+    def record(self, write: bool = True) -> None:
+        """Check the geometry, then write a frame and a line, and remember the state as good."""
+        self.guard.check_geometry(self.atoms)
+        self.reach.look(self.atoms)
+        potential = self.engine.energy()
+        kinetic = kinetic_energy(self.atoms.get_momenta(), self.atoms.get_masses()[:, None])
+        periodic = bool(self.atoms.pbc.all())
+        time_ps = self.step * self.settings.timestep * 1e-3
+        line = {
+            "step": self.step,
+            "time_ps": round(time_ps, 9),
+            "atoms": len(self.atoms),
+            "epot_ev": potential,
+            "ekin_ev": kinetic,
+            "etot_ev": potential + kinetic,
+            "conserved_ev": self.engine.conserved(),
+            "temperature_k": self.temperature,
+            "volume_a3": float(self.atoms.get_volume()) if periodic else None,
+            "pressure_gpa": self.engine.pressure(),
+        }
+        self.records.append(line)
+        if write:
+            if self.log is not None:
+                self.log.write(line)
+            if self.trajectory is not None:
+                self.trajectory.write(self.atoms, potential, self.engine.forces(), step=self.step, time_ps=time_ps)
+        self.good = self.capture()
+        if time.monotonic() - self.saved_at > SAVE_EVERY:
+            self._save()
+
+    def capture(self) -> dict[str, np.ndarray]:
+        """All that a restart needs, as arrays."""
+        settings = {f"setting_{name}": np.array(value) for name, value in asdict(self.settings).items()}
+        return {
+            "step": np.array(self.step),
+            "frames": np.array(0 if self.trajectory is None else self.trajectory.frames),
+            "numbers": self.atoms.numbers.copy(),
+            "positions": self.atoms.positions.copy(),
+            "momenta": self.atoms.get_momenta(),
+            "cell": self.atoms.cell.array.copy(),
+            "interval": np.array(self.interval),
+            **self.start,
+            **settings,
+            "engine": np.array(self.engine.name),
+            **self.engine.state(),
+        }
+
+    def drift(self) -> float | None:
+        """meV/atom/ps: slope of a straight line through the conserved energy; None without one or with few records."""
+        if len(self.records) < 3 or self.records[0]["conserved_ev"] is None:
+            return None
+        times = np.array([line["time_ps"] for line in self.records])
+        energies = np.array([line["conserved_ev"] for line in self.records])
+        times = times - times.mean()
+        slope = times @ (energies - energies.mean()) / (times @ times)
+        return float(slope) * 1000 / len(self.atoms)
+
+    def summary(self, seconds: float) -> Summary:
+        def mean(name: str) -> float | None:
+            values = [line[name] for line in self.records if line[name] is not None]
+            return float(np.mean(values)) if values else None
+
+        temperatures = [line["temperature_k"] for line in self.records]
+        done_ns = (self.step - self.first_step) * self.settings.timestep * 1e-6
+        return Summary(
+            steps=self.step,
+            time_ps=self.step * self.settings.timestep * 1e-3,
+            temperature_mean=float(np.mean(temperatures)),
+            temperature_std=float(np.std(temperatures)),
+            drift=self.drift(),
+            volume_mean=mean("volume_a3"),
+            pressure_mean=mean("pressure_gpa"),
+            ns_per_day=done_ns / max(seconds, 1e-9) * 86400,
+            seconds=seconds,
+            distance_max=self.reach.largest,
+            distance_beyond=self.reach.beyond,
+            settings=self.settings,
+            engine=self.engine.name,
+        )
+
+    def _save(self) -> None:
+        if self.state_file is not None:
+            for file in (self.trajectory, self.log):
+                if file is not None:
+                    file.sync()  # a state on disk never knows of frames that are not
+            save_state(self.state_file, self.good)
+            self.saved_at = time.monotonic()
+
+    def _last_good(self) -> str:
+        if self.good is None:
+            return "there is no good frame"
+        where = "not saved: no trajectory was asked for" if self.trajectory is None else f"in {self.trajectory.path}"
+        return f"last good frame: step {int(self.good['step'])}, {where}"
