@@ -119,11 +119,11 @@ def test_a_breathing_cell_equals_fresh_evaluations(potential, copper):
 
 def test_small_moves_search_nothing_and_compile_nothing(potential, copper):
     calculator = MLFFCalculator(potential)
-    run_md(copper, calculator, ensemble="nve", temperature=100, timestep=2, steps=100, interval=100, progress=False)
+    run_md(copper, calculator, engine="ase", ensemble="nve", temperature=100, timestep=2, steps=100, interval=100, progress=False)
     assert calculator.rebuilds <= 3
     programs = calculator.compilations
     traces = potential.programs.compilations
-    run_md(copper, calculator, ensemble="nve", temperature=100, timestep=2, steps=100, interval=100, progress=False)
+    run_md(copper, calculator, engine="ase", ensemble="nve", temperature=100, timestep=2, steps=100, interval=100, progress=False)
     assert calculator.compilations == programs == 2  # with the pressure of the log
     assert potential.programs.compilations == traces
     assert calculator.rebuilds <= 6
@@ -306,8 +306,9 @@ def test_nudged_elastic_band(bonds, shared):
     assert energies[1] == pytest.approx(energies[3], abs=5e-3)
 
 
+@pytest.mark.parametrize("engine", ["jax", "ase"])
 @pytest.mark.parametrize("ensemble", ["nve", "nvt", "npt"])
-def test_molecular_dynamics_restarts_bitwise(potential, tmp_path, ensemble):
+def test_molecular_dynamics_restarts_bitwise(potential, tmp_path, ensemble, engine):
     start = bulk("Cu", cubic=True)
     start.rattle(0.02, seed=0)
     options = {
@@ -316,6 +317,7 @@ def test_molecular_dynamics_restarts_bitwise(potential, tmp_path, ensemble):
         "timestep": 4,
         "interval": 10,
         "progress": False,
+        "engine": engine,
     } | ({"tau_pressure": 400} if ensemble == "npt" else {})
     whole, first, second = start.copy(), start.copy(), start.copy()
     run_md(whole, MLFFCalculator(potential), steps=120, trajectory=tmp_path / "whole.traj", **options)
@@ -328,12 +330,13 @@ def test_molecular_dynamics_restarts_bitwise(potential, tmp_path, ensemble):
     assert (ensemble == "npt") == (not np.array_equal(whole.cell.array, start.cell.array))
 
 
-def test_constant_pressure_keeps_the_lattice(potential):
+@pytest.mark.parametrize("engine", ["jax", "ase"])
+def test_constant_pressure_keeps_the_lattice(potential, engine):
     atoms = bulk("Cu", a=3.7, cubic=True).repeat(2)
     atoms.calc = calculator = MLFFCalculator(potential)
     BFGS(FrechetCellFilter(atoms, hydrostatic_strain=True), logfile=None).run(fmax=1e-3, steps=100)
     relaxed = atoms.get_volume()
-    options = {"ensemble": "npt", "temperature": 100, "timestep": 4, "tau_pressure": 500, "progress": False}
+    options = {"ensemble": "npt", "temperature": 100, "timestep": 4, "tau_pressure": 500, "progress": False, "engine": engine}
     run_md(atoms, calculator, steps=500, **options)
     summary = run_md(atoms, calculator, steps=1500, keep_velocities=True, **options)
     assert abs(summary.drift) < 0.05

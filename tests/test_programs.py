@@ -50,7 +50,7 @@ def test_what_is_large_or_taken_once_is_compiled_in_full(hasty, monkeypatch):
 
 def test_a_simulation_runs_one_program_from_its_first_step(hasty, ethanol):
     calculator = MLFFCalculator(make_potential("ace"))
-    run_md(ethanol, calculator, ensemble="nve", steps=3, temperature=10, progress=False)
+    run_md(ethanol, calculator, engine="ase", ensemble="nve", steps=3, temperature=10, progress=False)
     assert not calculator.potential.programs._hasty and not calculator.potential.programs.steady
 
 

@@ -156,7 +156,7 @@ def drift(potential: Potential, structures: list[ase.Atoms], temperature: float 
     note = f"{NVE_STEPS * timestep / 1000:g} ps of {atoms.get_chemical_formula()}, {timestep:g} fs"
     try:
         options = {"ensemble": "nve", "temperature": temperature, "timestep": timestep, "steps": NVE_STEPS}
-        summary = run_md(atoms, calculator(potential), interval=5, progress=False, **options)
+        summary = run_md(atoms, calculator(potential), interval=5, engine="ase", progress=False, **options)
     except MLFFError as error:
         return [Line(name, None, "meV/atom/ps", 0.5, f"{note}; {error}")]
     return [Line(name, summary.drift, "meV/atom/ps", 0.5, note)]

@@ -134,7 +134,9 @@ def md(
     timestep: Annotated[float | None, typer.Option(help="time step, fs", show_default="0.5")] = None,
     steps: Annotated[int, typer.Option(help="number of time steps in all")] = 1000,
     pressure: Annotated[float | None, typer.Option(help="GPa, for npt", show_default="0")] = None,
-    thermostat: Annotated[Literal["langevin", "bussi"] | None, typer.Option(help="for nvt", show_default="langevin")] = None,
+    thermostat: Annotated[
+        Literal["langevin", "bussi", "nose_hoover"] | None, typer.Option(help="for nvt", show_default="langevin")
+    ] = None,
     tau: Annotated[
         float | None, typer.Option(help="relaxation time of the thermostat, fs (Langevin: 1/friction)", show_default="100")
     ] = None,
@@ -157,6 +159,10 @@ def md(
         bool,
         typer.Option("--restart", help="continue the run that wrote OUT, with its settings, up to --steps steps in all"),
     ] = False,
+    engine: Annotated[
+        Literal["auto", "jax", "ase"],
+        typer.Option(help="jax: compiled with the model; ase: ASE's loop; auto: jax where it can do what is asked"),
+    ] = "auto",
     skin: Annotated[float, typer.Option(help="skin of the neighbour list, Å")] = 0.5,
     max_force: Annotated[float, typer.Option(help="stop when a force gets larger, eV/Å")] = 300.0,
     max_temperature: Annotated[
@@ -185,7 +191,8 @@ def md(
         keep_to_one_thread()
     with about(f"{structure}, structure {frame}"):
         if keep_velocities and not restart:
-            source, kelvin = take_velocities(atoms, rotation_is_kept=ensemble == "nve" or thermostat == "bussi")
+            scaled = thermostat in ("bussi", "nose_hoover")
+            source, kelvin = take_velocities(atoms, rotation_is_kept=ensemble == "nve" or scaled)
             say("note", f"velocities of {structure}: {source}, {kelvin:.0f} K")
     calculator = make_calculator(model, precision, skin)
     with about(structure):
@@ -207,6 +214,7 @@ def md(
             keep_velocities=keep_velocities,
             restart=restart,
             limits=Limits(force=max_force, temperature=max_temperature),
+            engine=engine,
             progress=not quiet,
         )
     from mlff.report import plots, tables
@@ -215,6 +223,8 @@ def md(
         settings = summary.settings
         plots.md(log, plot, title=f"{structure.name}, {settings.ensemble.upper()}, {settings.temperature:g} K")
     print(tables.md(summary))
+    if summary.engine_reason is not None:
+        say("note", f"engine ase, as jax does not do this: {summary.engine_reason}")
     if summary.distance_beyond:
         share = f"{100 * summary.distance_beyond:.2g} % of the frames looked at"
         say(

@@ -108,7 +108,7 @@ def build(search: Search, room: Capacity, positions: Array, cell: Array, box: Ar
     If that is more than `room`, pairs are missing (indices are within bounds all the same).
     """
     with jax.named_scope("neighbors"):
-        inverse = jnp.linalg.inv(box)
+        inverse = _inverse(box)
         fractions = positions @ inverse
         lattice = -jnp.floor(fractions) * jnp.array(search.pbc)
         fractions = fractions + lattice
@@ -160,7 +160,7 @@ def holds(search: Search, listed: NeighborList, positions: Array, cell: Array) -
     """
     moved, shrink = positions - listed.reference, jnp.ones(len(positions))
     if all(search.pbc):
-        change = jnp.linalg.solve(listed.cell, cell) - jnp.eye(3)
+        change = _inverse(listed.cell) @ cell - jnp.eye(3)
         moved = moved - listed.reference @ change
         shrink = 1 - jnp.sqrt(jnp.sum(change**2, axis=(1, 2)))
     moved = moved - moved.mean(axis=1, keepdims=True)
@@ -184,6 +184,13 @@ def graph_at(search: Search, listed: NeighborList, numbers: Array, positions: Ar
         reverse=(listed.reverse + replica * (n * width)).reshape(-1, width),
         shifts=None if listed.shifts is None else listed.shifts.reshape(-1, width, 3),
     )
+
+
+def _inverse(cell: Array) -> Array:
+    """(R, 3, 3), by cross products: compiles in no time."""
+    rows = [jnp.cross(cell[:, (k + 1) % 3], cell[:, (k + 2) % 3]) for k in range(3)]
+    volume = jnp.sum(cell[:, 0] * rows[0], axis=1)
+    return jnp.stack(rows, axis=2) / volume[:, None, None]
 
 
 def _needed_images(search: Search, inverse, xp=jnp):

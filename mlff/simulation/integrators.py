@@ -163,8 +163,8 @@ def _friction(at: Conditions, state: State) -> State:
 def _rescale_momenta(at: Conditions, state: State) -> State:
     first, rest, _ = jax.random.split(_key(at, state), 3)
     normal = jax.random.normal(first, (), jnp.float64)
-    others = 2 * jax.random.gamma(rest, jnp.maximum(at.freedom - 1, 1.0) / 2, dtype=jnp.float64)
-    others = jnp.where(at.freedom > 1, others, 0.0)
+    others = jax.random.normal(rest, (state.momenta.size,), jnp.float64)
+    others = jnp.sum(jnp.where(jnp.arange(others.size) < at.freedom - 1, others**2, 0.0))
     kinetic = kinetic_energy(at, state)
     kept = jnp.exp(-at.timestep / at.tau)
     share = (1 - kept) * KB * at.temperature / 2 / jnp.where(kinetic > 0, kinetic, 1.0)
