@@ -182,7 +182,7 @@ def _rescale_cell(at: Conditions, state: State) -> State:
     root = jnp.sqrt(volume)  # its noise does not depend on it
     force = pressure - at.pressure + thermal / (2 * volume)
     noise = jnp.sqrt(thermal * pace * at.timestep) * jax.random.normal(key, (), jnp.float64)
-    new = jnp.clip(root + pace * root * force * at.timestep + noise, 0.95 * root, 1.05 * root) ** 2
+    new = jnp.clip(root + pace * root * force * at.timestep + noise, 0.8 * root, 1.25 * root) ** 2
     scale = jnp.cbrt(new / volume)
     state = _with_momenta(at, state, state.momenta / scale)
     return state._replace(positions=state.positions * scale, cell=state.cell * scale, growth=new - volume)
