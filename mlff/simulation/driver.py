@@ -101,7 +101,8 @@ class Run:
                     self.record()
                     shown.update(self.step, self.temperature, self.drift())
             if stop.asked:
-                self.record(write=self.step % self.interval == 0)
+                if int(self.good["step"]) != self.step:
+                    self.record(write=False)
                 raise stop.error()
         except FileError:
             raise

@@ -1,0 +1,256 @@
+"""The compiled engine: the same dynamics as ASE's loop, no missing pair, no program compiled twice, the same manners."""
+
+import json
+import os
+import signal
+
+import numpy as np
+import pytest
+from ase.build import bulk, molecule
+from ase.constraints import FixAtoms, FixBondLengths
+from ase.io import read
+
+from mlff import MLFFCalculator
+from mlff.basics.errors import ConfigError, DataError
+from mlff.basics.units import KB, STRESS
+from mlff.potential import device_list
+from mlff.potential.potential import Potential
+from mlff.simulation import compiled_loop
+from mlff.simulation.guard import Limits, SimulationError
+from mlff.simulation.md import run_md
+from mlff.simulation.record import load_state, state_path
+from tests.conftest import MODELS
+from tests.potentials import lennard_jones, morse
+from tests.simulation.springs import Springs
+
+SLOW = [name for name in MODELS if name not in ("lennard_jones", "schnet", "ace")]
+each_model = pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow if name in SLOW else ()) for name in MODELS]
+)
+
+
+@pytest.fixture(scope="module")
+def exact():
+    return lennard_jones(precision="float64")
+
+
+def crystal(repeat=1):
+    atoms = bulk("Cu", cubic=True).repeat(repeat)
+    atoms.rattle(0.02, seed=0)
+    return atoms
+
+
+def simulate(atoms, potential, **options):
+    """The summary, and the lines of the log."""
+    options = {"steps": 60, "timestep": 2.0, "progress": False, "interval": 10, "engine": "jax"} | options
+    skin = options.pop("skin", 0.5)
+    return run_md(atoms, MLFFCalculator(potential, skin=skin), **options)
+
+
+def compilations(potential):
+    return compiled_loop.programs(potential).compilations
+
+
+@each_model
+def test_both_engines_take_the_same_steps(potentials, silicon, name):
+    """A sheared, left-handed cell much smaller than the cutoff; forces of random weights are strong."""
+    potential, ends = potentials(name, "float64"), []
+    for engine in ("jax", "ase"):
+        atoms = silicon.copy()
+        options = {"ensemble": "nve", "temperature": 100, "timestep": 0.5, "steps": 100, "interval": 50, "engine": engine}
+        summary = simulate(atoms, potential, limits=Limits(force=1e6, temperature=1e9, fused=0.0), **options)
+        assert summary.engine == engine
+        ends.append((atoms.positions, atoms.get_momenta(), summary.temperature_mean, summary.pressure_mean))
+    moved = np.abs(ends[0][0] - silicon.positions).max()
+    assert moved > 0.01
+    for mine, theirs in zip(*ends, strict=True):
+        np.testing.assert_allclose(mine, theirs, rtol=1e-8, atol=1e-8)
+
+
+def test_a_molecule_in_float32_takes_the_same_steps(ethanol):
+    ends = []
+    for engine in ("jax", "ase"):
+        atoms = ethanol.copy()
+        atoms.positions += 1e4
+        limits = Limits(temperature=1e9)
+        simulate(atoms, morse(), ensemble="nve", temperature=50, timestep=0.1, steps=80, engine=engine, limits=limits)
+        ends.append(atoms.positions)
+    assert np.abs(ends[0] - ends[1]).max() < 1e-5
+    assert np.abs(ends[0] - ethanol.positions - 1e4).max() > 0.01
+
+
+def test_no_step_is_taken_with_a_pair_missing(exact, monkeypatch):
+    """A hot crystal, pressed until its list overflows again and again, goes the way of one with room to spare.
+
+    To rounding only: programs of other shapes add in another order. Steps with pairs missing go another way.
+    """
+    ends, programs = {}, {}
+    for name, slack, fits in (("grown", 0.0, None), ("spacious", 1.0, None), ("blind", 0.0, lambda *_: True)):
+        monkeypatch.setattr(device_list, "SLACK", slack)
+        if fits is not None:
+            monkeypatch.setattr(device_list, "fits", fits)
+        potential = lennard_jones(precision="float64")
+        options = {"ensemble": "npt", "temperature": 2000, "pressure": 150.0, "tau_pressure": 200.0, "skin": 0.2}
+        atoms = crystal(2)
+        simulate(atoms, potential, limits=Limits(force=1e3, temperature=1e5), **options)
+        ends[name], programs[name] = (atoms.positions, atoms.get_momenta(), atoms.cell.array), compilations(potential)
+    assert programs["grown"] >= 5 and programs["spacious"] == 1  # of each larger list: the loop, and the list as it was
+    for mine, theirs, blind in zip(*ends.values(), strict=True):
+        np.testing.assert_allclose(mine, theirs, rtol=0, atol=1e-11)
+        assert np.abs(blind - theirs).max() > 1e-7
+
+
+def test_a_cell_that_shrinks_below_what_was_searched_gets_more_images(exact):
+    """Under pressure the images that were enough at the start no longer are."""
+    atoms = crystal()
+    atoms.set_cell(atoms.cell.array * 1.06, scale_atoms=True)
+    search = device_list.Search((True,) * 3, exact.cutoff, 0.1, np.float64)
+    length = (exact.cutoff + 0.1) / 1.5  # just above it one image on each side is searched, below two
+    atoms.set_cell(np.eye(3) * (length + 0.01), scale_atoms=True)
+    assert device_list.image_counts(search, atoms.cell.array).tolist() == [1, 1, 1]
+    options = {"ensemble": "npt", "temperature": 100, "timestep": 1.0, "tau_pressure": 100, "pressure": 60.0}
+    simulate(atoms, exact, skin=0.1, steps=60, limits=Limits(force=1e6), **options)
+    assert (device_list.image_counts(search, atoms.cell.array) >= 2).all()
+    mine, theirs = atoms.get_forces(), exact.predict([atoms])[0].forces
+    np.testing.assert_allclose(mine, theirs, atol=1e-8)
+
+
+def test_nothing_is_compiled_twice(exact):
+    options = {"temperature": 200, "steps": 30}
+    simulate(crystal(), exact, **options)
+    before = compilations(exact)
+    simulate(crystal(), exact, **options | {"steps": 95, "interval": 7, "temperature": 400, "timestep": 1.0, "seed": 3})
+    simulate(crystal(), exact, **options | {"tau": 50.0, "limits": Limits(force=100.0)})
+    assert compilations(exact) == before
+
+
+@pytest.mark.parametrize("thermostat", ["langevin", "bussi", "nose_hoover"])
+def test_a_restart_goes_on_bit_by_bit(exact, tmp_path, thermostat):
+    def atoms():
+        made = crystal(2)
+        made.set_constraint(FixAtoms([0, 5]))
+        return made
+
+    whole, parts = atoms(), atoms()
+    options = {"thermostat": thermostat, "temperature": 600, "steps": 60}
+    simulate(whole, exact, trajectory=tmp_path / "whole.xyz", log=tmp_path / "whole.csv", **options)
+    files = {"trajectory": tmp_path / "parts.xyz", "log": tmp_path / "parts.csv"}
+    for steps in (0, 23, 60):
+        parts = atoms()
+        simulate(parts, exact, **options | {"steps": steps}, restart=steps > 0, **files)
+    assert np.array_equal(parts.positions, whole.positions) and np.array_equal(parts.get_momenta(), whole.get_momenta())
+    start = crystal(2)
+    assert np.array_equal(parts.positions[[0, 5]], start.positions[[0, 5]]) and np.abs(parts.positions - start.positions).max() > 0.1
+    lines = [(tmp_path / f"{name}.csv").read_text().splitlines() for name in ("whole", "parts")]
+    assert [line for line in lines[1] if not line.startswith("23,")] == lines[0]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda number: number.name)
+def test_a_signal_ends_a_whole_step_and_the_run_can_be_resumed(exact, tmp_path, monkeypatch, number):
+    whole, again = crystal(), crystal()
+    simulate(whole, exact, trajectory=tmp_path / "whole.traj")
+    original, calls = compiled_loop.Programs.run, []
+
+    def interrupted(self, *arguments):
+        calls.append(1)
+        if len(calls) == 4:
+            os.kill(os.getpid(), number)
+        return original(self, *arguments)
+
+    out = tmp_path / "cut.traj"
+    with monkeypatch.context() as patch:
+        patch.setattr(compiled_loop.Programs, "run", interrupted)
+        with pytest.raises(KeyboardInterrupt if number == signal.SIGINT else SystemExit):
+            simulate(crystal(), exact, trajectory=out)
+    assert 0 < int(load_state(state_path(out))["step"]) < 60
+    simulate(again, exact, trajectory=out, restart=True)
+    assert np.array_equal(again.positions, whole.positions) and len(read(out, ":")) == 7
+
+
+def test_a_run_that_goes_wrong_stops_at_that_step(exact, tmp_path):
+    out = tmp_path / "bad.traj"
+    with pytest.raises(SimulationError, match=r"stopped at step \d+: the (force on atom|temperature is)") as caught:
+        simulate(crystal(), exact, timestep=60.0, steps=500, interval=100, trajectory=out)
+    assert "last good frame: step 0" in str(caught.value) and np.isfinite(read(out, -1).get_forces()).all()
+    with pytest.raises(SimulationError, match="limit 250"):
+        simulate(crystal(), exact, steps=500, temperature=240.0, interval=500, limits=Limits(temperature=250.0))
+    water = molecule("H2O")
+    with pytest.raises(SimulationError, match="fused"):
+        simulate(water, morse(), ensemble="nve", timestep=0.1, steps=4000, interval=4000, limits=Limits(force=1e9, fused=1.0))
+
+
+class _Corrected(MLFFCalculator):
+    """Something that a user has built on the calculator."""
+
+
+def test_auto_takes_the_compiled_engine_where_it_can_do_what_is_asked(exact, ethanol):
+    held = ethanol.copy()
+    held.set_constraint(FixBondLengths([[0, 1]]))
+    options = {"steps": 1, "timestep": 0.1, "engine": "auto"}
+    for atoms, calculator, reason in (
+        (ethanol.copy(), Springs(ethanol), "the calculator is not mlff's own"),
+        (ethanol.copy(), _Corrected(morse()), "the calculator is not mlff's own"),
+        (held, MLFFCalculator(morse()), "the constraint FixBondLengths"),
+    ):
+        summary = run_md(atoms, calculator, progress=False, **options)
+        assert (summary.engine, summary.engine_reason) == ("ase", reason)
+        with pytest.raises(ConfigError, match=f"the engine jax cannot do this: {reason}; take engine ase"):
+            run_md(atoms, calculator, progress=False, **options | {"engine": "jax"})
+    summary = simulate(ethanol.copy(), morse(), **options)
+    assert (summary.engine, summary.engine_reason) == ("jax", None)
+    wide = bulk("Cu", cubic=True).repeat((60, 1, 1))
+    assert "wider than 200 Å in float32" in simulate(wide, lennard_jones(), **options).engine_reason
+    with pytest.raises(ConfigError, match="unknown engine 'gpu'; known: auto, jax, ase"):
+        simulate(ethanol.copy(), morse(), **options | {"engine": "gpu"})
+    with pytest.raises(ConfigError, match="tau_pressure must be at least 100 time steps, 200 fs, not 150"):
+        simulate(crystal(), exact, ensemble="npt", tau_pressure=150.0)
+
+
+def test_a_restart_keeps_its_engine(tmp_path):
+    out, potential = tmp_path / "a.traj", lennard_jones()
+    simulate(crystal(), potential, steps=5, trajectory=out, engine="ase")
+    with pytest.raises(DataError, match="a.state.npz: the earlier run had engine ase, not jax; leave engine out"):
+        simulate(crystal(), potential, steps=10, trajectory=out, restart=True, engine="jax")
+    assert simulate(crystal(), potential, steps=10, trajectory=out, restart=True, engine="auto").engine == "ase"
+    simulate(crystal(), potential, steps=5, trajectory=out)
+    with pytest.raises(DataError, match="the engine jax of the earlier run cannot go on: the calculator is not mlff's own"):
+        run_md(crystal(), Springs(crystal()), steps=10, trajectory=out, restart=True, progress=False)
+    assert json.loads((tmp_path / "a.run.json").read_text())[-1]["engine"] == "jax"
+
+
+def test_an_engine_that_differs_from_the_calculator_is_noticed(exact, monkeypatch):
+    fresh = Potential(exact.config, {}, exact.elements, exact.baseline, precision="float64")
+    original = device_list.graph_at
+    monkeypatch.setattr(
+        device_list, "graph_at", lambda *a: (lambda g: g._replace(positions=g.positions.at[0, 0].add(0.1)))(original(*a))
+    )
+    with pytest.raises(SimulationError, match="forces differ from the calculator's by .* take engine ase"):
+        simulate(crystal(), fresh)
+
+
+@pytest.mark.slow
+def test_slow_volume_fluctuations_are_those_of_the_equation_of_state(tmp_path):
+    """var V = kT V / B, with B from pressures of the same crystal at two fixed volumes and the same temperature."""
+    potential, kelvin, base = lennard_jones(precision="float64"), 60.0, bulk("Cu", a=3.6, cubic=True).repeat(2)
+    options = {"temperature": kelvin, "timestep": 4.0, "interval": 5}
+
+    def lines(atoms, name, steps, **more):
+        simulate(atoms, potential, steps=1000, **options | more)
+        simulate(atoms, potential, steps=steps, keep_velocities=True, log=tmp_path / name, **options | more)
+        return [json.loads(line) for line in (tmp_path / name).read_text().splitlines()]
+
+    npt = lines(base.copy(), "npt.jsonl", 60_000, ensemble="npt", tau_pressure=400.0)
+    volumes = np.array([line["volume_a3"] for line in npt])
+    pressures = []
+    for share in (0.99, 1.01):
+        atoms = base.copy()
+        atoms.set_cell(base.cell.array * (share * volumes.mean() / base.get_volume()) ** (1 / 3), scale_atoms=True)
+        fixed = lines(atoms, f"{share}.jsonl", 10_000)
+        pressures.append(np.mean([line["pressure_gpa"] for line in fixed]))
+    modulus = (pressures[0] - pressures[1]) / 0.02
+    assert 20 < modulus < 300
+    expected = KB * kelvin * volumes.mean() / (modulus * STRESS["GPa"])
+    assert np.var(volumes) == pytest.approx(expected, rel=0.2)
+    assert abs(np.mean([line["pressure_gpa"] for line in npt])) < 0.05
+    drift = np.array([line["conserved_ev"] for line in npt])
+    assert np.ptp(drift) < 0.1 * KB * kelvin * 96
