@@ -119,11 +119,31 @@ def test_a_breathing_cell_equals_fresh_evaluations(potential, copper):
 
 def test_small_moves_search_nothing_and_compile_nothing(potential, copper):
     calculator = MLFFCalculator(potential)
-    run_md(copper, calculator, engine="ase", ensemble="nve", temperature=100, timestep=2, steps=100, interval=100, progress=False)
+    run_md(
+        copper,
+        calculator,
+        engine="ase",
+        ensemble="nve",
+        temperature=100,
+        timestep=2,
+        steps=100,
+        interval=100,
+        progress=False,
+    )
     assert calculator.rebuilds <= 3
     programs = calculator.compilations
     traces = potential.programs.compilations
-    run_md(copper, calculator, engine="ase", ensemble="nve", temperature=100, timestep=2, steps=100, interval=100, progress=False)
+    run_md(
+        copper,
+        calculator,
+        engine="ase",
+        ensemble="nve",
+        temperature=100,
+        timestep=2,
+        steps=100,
+        interval=100,
+        progress=False,
+    )
     assert calculator.compilations == programs == 2  # with the pressure of the log
     assert potential.programs.compilations == traces
     assert calculator.rebuilds <= 6
@@ -336,7 +356,14 @@ def test_constant_pressure_keeps_the_lattice(potential, engine):
     atoms.calc = calculator = MLFFCalculator(potential)
     BFGS(FrechetCellFilter(atoms, hydrostatic_strain=True), logfile=None).run(fmax=1e-3, steps=100)
     relaxed = atoms.get_volume()
-    options = {"ensemble": "npt", "temperature": 100, "timestep": 4, "tau_pressure": 500, "progress": False, "engine": engine}
+    options = {
+        "ensemble": "npt",
+        "temperature": 100,
+        "timestep": 4,
+        "tau_pressure": 500,
+        "progress": False,
+        "engine": engine,
+    }
     run_md(atoms, calculator, steps=500, **options)
     summary = run_md(atoms, calculator, steps=1500, keep_velocities=True, **options)
     assert abs(summary.drift) < 0.05

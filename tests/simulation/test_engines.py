@@ -142,7 +142,10 @@ def test_a_restart_goes_on_bit_by_bit(exact, tmp_path, thermostat):
         simulate(parts, exact, **options | {"steps": steps}, restart=steps > 0, **files)
     assert np.array_equal(parts.positions, whole.positions) and np.array_equal(parts.get_momenta(), whole.get_momenta())
     start = crystal(2)
-    assert np.array_equal(parts.positions[[0, 5]], start.positions[[0, 5]]) and np.abs(parts.positions - start.positions).max() > 0.1
+    assert (
+        np.array_equal(parts.positions[[0, 5]], start.positions[[0, 5]])
+        and np.abs(parts.positions - start.positions).max() > 0.1
+    )
     lines = [(tmp_path / f"{name}.csv").read_text().splitlines() for name in ("whole", "parts")]
     assert [line for line in lines[1] if not line.startswith("23,")] == lines[0]
 
@@ -178,7 +181,9 @@ def test_a_run_that_goes_wrong_stops_at_that_step(exact, tmp_path):
         simulate(crystal(), exact, steps=500, temperature=240.0, interval=500, limits=Limits(temperature=250.0))
     water = molecule("H2O")
     with pytest.raises(SimulationError, match="fused"):
-        simulate(water, morse(), ensemble="nve", timestep=0.1, steps=4000, interval=4000, limits=Limits(force=1e9, fused=1.0))
+        simulate(
+            water, morse(), ensemble="nve", timestep=0.1, steps=4000, interval=4000, limits=Limits(force=1e9, fused=1.0)
+        )
 
 
 class _Corrected(MLFFCalculator):

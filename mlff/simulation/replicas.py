@@ -1,0 +1,290 @@
+"""Copies of one structure that are simulated together, in one compiled loop."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+import ase
+import jax
+import numpy as np
+from ase.data import covalent_radii
+
+from mlff.basics.errors import DataError
+from mlff.basics.units import STRESS
+from mlff.potential import device_list
+from mlff.potential.device_list import Capacity, Search
+from mlff.potential.potential import Potential
+from mlff.simulation import compiled_loop, integrators
+from mlff.simulation.compiled_loop import Plan, System
+from mlff.simulation.guard import Guard, SimulationError
+from mlff.simulation.integrators import Outcome, State
+from mlff.simulation.settings import Settings
+
+_CHUNK = 0.25  #: seconds that a compiled loop may run before Python looks up (for Ctrl-C and the progress bar)
+_WIDEST = 1000.0  #: Å from the center, where float32 is good to 6e-5 Å
+_AGREE = 2e-3  #: eV/Å plus this share of the largest force, by which engine and calculator may differ
+_HELD = ("engine_forces", "engine_energy", "engine_stress", "heat", "chain")  #: of a state file, besides the geometry
+
+
+class Replicas:
+    """Copies of one structure in one compiled loop, each with its own temperature, random numbers and guard."""
+
+    def __init__(
+        self,
+        copies: Sequence[ase.Atoms],
+        settings: Sequence[Settings],
+        guards: Sequence[Guard],
+        seeds: Sequence[int],
+        freedom: Sequence[int],
+    ):
+        """`copies` with momenta and a calculator of mlff; settings differ in temperature and pressure only.
+
+        Raises ConfigError, StructureError.
+        """
+        atoms, calculator = copies[0], copies[0].calc
+        self.potential = calculator.sole_potential
+        self._programs = compiled_loop.programs(self.potential)
+        search = search_of(self.potential, calculator.skin, atoms)
+        room = None
+        for copy in copies:
+            room = device_list.allocate(search, copy.positions, copy.cell.array, room)
+        self._plan = Plan(integrators.kind(settings[0]), search, room, len(copies), len(atoms))
+        self._system = _system(self.potential, search, guards[0], atoms)
+        self.members = [Member(self, *each) for each in zip(range(len(copies)), copies, guards, strict=True)]
+        moving = np.ones(len(atoms), bool)
+        for constraint in atoms.constraints:
+            moving[constraint.index] = False
+        at = [
+            integrators.conditions(*each, atoms.get_masses(), moving, f)
+            for *each, f in zip(settings, seeds, freedom, strict=True)
+        ]
+        self._at = _stacked(at)
+        self.host = _stacked([_start(copy, self.potential) for copy in copies])  #: the state, as arrays of NumPy
+        self._state = self.host
+        self._listed = compiled_loop.no_list(self._plan)
+        self._going = np.ones(len(copies), bool)
+        self._most, self._checked = 8, False
+
+    def advance(self, steps: int) -> None:
+        """At least one step and at most `steps`. Members that break a limit have an `error` and rest from then on."""
+        steps, compiled = min(steps, self._most), self._programs.compilations
+        begin = time.perf_counter()
+        loop = self._programs.run(self._plan, self._at, self._system, self._state, self._listed, self._going, steps)
+        self._state, self._listed = loop.state, loop.listed
+        self.host, going = jax.device_get((loop.state, loop.going))
+        if self._programs.compilations == compiled:
+            seconds = (time.perf_counter() - begin) / max(1, int(loop.taken))
+            self._most = max(1, min(4 * self._most, int(_CHUNK / max(seconds, 1e-9))))
+        for member in self.members:
+            if self._going[member.index]:
+                member.show()
+                if not going[member.index]:
+                    member.explain()
+        self._going = np.array([member.error is None for member in self.members])
+        if not loop.complete:
+            self._grow(int(loop.demand.neighbors), np.asarray(loop.demand.images))
+            if not loop.taken:
+                return self.advance(steps)
+        if not self._checked:
+            self._compare()
+        return None
+
+    def conserved(self, index: int) -> float:
+        """eV, without reference energies."""
+        with jax.enable_x64(True):
+            return float(integrators.conserved(self._plan.integrator, _one(self._at, index), _one(self.host, index)))
+
+    def temperature(self, index: int) -> float:
+        """K."""
+        with jax.enable_x64(True):
+            return float(integrators.temperature(_one(self._at, index), _one(self.host, index)))
+
+    def extent(self, atoms: ase.Atoms) -> float:
+        """Å."""
+        return extent_of(self._plan.search, atoms)
+
+    def list_state(self, index: int) -> dict[str, np.ndarray]:
+        """What the list of a member was made of."""
+        room, reference = self._plan.room, np.asarray(self._listed.reference[index])
+        listed = np.isfinite(reference).all()  # not before the first step
+        return {
+            "list_reference": reference if listed else reference[:0],
+            "list_cell": np.asarray(self._listed.cell[index]),
+            "list_room": np.array([room.neighbors, *room.images]),
+        }
+
+    def restore(self, steps: Sequence[int], held: Sequence[dict[str, np.ndarray]], sources: Sequence[object]) -> None:
+        """Take up what `Member.state` gave, at the geometry of the atoms. Raises DataError, with the source: it does not fit."""
+        n, rooms = self._plan.atoms, [self._plan.room]
+        shapes = dict(zip(_HELD, ((n, 3), (), (3, 3), (), (2, integrators.CHAIN)), strict=True))
+        shapes |= {"list_reference": (n, 3), "list_cell": (3, 3), "list_room": (4,)}
+        for state, source in zip(held, sources, strict=True):
+            _check(state, shapes, source)
+            neighbors, *images = (int(number) for number in state["list_room"])
+            if not (0 < neighbors <= 4 * rooms[0].neighbors + 64 and all(0 <= number <= 50 for number in images)):
+                raise DataError(f"{source}: 'list_room' makes no sense; start without restart")
+            rooms.append(Capacity(neighbors, tuple(images)))
+        restored = []
+        for member, step, state in zip(self.members, steps, held, strict=True):
+            outcome = Outcome(state["engine_energy"], state["engine_forces"], state["engine_stress"])
+            fresh = _state_of(member.atoms, outcome)
+            restored.append(fresh._replace(step=np.int64(step), heat=state["heat"], chain=state["chain"]))
+        self._plan = self._plan._replace(room=_largest(rooms[1:]))
+        self._state = self.host = _stacked(restored)
+        blank = np.full((n, 3), np.nan)
+        references = [state["list_reference"] if len(state["list_reference"]) else blank for state in held]
+        self._listed = self._list_at(np.stack(references), np.stack([state["list_cell"] for state in held]))
+
+    def _grow(self, neighbors: int, images: np.ndarray) -> None:
+        """A list with more room; what was listed stays the same."""
+        room = device_list.capacity(self._plan.search, self._plan.atoms, neighbors, images, self._plan.room)
+        self._plan = self._plan._replace(room=room)
+        self._listed = self._list_at(np.asarray(self._listed.reference), np.asarray(self._listed.cell))
+
+    def _list_at(self, reference: np.ndarray, cell: np.ndarray):
+        if not np.isfinite(reference).all():
+            return compiled_loop.no_list(self._plan)
+        box = cell if all(self._plan.search.pbc) else np.broadcast_to(self._system.box, cell.shape)
+        return self._programs.build(self._plan, reference, cell, box)
+
+    def _compare(self) -> None:
+        """Engine and calculator must say the same of the first new positions: their programs share little but the model."""
+        self._checked = True
+        member = self.members[0]
+        mine, theirs = member.forces(), member.atoms.get_forces(apply_constraint=False)
+        off = float(np.abs(mine - theirs).max(initial=0.0))
+        if not off <= _AGREE * (1 + float(np.abs(theirs).max(initial=0.0))):
+            raise SimulationError(
+                f"the compiled engine's forces differ from the calculator's by {off:.2g} eV/Å; take engine ase"
+            )
+
+
+class Member:
+    """One of several replicas; `atoms` hold its geometry after every `advance` of them all."""
+
+    name = "jax"
+
+    def __init__(self, replicas: Replicas, index: int, atoms: ase.Atoms, guard: Guard):
+        self.atoms, self.index = atoms, index
+        self.error: SimulationError | None = None  #: why it rests
+        self._replicas, self._guard = replicas, guard
+        self._baseline = replicas.potential.baseline_energy(atoms.numbers)
+
+    @property
+    def step(self) -> int:
+        """Steps done in all."""
+        return int(self._state.step)
+
+    @property
+    def _state(self) -> State:
+        return _one(self._replicas.host, self.index)
+
+    def forces(self) -> np.ndarray:
+        """(n, 3) eV/Å, on fixed atoms too."""
+        return np.array(self._state.forces)
+
+    def energy(self) -> float:
+        """Potential energy, eV, reference energies included."""
+        return float(self._state.energy) + self._baseline
+
+    def conserved(self) -> float:
+        """The quantity that an exact integration would keep, eV."""
+        return self._replicas.conserved(self.index) + self._baseline
+
+    def pressure(self) -> float | None:
+        """GPa, kinetic part included; None without three periodic directions."""
+        if not self.atoms.pbc.all():
+            return None
+        state, masses = self._state, self.atoms.get_masses()[:, None]
+        kinetic = float(np.sum(state.momenta**2 / masses)) / abs(float(np.linalg.det(state.cell)))
+        return (kinetic - float(np.trace(state.stress))) / 3 / STRESS["GPa"]
+
+    def state(self) -> dict[str, np.ndarray]:
+        """Arrays (no pickles) that a restart needs besides the geometry."""
+        state = self._state
+        held = dict(zip(_HELD, (state.forces, state.energy, state.stress, state.heat, state.chain), strict=True))
+        return {name: np.array(value) for name, value in (held | self._replicas.list_state(self.index)).items()}
+
+    def show(self) -> None:
+        """Put the atoms where the state is."""
+        state = self._state
+        if not np.array_equal(state.cell, self.atoms.cell.array):
+            self.atoms.set_cell(np.array(state.cell))
+        self.atoms.positions = np.array(state.positions)
+        self.atoms.set_momenta(np.array(state.momenta), apply_constraint=False)
+
+    def explain(self) -> None:
+        """Find the limit that was broken: `error`."""
+        try:
+            moving = np.ones(len(self.atoms), bool)
+            for constraint in self.atoms.constraints:
+                moving[constraint.index] = False
+            self._guard.check_step(self.forces() * moving[:, None], self._replicas.temperature(self.index))
+            self._guard.check_geometry(self.atoms)
+            if self._replicas.potential.precision == "float32" and self._replicas.extent(self.atoms) > 0.99 * _WIDEST:
+                raise SimulationError(f"atoms are more than {_WIDEST:g} Å from the others, where float32 loses its digits")
+        except SimulationError as error:
+            self.error = error
+
+
+def search_of(potential: Potential, skin: float, atoms: ase.Atoms) -> Search:
+    """What a neighbour list of these atoms is searched with."""
+    return Search(tuple(bool(p) for p in atoms.pbc), potential.cutoff, float(skin), potential.dtype)
+
+
+def _system(potential: Potential, search: Search, guard: Guard, atoms: ase.Atoms) -> System:
+    radii = np.nan_to_num(covalent_radii, nan=1.0)[atoms.numbers]
+    return System(
+        numbers=atoms.numbers.astype(np.int32),
+        box=device_list.box_of(search.pbc, atoms.cell.array),
+        contact=guard.limits.fused * radii,
+        widest=np.float64(_WIDEST if potential.precision == "float32" else np.inf),
+        largest_force=np.float64(guard.limits.force),
+        hottest=np.float64(guard.hottest),
+    )
+
+
+def extent_of(search: Search, atoms: ase.Atoms) -> float:
+    """Å: how far an atom is from the mean position, wrapped into the cell along periodic directions."""
+    box = device_list.box_of(search.pbc, atoms.cell.array)
+    fractions = atoms.positions @ np.linalg.inv(box)
+    fractions -= np.floor(fractions) * np.array(search.pbc)
+    return float(np.abs((fractions - fractions.mean(axis=0)) @ box).max(initial=0.0))
+
+
+def _check(state: dict[str, np.ndarray], shapes: dict[str, tuple[int, ...]], source: object) -> None:
+    for name, shape in shapes.items():
+        value, kinds = state.get(name), "iu" if name == "list_room" else "f"
+        unlisted = name == "list_reference" and value is not None and value.shape == (0, 3)
+        if value is None or not (value.shape == shape or unlisted) or value.dtype.kind not in kinds:
+            raise DataError(f"{source}: {name!r} is missing or not as this engine has it; start without restart")
+
+
+def _start(atoms: ase.Atoms, potential: Potential) -> State:
+    """The state of atoms that their calculator has computed."""
+    outcome = Outcome(
+        atoms.get_potential_energy() - potential.baseline_energy(atoms.numbers),
+        atoms.get_forces(apply_constraint=False),
+        atoms.get_stress(voigt=False, apply_constraint=False) if atoms.pbc.all() else np.zeros((3, 3)),
+    )
+    return _state_of(atoms, outcome)
+
+
+def _state_of(atoms: ase.Atoms, outcome: Outcome) -> State:
+    return integrators.fresh(atoms.positions, atoms.get_momenta(), atoms.cell.array, outcome)
+
+
+def _largest(rooms: Sequence[Capacity]) -> Capacity:
+    return Capacity(
+        max(room.neighbors for room in rooms), tuple(map(max, zip(*(room.images for room in rooms), strict=True)))
+    )
+
+
+def _stacked(values):
+    """Trees of arrays as one, with an axis of replicas in front."""
+    return jax.tree.map(lambda *leaves: np.stack([np.asarray(leaf) for leaf in leaves]), *values)
+
+
+def _one(values, index: int):
+    return jax.tree.map(lambda value: value[index], values)
