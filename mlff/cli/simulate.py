@@ -163,6 +163,12 @@ def md(
         Literal["auto", "jax", "ase"],
         typer.Option(help="jax: compiled with the model; ase: ASE's loop; auto: jax where it can do what is asked"),
     ] = "auto",
+    replicas: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="so many runs at once, compiled together; files OUT.0, OUT.1, ...; seeds SEED, SEED+1, ..."
+        ),
+    ] = None,
     skin: Annotated[float, typer.Option(help="skin of the neighbour list, Å")] = 0.5,
     max_force: Annotated[float, typer.Option(help="stop when a force gets larger, eV/Å")] = 300.0,
     max_temperature: Annotated[
@@ -177,6 +183,7 @@ def md(
     from mlff.simulation.guard import Limits
     from mlff.simulation.md import run_md
     from mlff.simulation.record import LOGS, SUFFIXES
+    from mlff.simulation.replica_run import run_replicas
     from mlff.simulation.velocities import take_velocities
 
     check_outputs([(out, SUFFIXES), (log, LOGS), (plot, PNG)], [model, structure])
@@ -184,7 +191,11 @@ def md(
         raise DataError(f"{out}: --restart continues it, --force overwrites it; leave one of them out")
     if keep_velocities and length not in (None, "Angstrom"):
         raise DataError(f"{structure}: --keep-velocities takes velocities in Å/fs, not in {length}; convert the file")
-    if out.exists() and not (restart or force):
+    if replicas is not None:
+        check_replicas(
+            out, replicas, restart=restart, plot=plot, keep_velocities=keep_velocities, force=force, engine=engine
+        )
+    elif out.exists() and not (restart or force):
         raise DataError(f"{out}: exists; --restart continues it, --force overwrites it")
     atoms = read_structure(structure, frame, length)
     if len(atoms) <= _SMALL:
@@ -195,28 +206,16 @@ def md(
             source, kelvin = take_velocities(atoms, rotation_is_kept=ensemble == "nve" or scaled)
             say("note", f"velocities of {structure}: {source}, {kelvin:.0f} K")
     calculator = make_calculator(model, precision, skin)
+    options = {"ensemble": ensemble, "temperature": temperature, "timestep": timestep, "steps": steps, "pressure": pressure}
+    options |= {"thermostat": thermostat, "tau": tau, "tau_pressure": tau_pressure, "trajectory": out, "log": log}
+    options |= {"limits": Limits(force=max_force, temperature=max_temperature), "progress": not quiet}
     with about(structure):
-        summary = run_md(
-            atoms,
-            calculator,
-            ensemble=ensemble,
-            temperature=temperature,
-            timestep=timestep,
-            steps=steps,
-            pressure=pressure,
-            thermostat=thermostat,
-            tau=tau,
-            tau_pressure=tau_pressure,
-            trajectory=out,
-            log=log,
-            interval=interval,
-            seed=seed,
-            keep_velocities=keep_velocities,
-            restart=restart,
-            limits=Limits(force=max_force, temperature=max_temperature),
-            engine=engine,
-            progress=not quiet,
-        )
+        if replicas is not None:
+            many = run_replicas(atoms, calculator, replicas, interval=interval or 10, seed=seed or 0, **options)
+            print_replicas(out, many)
+            return
+        options |= {"interval": interval, "seed": seed, "keep_velocities": keep_velocities, "restart": restart}
+        summary = run_md(atoms, calculator, engine=engine, **options)
     from mlff.report import plots, tables
 
     if plot is not None:
@@ -232,6 +231,38 @@ def md(
             f"{share} have atoms more than twice as far from the training data as these reach: forces there are guesses",
         )
     print(f"{out}, {log}")
+
+
+def check_replicas(out: Path, count: int, *, restart, plot, keep_velocities, force: bool, engine: str) -> None:
+    """Raise DataError for options that do not go with replicas, and for files that are there."""
+    from mlff.simulation.replica_run import replica_path
+
+    for name, value in (("--restart", restart), ("--plot", plot), ("--keep-velocities", keep_velocities)):
+        if value:
+            raise DataError(f"{out}: {name} does not go with --replicas; leave one of them out")
+    if engine == "ase":
+        raise DataError(f"{out}: --replicas needs the engine jax; leave --engine out")
+    there = [path for path in (replica_path(out, index) for index in range(count)) if path.exists()]
+    if there and not force:
+        raise DataError(f"{there[0]}: exists; --force overwrites it, without --replicas --restart continues it")
+
+
+def print_replicas(out: Path, results: list) -> None:
+    """One line for each. Raises SimulationError if one blew up."""
+    from mlff.simulation.guard import SimulationError
+    from mlff.simulation.replica_run import replica_path
+
+    for index, result in enumerate(results):
+        path = replica_path(out, index)
+        if isinstance(result, SimulationError):
+            say("warning", f"{path}: {result}")
+        else:
+            drift = "" if result.drift is None else f", drift {result.drift:+.3f} meV/atom/ps"
+            print(f"{path}: {result.time_ps:g} ps at {result.temperature_mean:.0f} K{drift}")
+    good = [result for result in results if not isinstance(result, SimulationError)]
+    print(f"{len(good)} of {len(results)} replicas done, {sum(result.ns_per_day for result in good):.3g} ns/day together")
+    if len(good) < len(results):
+        raise SimulationError(f"{out}: {len(results) - len(good)} of {len(results)} replicas stopped before the end")
 
 
 @app.command(

@@ -24,7 +24,7 @@ from mlff.graph import Graph
 
 SLACK = 0.1  #: spare neighbour slots, as a share of the largest count
 _BLOCK = 2_000_000  #: pairs and images that are searched at once
-MOST_PAIRS = 200_000_000  #: pairs and images of a search beyond which a search on the host is faster
+MOST_PAIRS = 20_000_000  #: pairs and images of a search beyond which a search on the host is faster
 
 
 class Capacity(NamedTuple):

@@ -33,7 +33,7 @@ class System(NamedTuple):
     contact: Array  #: (n,) Å: two atoms nearer than the sum of theirs have fused
     widest: Array  #: Å from the center: farther out float32 loses its digits
     largest_force: Array  #: eV/Å
-    hottest: Array  #: K
+    hottest: Array  #: (R,) K
 
 
 class Loop(NamedTuple):

@@ -101,14 +101,22 @@ class Run:
                     self.record()
                     shown.update(self.step, self.temperature, self.drift())
             if stop.asked:
-                if int(self.good["step"]) != self.step:
-                    self.record(write=False)
+                self.keep()
                 raise stop.error()
         except FileError:
             raise
         except MLFFError as error:
-            raise SimulationError(f"stopped at step {self.step}: {error}; {self._last_good()}") from error
+            raise self.failure(error) from error
         return self.summary(time.perf_counter() - begin)
+
+    def keep(self) -> None:
+        """Remember the state of now as good, in the middle of an interval too."""
+        if int(self.good["step"]) != self.step:
+            self.record(write=False)
+
+    def failure(self, error: MLFFError) -> SimulationError:
+        """The error to raise for what stopped the run."""
+        return SimulationError(f"stopped at step {self.step}: {error}; {self._last_good()}")
 
     @property
     def temperature(self) -> float:

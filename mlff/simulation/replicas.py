@@ -50,7 +50,7 @@ class Replicas:
         for copy in copies:
             room = device_list.allocate(search, copy.positions, copy.cell.array, room)
         self._plan = Plan(integrators.kind(settings[0]), search, room, len(copies), len(atoms))
-        self._system = _system(self.potential, search, guards[0], atoms)
+        self._system = _system(self.potential, search, guards, atoms)
         self.members = [Member(self, *each) for each in zip(range(len(copies)), copies, guards, strict=True)]
         moving = np.ones(len(atoms), bool)
         for constraint in atoms.constraints:
@@ -60,6 +60,8 @@ class Replicas:
             for *each, f in zip(settings, seeds, freedom, strict=True)
         ]
         self._at = _stacked(at)
+        with jax.enable_x64(True):
+            self._fixed = jax.device_put((self._at, self._system))
         self.host = _stacked([_start(copy, self.potential) for copy in copies])  #: the state, as arrays of NumPy
         self._state = self.host
         self._listed = compiled_loop.no_list(self._plan)
@@ -70,7 +72,7 @@ class Replicas:
         """At least one step and at most `steps`. Members that break a limit have an `error` and rest from then on."""
         steps, compiled = min(steps, self._most), self._programs.compilations
         begin = time.perf_counter()
-        loop = self._programs.run(self._plan, self._at, self._system, self._state, self._listed, self._going, steps)
+        loop = self._programs.run(self._plan, *self._fixed, self._state, self._listed, self._going, steps)
         self._state, self._listed = loop.state, loop.listed
         self.host, going = jax.device_get((loop.state, loop.going))
         if self._programs.compilations == compiled:
@@ -90,15 +92,18 @@ class Replicas:
             self._compare()
         return None
 
+    def rest(self, index: int, error: SimulationError) -> None:
+        """A member that takes no more steps."""
+        self.members[index].error = error
+        self._going[index] = False
+
     def conserved(self, index: int) -> float:
         """eV, without reference energies."""
-        with jax.enable_x64(True):
-            return float(integrators.conserved(self._plan.integrator, _one(self._at, index), _one(self.host, index)))
+        return float(integrators.conserved(self._plan.integrator, _one(self._at, index), _one(self.host, index)))
 
     def temperature(self, index: int) -> float:
         """K."""
-        with jax.enable_x64(True):
-            return float(integrators.temperature(_one(self._at, index), _one(self.host, index)))
+        return float(integrators.temperature(_one(self._at, index), _one(self.host, index)))
 
     def extent(self, atoms: ase.Atoms) -> float:
         """Å."""
@@ -106,11 +111,11 @@ class Replicas:
 
     def list_state(self, index: int) -> dict[str, np.ndarray]:
         """What the list of a member was made of."""
-        room, reference = self._plan.room, np.asarray(self._listed.reference[index])
+        room, reference = self._plan.room, np.asarray(self._listed.reference)[index]
         listed = np.isfinite(reference).all()  # not before the first step
         return {
             "list_reference": reference if listed else reference[:0],
-            "list_cell": np.asarray(self._listed.cell[index]),
+            "list_cell": np.asarray(self._listed.cell)[index],
             "list_room": np.array([room.neighbors, *room.images]),
         }
 
@@ -233,15 +238,16 @@ def search_of(potential: Potential, skin: float, atoms: ase.Atoms) -> Search:
     return Search(tuple(bool(p) for p in atoms.pbc), potential.cutoff, float(skin), potential.dtype)
 
 
-def _system(potential: Potential, search: Search, guard: Guard, atoms: ase.Atoms) -> System:
+def _system(potential: Potential, search: Search, guards: Sequence[Guard], atoms: ase.Atoms) -> System:
+    limits = guards[0].limits
     radii = np.nan_to_num(covalent_radii, nan=1.0)[atoms.numbers]
     return System(
         numbers=atoms.numbers.astype(np.int32),
         box=device_list.box_of(search.pbc, atoms.cell.array),
-        contact=guard.limits.fused * radii,
+        contact=limits.fused * radii,
         widest=np.float64(_WIDEST if potential.precision == "float32" else np.inf),
-        largest_force=np.float64(guard.limits.force),
-        hottest=np.float64(guard.hottest),
+        largest_force=np.float64(limits.force),
+        hottest=np.array([guard.hottest for guard in guards], np.float64),
     )
 
 

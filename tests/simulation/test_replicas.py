@@ -1,0 +1,98 @@
+"""Many runs in one compiled call: each as if it were alone, and one that blows up rests while the others go on."""
+
+import json
+
+import numpy as np
+import pytest
+from ase.build import bulk
+from ase.constraints import FixBondLengths
+from ase.io import read, write
+from typer.testing import CliRunner
+
+from mlff import MLFFCalculator
+from mlff.basics.errors import ConfigError
+from mlff.cli import app
+from mlff.simulation import compiled_loop
+from mlff.simulation.driver import Summary
+from mlff.simulation.guard import Limits, SimulationError
+from mlff.simulation.md import run_md
+from mlff.simulation.replica_run import replica_path, run_replicas
+from tests.potentials import lennard_jones, morse
+
+OPTIONS = {"steps": 40, "timestep": 2.0, "progress": False, "interval": 10}
+
+
+@pytest.fixture(scope="module")
+def exact():
+    return lennard_jones(precision="float64")
+
+
+def crystal():
+    atoms = bulk("Cu", cubic=True)
+    atoms.rattle(0.02, seed=0)
+    return atoms
+
+
+def test_each_replica_goes_the_way_of_a_run_alone(exact, tmp_path):
+    """The same velocities and random numbers, whoever runs beside it; and a replica can be restarted alone."""
+    out, log = tmp_path / "md.xyz", tmp_path / "md.jsonl"
+    results = run_replicas(crystal(), MLFFCalculator(exact), 3, seed=5, trajectory=out, log=log, **OPTIONS)
+    assert all(isinstance(result, Summary) and result.steps == 40 for result in results)
+    before = compiled_loop.programs(exact).compilations
+    ends = []
+    for index in range(3):
+        alone = crystal()
+        run_md(alone, MLFFCalculator(exact), seed=5 + index, engine="jax", **OPTIONS)
+        last = read(replica_path(out, index), -1)
+        np.testing.assert_allclose(last.positions, alone.positions, atol=1e-7)
+        ends.append(last.positions)
+        assert len(replica_path(log, index).read_text().splitlines()) == 5
+        assert json.loads((tmp_path / f"md.{index}.run.json").read_text())[0]["seed"] == 5 + index
+    assert compiled_loop.programs(exact).compilations == before + 1
+    assert np.abs(ends[0] - ends[1]).max() > 1e-3
+    whole, parts = crystal(), crystal()
+    run_md(whole, MLFFCalculator(exact), seed=6, engine="jax", **OPTIONS | {"steps": 60})
+    run_md(parts, MLFFCalculator(exact), trajectory=replica_path(out, 1), restart=True, progress=False, steps=60)
+    np.testing.assert_allclose(parts.positions, whole.positions, atol=1e-9)
+
+
+def test_one_that_blows_up_rests_and_the_others_go_on(exact, tmp_path):
+    out = tmp_path / "md.traj"
+    options = OPTIONS | {"limits": Limits(temperature=900.0), "temperature": [100.0, 850.0, 100.0], "trajectory": out}
+    results = run_replicas(crystal(), MLFFCalculator(exact), 3, **options | {"steps": 200})
+    assert [isinstance(result, SimulationError) for result in results] == [False, True, False]
+    assert (
+        "the temperature is" in str(results[1]) and "md.1.traj" in str(results[1]) and "stopped at step" in str(results[1])
+    )
+    assert [len(read(replica_path(out, index), ":")) for index in (0, 2)] == [21, 21]
+    assert 1 <= len(read(replica_path(out, 1), ":")) < 21
+
+
+def test_what_replicas_cannot_do_is_said(exact, ethanol):
+    ethanol.set_constraint(FixBondLengths([[0, 1]]))
+    with pytest.raises(
+        ConfigError, match="replicas need the engine jax, which cannot do this: the constraint FixBondLengths"
+    ):
+        run_replicas(ethanol, MLFFCalculator(morse()), 2)
+    with pytest.raises(ConfigError, match="2 temperatures for 3 replicas"):
+        run_replicas(crystal(), MLFFCalculator(exact), 3, temperature=[100.0, 200.0])
+
+
+def test_the_command(tmp_path):
+    lennard_jones().save(tmp_path / "model.safetensors")
+    write(tmp_path / "copper.xyz", crystal())
+    out = tmp_path / "md.xyz"
+
+    def call(*more):
+        command = ["md", tmp_path / "model.safetensors", tmp_path / "copper.xyz", "--out", out, "--replicas", 2, "--quiet"]
+        return CliRunner().invoke(app, [str(word) for word in [*command, "--steps", 20, *more]])
+
+    result = call()
+    assert result.exit_code == 0, result.stderr
+    assert "2 of 2 replicas done" in result.stdout and len(read(tmp_path / "md.1.xyz", ":")) == 3
+    assert "md.0.xyz: exists; --force overwrites it" in call().stderr
+    assert "--restart does not go with --replicas" in call("--restart").stderr
+    result = call("--force", "--max-temperature", 10)
+    assert (
+        result.exit_code == 1 and "stopped before the end" in result.stderr and "md.0.xyz: stopped at step" in result.stderr
+    )
