@@ -103,48 +103,28 @@ def box_of(pbc, cell: np.ndarray) -> np.ndarray:
 
 
 def build(search: Search, room: Capacity, positions: Array, cell: Array, box: Array) -> tuple[NeighborList, Demand]:
-    """The list of positions (R, n, 3), cell (R, 3, 3), Å, and `box_of` it, and what it needed.
+    """The lists of positions (R, n, 3), cell (R, 3, 3), Å, and `box_of` it, and what they needed.
 
     If that is more than `room`, pairs are missing (indices are within bounds all the same).
     """
-    with jax.named_scope("neighbors"):
-        inverse = _inverse(box)
-        fractions = positions @ inverse
-        lattice = -jnp.floor(fractions) * jnp.array(search.pbc)
-        fractions = fractions + lattice
-        center = fractions.mean(axis=1)
-
-        def one(arguments):
-            return _search(search, room, *arguments)
-
-        dense = one((fractions[0], box[0])) if len(fractions) == 1 else jax.lax.map(one, (fractions, box))
-        if len(fractions) == 1:
-            dense = jax.tree.map(lambda x: x[None], dense)
-        neighbors, mask, reverse, shifts, most = dense
-        images = _needed_images(search, inverse).max(axis=0)
-        listed = NeighborList(
-            positions,
-            cell,
-            lattice,
-            center,
-            neighbors,
-            mask,
-            reverse,
-            shifts.astype(search.dtype) if any(search.pbc) else None,
-        )
-        return listed, Demand(most.max(), images)
+    listed, demand = _each(lambda *replica: _build(search, room, *replica), positions, cell, box)
+    return listed, jax.tree.map(lambda needed: needed.max(axis=0), demand)
 
 
 def update(
     search: Search, room: Capacity, listed: NeighborList, positions: Array, cell: Array, box: Array
 ) -> tuple[NeighborList, Demand]:
-    """The list for positions (R, n, 3) and cell (R, 3, 3), Å: the same, or a new one if it no longer holds for one replica."""
-    kept = Demand(jnp.int32(0), jnp.zeros(3, jnp.int32))
-    return jax.lax.cond(
-        jnp.all(holds(search, listed, positions, cell)),
-        lambda: (listed, kept),
-        lambda: build(search, room, positions, cell, box),
-    )
+    """The lists for positions (R, n, 3) and cell (R, 3, 3), Å; new ones for the replicas whose list no longer holds."""
+    kept, good = Demand(jnp.int32(0), jnp.zeros(3, jnp.int32)), holds(search, listed, positions, cell)
+
+    def one(good, listed, *replica):
+        return jax.lax.cond(good, lambda: (listed, kept), lambda: _build(search, room, *replica))
+
+    def all_of_them():
+        found, demand = _each(one, good, listed, positions, cell, box)
+        return found, jax.tree.map(lambda needed: needed.max(axis=0), demand)
+
+    return jax.lax.cond(jnp.all(good), lambda: (listed, kept), all_of_them)
 
 
 def fits(room: Capacity, demand: Demand) -> Array:
@@ -197,6 +177,25 @@ def _needed_images(search: Search, inverse, xp=jnp):
     """(..., 3) int32: with fractions rounded to [-1/2, 1/2], an image n is within reach if |n| <= reach / height + 1/2."""
     heights = 1 / xp.sqrt((inverse**2).sum(axis=-2))
     return (xp.floor((search.cutoff + search.skin) / heights + 0.5) * xp.array(search.pbc)).astype(xp.int32)
+
+
+def _each(function, *replicas):
+    """`function` of one replica after the other (R in front of all arrays)."""
+    if len(replicas[0]) > 1:
+        return jax.lax.map(lambda replica: function(*replica), replicas)
+    return jax.tree.map(lambda array: array[None], function(*jax.tree.map(lambda array: array[0], replicas)))
+
+
+def _build(search: Search, room: Capacity, positions: Array, cell: Array, box: Array) -> tuple[NeighborList, Demand]:
+    """The list of one replica."""
+    inverse = _inverse(box[None])[0]
+    fractions = positions @ inverse
+    lattice = -jnp.floor(fractions) * jnp.array(search.pbc)
+    fractions = fractions + lattice
+    neighbors, mask, reverse, shifts, most = _search(search, room, fractions, box)
+    shifts = shifts.astype(search.dtype) if any(search.pbc) else None
+    listed = NeighborList(positions, cell, lattice, fractions.mean(axis=0), neighbors, mask, reverse, shifts)
+    return listed, Demand(most, _needed_images(search, inverse))
 
 
 def _search(search: Search, room: Capacity, fractions: Array, box: Array):
