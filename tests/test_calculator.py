@@ -350,7 +350,7 @@ def test_molecular_dynamics_restarts_bitwise(potential, tmp_path, ensemble, engi
     assert (ensemble == "npt") == (not np.array_equal(whole.cell.array, start.cell.array))
 
 
-@pytest.mark.parametrize("engine", ["jax", "ase"])
+@pytest.mark.parametrize("engine", [pytest.param("jax", marks=pytest.mark.slow), "ase"])
 def test_constant_pressure_keeps_the_lattice(potential, engine):
     atoms = bulk("Cu", a=3.7, cubic=True).repeat(2)
     atoms.calc = calculator = MLFFCalculator(potential)

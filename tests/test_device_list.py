@@ -13,7 +13,8 @@ from mlff.potential import device_list
 from mlff.potential.device_list import Capacity, Search
 
 CUTOFF, SKIN, ATOMS = 3.0, 0.4, 7
-PERIODICITIES = [(False, False, False), (True, True, True), (True, False, False), (False, True, True), (True, False, True)]
+PERIODICITIES = [(False, False, False), (True, True, True), (False, True, True)]
+PERIODICITIES += [pytest.param(pbc, marks=pytest.mark.slow) for pbc in ((True, False, False), (True, False, True))]
 
 
 @functools.cache
