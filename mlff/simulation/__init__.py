@@ -1,1 +1,1 @@
-"""Molecular dynamics and relaxation on top of an ASE calculator."""
+"""Molecular dynamics, compiled with the model or by ASE, relaxation and sampling."""

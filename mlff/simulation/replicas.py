@@ -66,7 +66,7 @@ class Replicas:
         self._state = self.host
         self._listed = compiled_loop.no_list(self._plan)
         self._going = np.ones(len(copies), bool)
-        self._most, self._checked = 8, False
+        self._most, self._checked = 1, False  # steps in one call; whether the calculator has been asked too
 
     def advance(self, steps: int) -> None:
         """At least one step and at most `steps`. Members that break a limit have an `error` and rest from then on."""

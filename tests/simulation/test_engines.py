@@ -18,7 +18,7 @@ from mlff.potential.potential import Potential
 from mlff.simulation import compiled_loop
 from mlff.simulation.guard import Limits, SimulationError
 from mlff.simulation.md import run_md
-from mlff.simulation.record import load_state, state_path
+from mlff.simulation.record import load_state, save_state, state_path
 from tests.conftest import MODELS
 from tests.potentials import lennard_jones, morse
 from tests.simulation.springs import Springs
@@ -233,6 +233,29 @@ def test_a_restart_keeps_its_engine(tmp_path):
     assert json.loads((tmp_path / "a.run.json").read_text())[-1]["engine"] == "jax"
 
 
+DAMAGE = {
+    "list_room": np.array([10**9, 1, 1, 1]),
+    "list_reference": np.zeros((3, 3)),
+    "engine_forces": np.zeros((4, 3), int),
+    "engine_stress": None,
+    "chain": np.full((2, 3), np.nan),
+    "engine": np.array("fast"),
+}
+
+
+def test_a_damaged_state_is_one_line(exact, tmp_path):
+    out = tmp_path / "a.traj"
+    simulate(crystal(), exact, steps=5, trajectory=out)
+    whole = load_state(state_path(out))
+    for name, value in DAMAGE.items():
+        others = {key: array for key, array in whole.items() if key != name}
+        save_state(state_path(out), others if value is None else others | {name: value})
+        with pytest.raises(DataError, match="a.state.npz: .* start without restart"):
+            simulate(crystal(), exact, steps=10, trajectory=out, restart=True)
+    save_state(state_path(out), whole)
+    simulate(crystal(), exact, steps=10, trajectory=out, restart=True)
+
+
 def test_an_engine_that_differs_from_the_calculator_is_noticed(exact, monkeypatch):
     fresh = Potential(exact.config, {}, exact.elements, exact.baseline, precision="float64")
     original = device_list.graph_at
@@ -254,7 +277,7 @@ def test_slow_volume_fluctuations_are_those_of_the_equation_of_state(tmp_path):
         simulate(atoms, potential, steps=steps, keep_velocities=True, log=tmp_path / name, **options | more)
         return [json.loads(line) for line in (tmp_path / name).read_text().splitlines()]
 
-    npt = lines(base.copy(), "npt.jsonl", 60_000, ensemble="npt", tau_pressure=400.0)
+    npt = lines(base.copy(), "npt.jsonl", 40_000, ensemble="npt", tau_pressure=400.0)
     volumes = np.array([line["volume_a3"] for line in npt])
     pressures = []
     for share in (0.99, 1.01):
