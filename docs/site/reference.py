@@ -29,7 +29,7 @@ MORE = {
     "mlff.lint.lint": ["lint", "Lint", "Finding"],
     "mlff.certificate.certificate": ["certify", "Certificate"],
     "mlff.simulation.md": ["run_md", "Summary"],
-    "mlff.simulation.integrators": ["Settings"],
+    "mlff.simulation.settings": ["Settings"],
     "mlff.simulation.relax": ["relax", "Relaxation"],
     "mlff.simulation.sampling": ["sample"],
     "mlff.basics.errors": ["DataError", "ConfigError", "ModelFileError", "StructureError", "TrainingError", "FileError"],

@@ -159,6 +159,7 @@ def graph_at(search: Search, listed: NeighborList, numbers: Array, positions: Ar
         structure=jnp.repeat(jnp.arange(count, dtype=jnp.int32), n),
         n_atoms=jnp.full(count, n, jnp.int32),
         cell=cell.astype(search.dtype),
+        pbc=jnp.broadcast_to(jnp.array(search.pbc), (count, 3)),
         neighbors=(listed.neighbors + replica * n).reshape(-1, width),
         neighbor_mask=listed.mask.reshape(-1, width),
         reverse=(listed.reverse + replica * (n * width)).reshape(-1, width),

@@ -16,6 +16,7 @@ import numpy as np
 from mlff.basics.errors import FileError, MLFFError
 from mlff.basics.files import writing
 from mlff.basics.signals import Stop
+from mlff.basics.statistics import slope
 from mlff.simulation.guard import Guard, SimulationError
 from mlff.simulation.progress import MDProgress
 from mlff.simulation.reach import Reach
@@ -176,9 +177,7 @@ class Run:
             return None
         times = np.array([line["time_ps"] for line in self.records])
         energies = np.array([line["conserved_ev"] for line in self.records])
-        times = times - times.mean()
-        slope = times @ (energies - energies.mean()) / (times @ times)
-        return float(slope) * 1000 / len(self.atoms)
+        return slope(times, energies) * 1000 / len(self.atoms)
 
     def summary(self, seconds: float) -> Summary:
         def mean(name: str) -> float | None:
