@@ -593,7 +593,7 @@ CASES = [
         info(lambda path, good: save_file({"x": np.zeros(2)}, path)),
         ("bad.safetensors", "not an mlff model"),
     ),
-    Case("model that lacks a parameter", info(model(drop("readout_0"))), ("bad.safetensors", "readout_0", "missing")),
+    Case("model that lacks a parameter", info(model(drop("head/output"))), ("bad.safetensors", "head/output", "missing")),
     Case("model with a parameter that is NaN", info(model(poison)), ("bad.safetensors", "parameter", "not finite")),
     Case("model with a parameter of another shape", info(model(reshape)), ("bad.safetensors", "embedding", "shape")),
     Case("model with parameters that are whole numbers", info(model(whole)), ("bad.safetensors", "parameter", "int32")),
