@@ -8,7 +8,8 @@ the two a call gets depends on the number of calls before it alone. The two diff
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import jax
@@ -21,14 +22,31 @@ from mlff.graph import Graph, Prediction
 from mlff.potential import derivatives
 
 _LARGE = 500_000  #: padded pairs from which on a program's memory is looked at before it runs
+_SHARE = 0.5  #: of the free memory that a batch may take by the account of smaller ones
 _EARLY = 100_000  #: padded pairs in all calls of a shape together: as long as there are fewer the hasty program will do
 _OFTEN = "forces", "stress"  #: what is computed again and again, so that the number of calls decides
+_ADVICE = "take fewer atoms at once, a smaller model or cutoff, or a machine with more"
 _DERIVATIVES = {
     "forces": derivatives.predict,
     "stress": functools.partial(derivatives.predict, stress=True),
     "hessian": derivatives.hessian,
     "hessian_vector_product": derivatives.hessian_vector_product,
 }
+
+
+class OutOfMemory(StructureError):
+    """A graph needs more memory than there is."""
+
+
+@contextmanager
+def memory_errors(graph: Graph) -> Iterator[None]:
+    """What runs out of memory in the block, also after the call of a program that goes on by itself, becomes OutOfMemory."""
+    try:
+        yield
+    except (MemoryError, jax.errors.JaxRuntimeError) as error:
+        if isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        raise OutOfMemory(f"{_size(*graph.neighbors.shape)} need more memory than there is: {_ADVICE}") from error
 
 
 class Programs:
@@ -42,17 +60,26 @@ class Programs:
         self._ready: dict[tuple, Callable] = {}
         self._hasty: dict[tuple, Callable] = {}
         self._calls: dict[tuple, int] = {}
-        self._large = 0
+        self._measured = 0
+        self._slot_bytes: dict[str, float] = {}
         #: never a hasty program: every call of a shape computes the same bits (a simulation and its restart)
         self.steady = False
 
     @property
     def compilations(self) -> int:
         """How many were compiled so far."""
-        return self._large + sum(program._cache_size() for program in self._jitted.values())
+        return self._measured + sum(program._cache_size() for program in self._jitted.values())
 
     def run(self, name: str, params: dict, graph: Graph, *arguments):
-        """Compiled the first time a shape is met. Raises StructureError: a large graph needs more memory than there is."""
+        """Compiled the first time a shape is met. Raises OutOfMemory: the graph needs more memory than there is."""
+        with memory_errors(graph):
+            return self._run(name, params, graph, *arguments)
+
+    def slots(self, name: str) -> float | None:
+        """Padded pairs that half of the free memory holds, by the account of the program measured last; None before one was."""
+        return _SHARE * _free() / self._slot_bytes[name] if name in self._slot_bytes else None
+
+    def _run(self, name: str, params: dict, graph: Graph, *arguments):
         key = name, graph.neighbors.shape, graph.n_atoms.shape, graph.shifts is None
         program = self._ready.get(key)
         if program is not None:
@@ -63,10 +90,11 @@ class Programs:
         compiler.check()
         program = self.jitted(name, hasty)
         with compilation_cache():
-            if graph.neighbors.size >= _LARGE:
+            if graph.neighbors.size >= _LARGE or jax.default_backend() != "cpu":
                 program = program.lower(params, graph, *arguments).compile()
-                check_memory(program, *graph.neighbors.shape)
-                self._large += 1
+                needed = check_memory(program, *graph.neighbors.shape)
+                self._slot_bytes[name] = needed / graph.neighbors.size
+                self._measured += 1
             result = program(params, graph, *arguments)
         (self._hasty if hasty else self._ready)[key] = program
         return result
@@ -103,14 +131,22 @@ def _mean(results):
     )
 
 
-def check_memory(program, atoms: int, neighbors: int) -> None:
-    """Raise StructureError if a compiled program, of so many atoms and neighbours, needs more memory than there is."""
+def check_memory(program, atoms: int, neighbors: int) -> float:
+    """Bytes, at least 1, that a compiled program of so many atoms and neighbours takes. Raises OutOfMemory if they are not free."""
     sizes = program.memory_analysis()
     needed = 0 if sizes is None else sizes.temp_size_in_bytes + sizes.output_size_in_bytes
-    device = jax.local_devices()[0].memory_stats()
-    free = device["bytes_limit"] - device["bytes_in_use"] if device else free_memory()
+    free = _free()
     if needed > free:
-        raise StructureError(
-            f"{atoms:,} atoms x {neighbors} neighbours need {needed / 2**30:.1f} GiB of memory, {free / 2**30:.1f} GiB are "
-            "free: take fewer atoms at once, a smaller model or cutoff, or a machine with more"
-        )
+        amounts = f"{needed / 2**30:.1f} GiB of memory, {free / 2**30:.1f} GiB are free"
+        raise OutOfMemory(f"{_size(atoms, neighbors)} need {amounts}: {_ADVICE}")
+    return max(1.0, needed)
+
+
+def _free() -> float:
+    """Bytes that are free where programs run."""
+    device = jax.local_devices()[0].memory_stats()
+    return device["bytes_limit"] - device["bytes_in_use"] if device else free_memory()
+
+
+def _size(atoms: int, neighbors: int) -> str:
+    return f"{atoms:,} atoms x {neighbors} neighbours"

@@ -15,12 +15,12 @@ import ase
 import jax
 import numpy as np
 from flax import traverse_util
-from rich.progress import track
+from rich.progress import Progress, track
 
 from mlff.basics.errors import ConfigError, StructureError
 from mlff.basics.runtime import refuse_forked, set_up_process
 from mlff.data import baseline as baselines
-from mlff.data.batching import Batches, Sample, Sizes, make_graph, make_sample, round_up
+from mlff.data.batching import Sizes, make_graph, make_sample, round_up
 from mlff.data.neighbors import neighbor_list, pair_vectors
 from mlff.data.structure import Structure
 from mlff.graph import Graph, Prediction
@@ -29,10 +29,9 @@ from mlff.models.common import Statistics
 from mlff.potential import modelfile, selfcheck
 from mlff.potential.compiled import Programs
 from mlff.potential.domain import Environments
+from mlff.potential.packing import predictions
 from mlff.potential.result import Result, unpack
 
-_ATOMS = 512  #: atoms evaluated at once: enough to keep two cores busy, little enough for their caches
-_PAIRS_PER_COMPILATION = 1e6  #: padded pairs evaluated in the time of one compilation (many-body model, two cores)
 LARGEST_FORCE = 1e6  #: eV/Å: a larger one is no result but nonsense
 _DENSEST = 1.0  #: Å³ for an atom; metallic hydrogen at 500 GPa has 1.4
 _LARGEST_ENERGY = 1e7  #: eV per atom, the same; all electrons of the heaviest atoms have some 1e6
@@ -179,7 +178,8 @@ class Potential:
         """Evaluate many structures, batched by size; results in the order given. No atoms: zeros in the shapes of n = 0.
 
         `stress`: False never computes it; else it is computed where a structure is periodic in three directions. Raises
-        StructureError (unknown element, NaN, atoms on top of each other) before anything is computed, and with
+        StructureError (unknown element, NaN, atoms on top of each other) before anything is computed, for a structure
+        that does not fit into memory by itself (a batch that does not is halved), and with
         `check` for results that are nonsense (`check_result`); ProcessError in a process that was forked after JAX had started.
         """
         refuse_forked()
@@ -200,19 +200,15 @@ class Potential:
             return results
         listed = track(filled, "neighbours", disable=not progress, transient=True)
         samples = [make_sample(structures[i], self.cutoff) for i in listed]
-        batches = _batches(samples, self.dtype)
-        for sizes, indices in track(batches.plan(None), "evaluating", disable=not progress):
-            graph = make_graph([samples[i] for i in indices], _rungs(sizes), self.dtype, batches.shifts)
-            try:
-                prediction = jax.device_get(self.compute(graph, with_stress))
-            except StructureError as error:
-                largest = max((structures[filled[k]] for k in indices), key=len)
-                raise StructureError(f"{largest.source}: {error}") from None
-            places = [filled[k] for k in indices]
-            for index, result in zip(places, self.results(prediction, [structures[i] for i in places]), strict=True):
-                if check:
-                    self.check_result(result.energy, result.forces, lambda index=index: structures[index])
-                results[index] = result
+        with Progress(disable=not progress) as bar:
+            task = bar.add_task("evaluating", total=len(filled))
+            for indices, prediction in predictions(self, samples, with_stress, [structures[i].source for i in filled]):
+                places = [filled[k] for k in indices]
+                for index, result in zip(places, self.results(prediction, [structures[i] for i in places]), strict=True):
+                    if check:
+                        self.check_result(result.energy, result.forces, lambda index=index: structures[index])
+                    results[index] = result
+                bar.advance(task, len(indices))
         return results
 
     def results(self, prediction: Prediction, structures: Sequence[Structure]) -> list[Result]:
@@ -324,19 +320,6 @@ class Potential:
         if verify:
             selfcheck.verify(potential, path)
         return potential
-
-
-def _batches(samples: list[Sample], dtype) -> Batches:
-    """Samples packed for evaluation: a second shape only if it saves more than its compilation takes."""
-    pairs = sum(len(s.numbers) for s in samples) * max(s.sizes.neighbors for s in samples)
-    atoms = max(_ATOMS, max(len(s.numbers) for s in samples))
-    return Batches(samples, batch_size=32, max_atoms=atoms, dtype=dtype, gain=_PAIRS_PER_COMPILATION / max(1, pairs))
-
-
-def _rungs(sizes: Sizes) -> Sizes:
-    """The shape, a little larger, that other sets of structures share; coarse where a call costs next to nothing."""
-    share = 0.25 if sizes.atoms > 128 else 0.5
-    return Sizes(round_up(sizes.structures, 1.0), round_up(sizes.atoms, share), round_up(sizes.neighbors, share))
 
 
 def _symbol(z: int) -> str:

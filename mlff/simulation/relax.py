@@ -36,6 +36,7 @@ class Relaxation:
     forces_max: float  #: eV/Å, longest force on an atom (constraints applied)
     volume: float | None  #: Å³; None unless periodic in three directions
     warning: str | None = None  #: what to know about the result
+    displacement: float = 0.0  #: Å, of the atom that has moved farthest
 
 
 def relax(
@@ -73,7 +74,7 @@ def relax(
     if hasattr(calculator, "always_stress"):
         calculator.always_stress = cell
     guard = Guard(atoms, Limits(force=float("inf")), 0.0)
-    start = atoms.get_potential_energy()
+    start, begin = atoms.get_potential_energy(), atoms.positions.copy()
     moving = FrechetCellFilter(atoms, scalar_pressure=(pressure or 0.0) * STRESS["GPa"]) if cell else atoms
     written = None if trajectory is None else Trajectory(trajectory)
     try:
@@ -101,7 +102,8 @@ def relax(
     energy = float(atoms.get_potential_energy())
     volume = float(atoms.get_volume()) if atoms.pbc.all() else None
     warning = _warning(atoms, calculator, fmax, converged, steps)
-    return Relaxation(converged, done, energy, energy - float(start), _longest(atoms.get_forces()), volume, warning)
+    change, forces_max, moved = energy - float(start), _longest(atoms.get_forces()), _longest(atoms.positions - begin)
+    return Relaxation(converged, done, energy, change, forces_max, volume, warning, moved)
 
 
 def force_noise(atoms: ase.Atoms, calculator) -> float:
@@ -123,8 +125,8 @@ def _warning(atoms: ase.Atoms, calculator, fmax: float, converged: bool, steps: 
     return None if converged else f"not converged after {steps} steps"
 
 
-def _longest(forces: np.ndarray) -> float:
-    return float(np.linalg.norm(forces, axis=1).max(initial=0.0))
+def _longest(vectors: np.ndarray) -> float:
+    return float(np.linalg.norm(vectors, axis=1).max(initial=0.0))
 
 
 def _bar(show: bool) -> Progress:
