@@ -27,6 +27,7 @@ from mlff.cli.options import (
 )
 
 _SMALL = 64  #: atoms up to which dynamics needs no second core
+_NAMED = 10  #: structures that did not converge are named up to so many
 
 
 @app.command(epilog="Example: mlff predict runs/si/model.safetensors candidates.xyz predicted.xyz --stress")
@@ -59,47 +60,60 @@ def relax(
     model: Model,
     structure: StructureFile,
     out: Annotated[
-        Path | None, typer.Option(help="relaxed structure, any format ASE writes", show_default="NAME.relaxed.xyz")
+        Path | None,
+        typer.Option(
+            help="relaxed structure, any format ASE writes; of several structures .xyz or .extxyz",
+            show_default="NAME.relaxed.xyz",
+        ),
     ] = None,
     cell: Annotated[bool, typer.Option("--cell", help="relax the cell too")] = False,
     fmax: Annotated[float, typer.Option(help="stop when no force is larger, eV/Å")] = 0.01,
     pressure: Annotated[float | None, typer.Option(help="GPa, with --cell", show_default="0")] = None,
     steps: Annotated[int, typer.Option(help="give up after so many steps")] = 500,
     optimizer: Annotated[
-        Literal["auto", "bfgs", "fire"], typer.Option(help="auto: BFGS up to 200 atoms, FIRE beyond")
+        Literal["auto", "bfgs", "fire"],
+        typer.Option(help="auto: BFGS up to 200 atoms, FIRE beyond; of several structures FIRE, all side by side"),
     ] = "auto",
-    trajectory: Annotated[Path | None, typer.Option(help="write all steps: .traj, .xyz or .extxyz")] = None,
-    frame: Frame = -1,
+    trajectory: Annotated[
+        Path | None, typer.Option(help="write all steps: .traj, .xyz or .extxyz; of one structure")
+    ] = None,
+    frame: Annotated[
+        int | None,
+        typer.Option("--frame", help="one structure of the file: 0 is the first, -1 the last", show_default="all"),
+    ] = None,
     length: Length = None,
     precision: AsPrecision = None,
     quiet: Quiet = False,
 ) -> None:
-    """Relax a structure, with --cell also its cell. Exit code 1 if it does not converge.
+    """Relax a structure, or all of a file, with --cell also their cells. Exit code 1 if one does not converge.
 
-    The last structure is written in any case, after Ctrl-C too.
+    The last structures are written in any case, after Ctrl-C too. Of several, each has converged=T or converged=F in its info.
     """
     out = structure.with_suffix(".relaxed.xyz") if out is None else out
-    from mlff.report.structures import check_relaxed, write_relaxed
+    from mlff.report.structures import read_structures
     from mlff.simulation.record import SUFFIXES
-    from mlff.simulation.relax import relax as run_relaxation
 
     check_outputs([(out, (out.suffix,)), (trajectory, SUFFIXES)], [model, structure])
-    atoms = read_structure(structure, frame, length)
+    found = read_structures(structure, length) if frame is None else [read_structure(structure, frame, length)]
+    options = {"fmax": fmax, "cell": cell, "pressure": pressure, "steps": steps, "optimizer": optimizer}
+    if len(found) == 1:
+        calculator = make_calculator(model, precision)
+        _relax_one(found[0], calculator, structure, out, trajectory, options | {"progress": not quiet})
+        return
+    if trajectory is not None:
+        raise DataError(f"{structure}: {len(found):,} structures, but --trajectory is of one: add --frame, or leave it out")
+    check_outputs([(out, EXTXYZ)], [])
+    _relax_many(found, load(model, precision), structure, out, options | {"progress": not quiet})
+
+
+def _relax_one(atoms, calculator, structure: Path, out: Path, trajectory: Path | None, options: dict) -> None:
+    from mlff.report.structures import check_relaxed, write_relaxed
+    from mlff.simulation.relax import relax as run_relaxation
+
     check_relaxed(atoms, out)
-    calculator = make_calculator(model, precision)
     with about(structure):
         try:
-            result = run_relaxation(
-                atoms,
-                calculator,
-                fmax=fmax,
-                cell=cell,
-                pressure=pressure,
-                steps=steps,
-                optimizer=optimizer,
-                trajectory=trajectory,
-                progress=not quiet,
-            )
+            result = run_relaxation(atoms, calculator, trajectory=trajectory, **options)
         except (KeyboardInterrupt, Terminated):
             write_relaxed(atoms, out)
             say("warning", f"stopped before the end; the last structure is in {out}")
@@ -107,14 +121,45 @@ def relax(
     write_relaxed(atoms, out)
     change = f"{result.energy:.6f} eV ({result.energy_change:+.6f})"
     print(f"{result.steps} steps: {change}, largest force {result.forces_max:.2g} eV/Å")
-    if cell:
+    if options["cell"]:
         lengths, angles = atoms.cell.lengths(), atoms.cell.angles()
         print(f"cell {_join(lengths, '.4f')} Å, {_join(angles, '.2f')} degrees, volume {result.volume:.3f} Å³")
     print(out)
     if not result.converged:
-        raise DataError(result.warning or f"not converged after {steps} steps")
+        raise DataError(result.warning or f"not converged after {result.steps} steps")
     if result.warning:
         say("warning", result.warning)
+
+
+def _relax_many(found: list, potential, structure: Path, out: Path, options: dict) -> None:
+    from mlff.interfaces.ase import MLFFCalculator
+    from mlff.report import tables
+    from mlff.report.structures import write_many_relaxed
+    from mlff.simulation.relaxations import add_stresses, relax_many
+
+    results, stopped = {}, None
+    try:
+        for index, result in relax_many(found, MLFFCalculator(potential), source=structure, **options):
+            results[index] = result
+    except (KeyboardInterrupt, Terminated) as error:
+        stopped = error
+    converged = [index in results and results[index].converged for index in range(len(found))]
+    add_stresses([atoms for atoms, done in zip(found, converged, strict=True) if done], potential)
+    write_many_relaxed(found, converged, out)
+    if stopped is not None:
+        say(
+            "warning",
+            f"stopped after {len(results):,} of {len(found):,} structures; {out} has all where they have come: "
+            "to go on, relax that file (those that converged take no step)",
+        )
+        raise stopped
+    print(tables.relaxations([results[index] for index in range(len(found))]))
+    print(out)
+    bad = [index for index in sorted(results) if not results[index].converged]
+    if bad:
+        named = "; ".join(f"structure {index}: {results[index].warning}" for index in bad[:_NAMED])
+        more = f"; and {len(bad) - _NAMED:,} more, converged=F in {out}" if len(bad) > _NAMED else ""
+        raise DataError(f"{structure}: {len(bad):,} of {len(found):,} structures did not converge: {named}{more}")
 
 
 @app.command(

@@ -16,6 +16,7 @@ import ase.io
 import numpy as np
 from ase.calculators.calculator import PropertyNotImplementedError
 from ase.io.formats import UnknownFileTypeError, filetype, ioformats
+from ase.stress import voigt_6_to_full_3x3_stress
 from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
@@ -85,6 +86,18 @@ def write_predictions(
     return count
 
 
+def read_structures(path: str | Path, length: str | None = None) -> list[ase.Atoms]:
+    """All structures of a file with lengths in this unit. Raises DataError: there are none, or one without atoms."""
+    found = list(read_atoms(path, length=length))
+    if not found:
+        raise DataError(f"{path}: no structures")
+    for index, atoms in enumerate(found):
+        if len(atoms) == 0:
+            raise DataError(f"{path}: structure {index} has no atoms")
+        Structure.from_atoms(atoms, source=f"{path}, structure {index}")
+    return found
+
+
 def check_relaxed(atoms: ase.Atoms, out: Path) -> None:
     """Try before the work whether the structure can be written to `out`, and read again. Raises DataError, FileError."""
     check_output(out, (out.suffix,))
@@ -127,12 +140,29 @@ def write_relaxed(atoms: ase.Atoms, out: Path) -> None:
             raise DataError(f"{out}: cannot be written: {error}") from None
 
 
-def _unlabelled(atoms: ase.Atoms, info: dict, forces: np.ndarray) -> ase.Atoms:
+def write_many_relaxed(structures: list[ase.Atoms], converged: list[bool], out: Path) -> None:
+    """Structures in their order with mlff_energy, mlff_forces and mlff_stress, as far as their calculators know them.
+
+    `converged` goes into the info of each. One warning names what extended XYZ does not hold. Raises DataError.
+    """
+    frames = []
+    for atoms, done in zip(structures, converged, strict=True):
+        results = getattr(atoms.calc, "results", {})
+        info = {"mlff_energy": results["energy"]} if "energy" in results else {}
+        if "stress" in results:
+            info["mlff_stress"] = voigt_6_to_full_3x3_stress(results["stress"])
+        frames.append(_unlabelled(atoms, info | {"converged": bool(done)}, results.get("forces")))
+    with replacing(out) as temporary, open(temporary, "w", encoding="utf-8") as file:
+        tell_left_out(out, write_frames(file, frames))
+
+
+def _unlabelled(atoms: ase.Atoms, info: dict, forces: np.ndarray | None) -> ase.Atoms:
     """A copy without the labels of its file, with results of a potential."""
     clean = atoms.copy()
     clean.calc = None
     clean.info |= info
-    clean.arrays["mlff_forces"] = forces
+    if forces is not None:
+        clean.arrays["mlff_forces"] = forces
     return clean
 
 

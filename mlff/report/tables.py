@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import jax
@@ -21,6 +22,7 @@ from mlff.data.structure import label_numbers
 from mlff.lint.lint import SEVERITIES, Lint
 from mlff.potential.potential import Potential
 from mlff.simulation.driver import Summary
+from mlff.simulation.relax import Relaxation
 from mlff.training.metrics import Metrics
 
 _LOOK_AT = 200  #: structures whose distances are measured
@@ -144,6 +146,18 @@ def md(summary: Summary) -> str:
     if summary.distance_max is not None:
         parts.append(f"farthest from the training data {summary.distance_max:.2g}")
     return ", ".join([*parts, f"{summary.ns_per_day:.2f} ns/day"])
+
+
+def relaxations(results: Sequence[Relaxation]) -> str:
+    """How many structures relaxed, and how far, in one line."""
+    steps = [result.steps for result in results]
+    lowered = [-result.energy_change for result in results if np.isfinite(result.energy_change)]
+    parts = [f"{sum(result.converged for result in results):,} of {len(results):,} structures converged"]
+    parts.append(f"{min(steps):,} to {max(steps):,} steps, {np.mean(steps):.0f} on average")
+    if lowered:
+        parts.append(f"energies lowered by {min(lowered):.3g} to {max(lowered):.3g} eV")
+    parts.append(f"atoms moved by up to {max(result.displacement for result in results):.2g} Å")
+    return "; ".join(parts)
 
 
 def _contacts(structures) -> list[tuple[str, str]]:

@@ -15,6 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from mlff.basics.errors import ConfigError, StructureError
 from mlff.basics.signals import Stop
+from mlff.basics.units import to_six
 from mlff.data.batching import Sizes
 from mlff.potential.packing import batch_atoms, pack
 from mlff.potential.potential import Potential
@@ -55,7 +56,9 @@ def relax_many(
         if len(atoms) == 0:
             raise StructureError(f"{sources[index]}: has no atoms")
         if cell and not atoms.pbc.all():
-            raise ConfigError(f"{sources[index]}: its cell can only relax if it is periodic in three directions; leave cell out")
+            raise ConfigError(
+                f"{sources[index]}: its cell can only relax if it is periodic in three directions; leave cell out"
+            )
         if isinstance(potential, Potential):
             mover = make_mover(index, atoms, _fixed(atoms), potential, sources[index])
         if together and all(isinstance(constraint, FixAtoms) for constraint in atoms.constraints):
@@ -72,6 +75,13 @@ def relax_many(
         for index in single:
             yield index, _relax_one(structures[index], calculator, options)
             bar.advance(task)
+
+
+def add_stresses(relaxed: Sequence[ase.Atoms], potential: Potential) -> None:
+    """Add the stress to the results of those that have energy and forces but no stress, and three periodic directions."""
+    missing = [atoms for atoms in relaxed if atoms.pbc.all() and "stress" not in atoms.calc.results]
+    for atoms, result in zip(missing, potential.predict(missing), strict=True):
+        atoms.calc.results["stress"] = to_six(result.stress)
 
 
 def _side_by_side(
