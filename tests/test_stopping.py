@@ -132,9 +132,8 @@ def test_a_relaxation_keeps_how_far_it_came(folder, monkeypatch, number):
     assert not np.array_equal(atoms.positions, begin)
     monkeypatch.setattr("mlff.cli.simulate.make_calculator", lambda *_: Springs(molecule("H2O")))
     during(monkeypatch, Springs, "calculate", number, at=1)
-    code, _, stderr = call(
-        "relax", folder / "model.safetensors", folder / "data.xyz", "--out", folder / "relaxed.xyz", "--quiet"
-    )
+    files = folder / "data.xyz", "--frame", 0, "--out", folder / "relaxed.xyz"
+    code, _, stderr = call("relax", folder / "model.safetensors", *files, "--quiet")
     warning, error = stderr.splitlines()
     assert (code, error) == SIGNALS[number]
     assert warning == f"warning: stopped before the end; the last structure is in {folder / 'relaxed.xyz'}"

@@ -31,6 +31,7 @@ MORE = {
     "mlff.simulation.md": ["run_md", "Summary"],
     "mlff.simulation.settings": ["Settings"],
     "mlff.simulation.relax": ["relax", "Relaxation"],
+    "mlff.simulation.relaxations": ["relax_many"],
     "mlff.simulation.sampling": ["sample"],
     "mlff.basics.errors": ["DataError", "ConfigError", "ModelFileError", "StructureError", "TrainingError", "FileError"],
 }

@@ -90,15 +90,17 @@ def relax(
     The last structures are written in any case, after Ctrl-C too. Of several, each has converged=T or converged=F in its info.
     """
     out = structure.with_suffix(".relaxed.xyz") if out is None else out
-    from mlff.report.structures import read_structures
+    from mlff.report.structures import check_relaxed, read_structures
     from mlff.simulation.record import SUFFIXES
 
     check_outputs([(out, (out.suffix,)), (trajectory, SUFFIXES)], [model, structure])
     found = read_structures(structure, length) if frame is None else [read_structure(structure, frame, length)]
     options = {"fmax": fmax, "cell": cell, "pressure": pressure, "steps": steps, "optimizer": optimizer}
     if len(found) == 1:
-        calculator = make_calculator(model, precision)
-        _relax_one(found[0], calculator, structure, out, trajectory, options | {"progress": not quiet})
+        check_relaxed(found[0], out)
+        _relax_one(
+            found[0], make_calculator(model, precision), structure, out, trajectory, options | {"progress": not quiet}
+        )
         return
     if trajectory is not None:
         raise DataError(f"{structure}: {len(found):,} structures, but --trajectory is of one: add --frame, or leave it out")
@@ -107,10 +109,9 @@ def relax(
 
 
 def _relax_one(atoms, calculator, structure: Path, out: Path, trajectory: Path | None, options: dict) -> None:
-    from mlff.report.structures import check_relaxed, write_relaxed
+    from mlff.report.structures import write_relaxed
     from mlff.simulation.relax import relax as run_relaxation
 
-    check_relaxed(atoms, out)
     with about(structure):
         try:
             result = run_relaxation(atoms, calculator, trajectory=trajectory, **options)
@@ -150,7 +151,7 @@ def _relax_many(found: list, potential, structure: Path, out: Path, options: dic
         say(
             "warning",
             f"stopped after {len(results):,} of {len(found):,} structures; {out} has all where they have come: "
-            "to go on, relax that file (those that converged take no step)",
+            "to go on, relax that file",
         )
         raise stopped
     print(tables.relaxations([results[index] for index in range(len(found))]))

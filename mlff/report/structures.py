@@ -28,6 +28,7 @@ from mlff.data.writing import tell_left_out, write_frames
 from mlff.potential.potential import Potential
 
 _GOOD = ", e.g. relaxed.xyz, relaxed.cif or POSCAR"
+_RELAXED = "mlff_energy", "mlff_forces", "mlff_stress", "converged"  #: what relaxed structures carry
 _CHUNK = 256  #: structures predicted, and held in memory, at a time
 
 
@@ -160,6 +161,9 @@ def _unlabelled(atoms: ase.Atoms, info: dict, forces: np.ndarray | None) -> ase.
     """A copy without the labels of its file, with results of a potential."""
     clean = atoms.copy()
     clean.calc = None
+    for name in _RELAXED:  # of an earlier relaxation
+        clean.info.pop(name, None)
+        clean.arrays.pop(name, None)
     clean.info |= info
     if forces is not None:
         clean.arrays["mlff_forces"] = forces

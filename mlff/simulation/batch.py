@@ -39,6 +39,7 @@ class Mover:
     sample: Sample = None  #: its neighbours within cutoff and skin ...
     listed: np.ndarray = None  #: (n, 3) Å, ... where it stood when they were searched
     steps: int = 0
+    baseline: float = 0.0  #: eV, sum of its reference energies
     start: float | None = None  #: eV, its first energy
     energy: float = float("nan")  #: eV, where it stands
     forces: np.ndarray = field(
@@ -60,6 +61,7 @@ def make_mover(index: int, atoms: ase.Atoms, fixed: np.ndarray, potential: Poten
     structure = Structure.from_atoms(atoms, source=source)
     potential.check(structure)
     mover = Mover(index, structure, fixed, Guard(atoms, Limits(force=float("inf")), 0.0), fire.start(len(atoms)))
+    mover.baseline = potential.baseline_energy(structure.numbers)
     mover.search(potential.cutoff)
     return mover
 
@@ -219,7 +221,7 @@ class Batch:
         self._fixed = np.zeros(len(self._positions), bool)
         for begin, mover in zip(self._begins, self.movers, strict=True):
             self._fixed[begin + mover.fixed] = True
-        self._baselines = np.array([self.potential.baseline_energy(mover.structure.numbers) for mover in self.movers])
+        self._baselines = np.array([mover.baseline for mover in self.movers])
         self._state = fire.join([mover.state for mover in self.movers])
 
     def _build(self) -> None:

@@ -65,6 +65,8 @@ def relax_many(
             movers.append(mover)
         else:
             single.append(index)
+    for atoms in structures:
+        atoms.calc = None  # results of where they stand now are those of another calculator
     options = {"fmax": fmax, "cell": cell, "pressure": pressure, "steps": steps, "optimizer": optimizer}
     with _bar(progress) as bar:
         task = bar.add_task("", total=len(structures))

@@ -260,6 +260,21 @@ def test_command(folder):
     assert code == 0 and len(read(folder / "out.xyz", ":")) == 1
 
 
+def test_results_of_an_earlier_relaxation_do_not_stay(folder):
+    marked = molecules()
+    for atoms in marked:
+        atoms.info |= {"converged": True, "mlff_energy": 7.0}
+        atoms.arrays["mlff_forces"] = np.zeros((len(atoms), 3))
+    marked[1] = Atoms("OH", [[0, 0, 0], [0, 0, 0.35]], info={"mlff_energy": 7.0, "converged": True})  # fused
+    write(folder / "marked.xyz", marked)
+    code, _, err = call(
+        "relax", folder / "model.safetensors", folder / "marked.xyz", "--out", folder / "out.xyz", "--steps", 1
+    )
+    assert code == 1 and "more" not in err and "structure 1:" in err
+    for atoms in read(folder / "out.xyz", ":"):
+        assert not atoms.info["converged"] and atoms.info.get("mlff_energy") != 7.0
+
+
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_stopped_it_writes_all_and_says_how_to_go_on(folder, monkeypatch, number, code):
     compute, calls = Potential.compute, []
