@@ -20,7 +20,7 @@ from mlff.potential.neighborlist import VerletList
 from mlff.report import tables
 from mlff.simulation.md import run_md
 from mlff.training.checkpoint import Checkpoints
-from mlff.training.run import Run
+from mlff.training.progress import TrainingProgress
 from tests import samples
 from tests.conftest import make_potential
 from tests.fuzzing import runs
@@ -93,10 +93,10 @@ def test_a_checkpoint_does_not_allocate_what_its_layout_promises(tmp_path):
     "change", [{"epoch": -1}, {"epoch": 1.5}, {"seconds": "1"}, {"recent": [2]}, {"totals": []}, {"backoffs": 99}, {"x": 1}]
 )
 def test_the_counters_of_a_run_are_checked(change):
-    record = {"run": Run().to_dict()}
-    assert Run.from_record(record, "runs/x") == Run()
+    record = {"run": TrainingProgress().to_dict()}
+    assert TrainingProgress.from_record(record, "runs/x") == TrainingProgress()
     with pytest.raises(ModelFileError, match="runs/x: the record"):
-        Run.from_record({"run": record["run"] | change}, "runs/x")
+        TrainingProgress.from_record({"run": record["run"] | change}, "runs/x")
 
 
 STATES = {

@@ -14,7 +14,7 @@ from mlff.simulation.md import run_md
 from mlff.simulation.record import load_state, record_path, state_path
 from mlff.training import trainer
 from mlff.training.checkpoint import Checkpoints
-from mlff.training.journal import Journal
+from mlff.training.runlog import RunLog
 from mlff.training.trainer import Trainer
 from tests.disks import Moments
 from tests.simulation.springs import Springs
@@ -132,7 +132,7 @@ def test_every_start_of_a_run_is_on_record(tmp_path):
 def fit(out, task):
     out.mkdir(exist_ok=True, parents=True)
     with Checkpoints(out / "checkpoints", 2) as checkpoints:
-        trained = Trainer(task, checkpoints, Journal(out, progress=False), {})
+        trained = Trainer(task, checkpoints, RunLog(out, progress=False), {})
         resumed = trained.resume()
         trained.fit()
     return trained, resumed

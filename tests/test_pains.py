@@ -32,7 +32,7 @@ from mlff.simulation.md import run_md
 from mlff.simulation.relax import relax
 from mlff.training import trainer
 from mlff.training.evaluate import evaluate
-from mlff.training.journal import Journal
+from mlff.training.runlog import RunLog
 from tests.data import labelled
 from tests.potentials import lennard_jones, morse
 from tests.training.toy import make_structures
@@ -72,7 +72,7 @@ def one_compilation():
         return lambda apply, config, *rest: made.setdefault((make.__name__, rest), make(apply, config, *rest))
 
     with pytest.MonkeyPatch.context() as patch:
-        for name in ("make_step", "make_measure"):
+        for name in ("make_step", "make_eval_step"):
             patch.setattr(trainer, name, once(getattr(trainer, name)))
         yield
 
@@ -303,14 +303,14 @@ def test_pain_17_units_and_meaning_of_outputs(run, file):
 
 
 def test_pain_18_a_restart_that_does_not_restart(run, file, tmp_path, monkeypatch):
-    record = Journal.record
+    record = RunLog.record
 
     def stop(self, line):
         record(self, line)
         if line["epoch"] == 1:
             signal.raise_signal(signal.SIGINT)
 
-    monkeypatch.setattr(Journal, "record", stop)
+    monkeypatch.setattr(RunLog, "record", stop)
     with pytest.raises(KeyboardInterrupt):
         train(settings(file), tmp_path / "run", progress=False)
     resumed = train(settings(file), tmp_path / "run", progress=False)

@@ -21,7 +21,7 @@ from mlff.simulation.md import run_md
 from mlff.simulation.record import load_state, state_path
 from mlff.simulation.relax import relax
 from mlff.training.checkpoint import Checkpoints
-from mlff.training.journal import Journal
+from mlff.training.runlog import RunLog
 from mlff.training.trainer import Trainer
 from tests.potentials import morse
 from tests.simulation.springs import Springs
@@ -112,7 +112,7 @@ def test_training_saves_a_checkpoint(tmp_path, monkeypatch, number, structures, 
     task = make_task(make_config(training={"epochs": 2}), structures)
     during(monkeypatch, Trainer, "_tick", number, at=4)
     with Checkpoints(tmp_path / "checkpoints", 2) as checkpoints:
-        trained = Trainer(task, checkpoints, Journal(tmp_path, progress=False), {})
+        trained = Trainer(task, checkpoints, RunLog(tmp_path, progress=False), {})
         with pytest.raises(Terminated if number == signal.SIGTERM else KeyboardInterrupt):
             trained.fit()
     with Checkpoints(tmp_path / "checkpoints", 2) as checkpoints:

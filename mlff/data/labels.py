@@ -138,7 +138,7 @@ def _label(atoms, where, chosen, convert, optional=()) -> tuple[Structure, str, 
     origins.pop("virial", None)
     taken = {name for names in chosen.values() for name in names}
     info = {key: value for key, value in atoms.info.items() if key not in taken}
-    structure = replace(structure, info=info, six=found_six, **found)
+    structure = replace(structure, info=info, raw_voigt=found_six, **found)
     return structure, "" if tensors else reason, list(origins.values()), left_out
 
 

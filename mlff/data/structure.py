@@ -35,7 +35,7 @@ class Structure(_Labelled):
     positions: np.ndarray  #: (n, 3), Å, as given (not wrapped)
     cell: np.ndarray  #: (3, 3), Å, rows are vectors; zeros if there is none
     pbc: np.ndarray  #: (3,) bool
-    six: np.ndarray | None = (
+    raw_voigt: np.ndarray | None = (
         None  #: (6,), the stress (eV/Å³) in the order of the file, if that has six numbers; maybe of no known order
     )
     weight: float = 1.0  #: weight in the loss

@@ -47,7 +47,7 @@ def compare(structures: Sequence[Structure], pairs: Pairs, origins: dict[str, st
     """All comparisons the labels allow; `pairs` of these structures, `origins`: how each label was read (for advice)."""
     origins = origins or {}
     found = [_sizes(structures)]
-    if all(s.forces is None and s.stress is None and s.six is None for s in structures):
+    if all(s.forces is None and s.stress is None and s.raw_voigt is None for s in structures):
         return [item for item in found if item]
     fitted = fit_pairs(structures)
     size = _size([s.forces for s in structures if s.forces is not None], 0.7)
@@ -62,7 +62,7 @@ def compare(structures: Sequence[Structure], pairs: Pairs, origins: dict[str, st
         if stress.verdict == "untested":
             stress = _stress_by_fit(fitted, scale, size, forces.verdict == "untested", origins) or stress
         found += [stress, _pressure(pairs)] if stress.verdict == "consistent" and scale == 1 else [stress]
-    if any(s.stress is not None or s.six is not None for s in structures):
+    if any(s.stress is not None or s.raw_voigt is not None for s in structures):
         found.append(compare_orders(structures, pairs, fitted, scale))
     return [item for item in found if item]
 

@@ -36,7 +36,7 @@ def compare_orders(structures, pairs: Pairs, fitted: Fitted | None, scale: float
     }
     as_read = all(order == 0 for order in read.values())
     if not as_read:  # from here on as if all six numbers stood in ASE's order
-        structures = [s if s.six is None else replace(s, stress=from_six(s.six)) for s in structures]
+        structures = [s if s.raw_voigt is None else replace(s, stress=from_six(s.raw_voigt)) for s in structures]
         pairs, fitted = find_pairs(structures), fit_pairs(structures)
     names = np.array(names)
     where = {id(s): k for k, s in enumerate(structures)}
@@ -87,7 +87,7 @@ def _judge_orders(found: dict[str, _Tried], silent: list[str], unread: bool, str
 
 def _order_advice(right: dict[str, tuple], structures) -> str:
     """What to say of units.stress_order, by group if there are any."""
-    if all(s.six is None for s in structures):
+    if all(s.raw_voigt is None for s in structures):
         there = "; ".join(f"{_order_name(order)}{' in ' + name if name else ''}" for name, order in right.items())
         return f"the file has {there}: write the stress as 3x3 numbers, or six in a known order (units.stress_order)"
     if not right:
@@ -134,11 +134,11 @@ def _try_orders(pairs: Pairs, fitted: Fitted | None, scale: float, read: int | N
 
 def _read_as(structures) -> int | None:
     """The order in which the six numbers of a group were read; 0 (ASE's) where there are none."""
-    six = [s for s in structures if s.six is not None]
+    six = [s for s in structures if s.raw_voigt is not None]
     if any(s.stress is None for s in six):
         return None
     for k, order in enumerate(SHEAR_ORDERS):
-        if all(np.allclose(reordered(from_six(s.six), order), s.stress, rtol=1e-9, atol=1e-12) for s in six):
+        if all(np.allclose(reordered(from_six(s.raw_voigt), order), s.stress, rtol=1e-9, atol=1e-12) for s in six):
             return k
     return 0
 

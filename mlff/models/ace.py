@@ -22,7 +22,7 @@ from mlff.config import options as config
 from mlff.graph import Graph
 from mlff.models.angular import sphere_grid, spherical_harmonics
 from mlff.models.common import PairGeometry, Statistics, atomic_energies, pair_geometry
-from mlff.models.contraction import gathered, spread
+from mlff.models.contraction import sum_harmonics, sum_neighbors
 from mlff.models.radial import bond_coordinate, chebyshev_basis
 from mlff.models.saturation import norms, saturated
 
@@ -124,12 +124,12 @@ class Interaction(nn.Module):
             along = features[0][0][graph.neighbors]
         else:  # each atom looks along its bonds at its own features, seen from the neighbour in the opposite direction
             opposite = jnp.concatenate([(-1) ** l * harmonics[l] for l in range(len(features))], axis=1)
-            seen = spread(opposite, jnp.moveaxis(jnp.concatenate(features), 0, 1))
+            seen = sum_harmonics(opposite, jnp.moveaxis(jnp.concatenate(features), 0, 1))
             sent = seen.reshape(-1, channels).at[graph.reverse.reshape(-1)]
             along = sent.get(unique_indices=True, mode="promise_in_bounds").reshape(seen.shape)
         radial = radial * (1 / self.mean_neighbors)
         directions = jnp.concatenate(harmonics[:degrees], axis=1)
-        together = jnp.moveaxis(gathered(directions, linear(self, "radial", radial, channels) * along), 1, 0)
+        together = jnp.moveaxis(sum_neighbors(directions, linear(self, "radial", radial, channels) * along), 1, 0)
         densities = jax.lax.split(together, [2 * l + 1 for l in range(degrees)], axis=0)
         passed = min(degrees, len(features))
         if passed > 1:

@@ -22,22 +22,22 @@ from jax.interpreters import ad, batching, mlir
 _einsum = functools.partial(jnp.einsum, precision=jax.lax.Precision.HIGHEST)
 
 
-def gathered(directions: Array, pairs: Array) -> Array:
+def sum_neighbors(directions: Array, pairs: Array) -> Array:
     """A, the sum over neighbours of D times R."""
     with jax.named_scope("contraction"):
-        return _gathered.bind(directions, pairs)
+        return _sum_neighbors.bind(directions, pairs)
 
 
-def spread(directions: Array, atoms: Array) -> Array:
+def sum_harmonics(directions: Array, atoms: Array) -> Array:
     """R, the sum over harmonics of D times A: there are few, so a sum of products that become one loop with what follows."""
     with jax.named_scope("contraction"):
-        return _spread.bind(directions, atoms)
+        return _sum_harmonics.bind(directions, atoms)
 
 
-def projected(atoms: Array, pairs: Array) -> Array:
+def sum_channels(atoms: Array, pairs: Array) -> Array:
     """D, the sum over channels of A times R."""
     with jax.named_scope("contraction"):
-        return _projected.bind(atoms, pairs)
+        return _sum_channels.bind(atoms, pairs)
 
 
 def _sum_of_products(directions: Array, atoms: Array) -> Array:
@@ -68,10 +68,10 @@ def _primitive(name: str, compute: Callable[[Array, Array], Array]) -> Primitive
     return primitive
 
 
-_gathered = _primitive("gathered", functools.partial(_einsum, "nmk,nkc->nmc"))
-_spread = _primitive("spread", _sum_of_products)
-_projected = _primitive("projected", functools.partial(_einsum, "nmc,nkc->nmk"))
+_sum_neighbors = _primitive("sum_neighbors", functools.partial(_einsum, "nmk,nkc->nmc"))
+_sum_harmonics = _primitive("sum_harmonics", _sum_of_products)
+_sum_channels = _primitive("sum_channels", functools.partial(_einsum, "nmc,nkc->nmk"))
 
-ad.defbilinear(_gathered, lambda a, d, r: projected(a, r), lambda a, d, r: spread(d, a))
-ad.defbilinear(_spread, lambda r, d, a: projected(a, r), lambda r, d, a: gathered(d, r))
-ad.defbilinear(_projected, lambda d, a, r: gathered(d, r), lambda d, a, r: spread(d, a))
+ad.defbilinear(_sum_neighbors, lambda a, d, r: sum_channels(a, r), lambda a, d, r: sum_harmonics(d, a))
+ad.defbilinear(_sum_harmonics, lambda r, d, a: sum_channels(a, r), lambda r, d, a: sum_neighbors(d, r))
+ad.defbilinear(_sum_channels, lambda d, a, r: sum_neighbors(d, r), lambda d, a, r: sum_harmonics(d, a))

@@ -81,7 +81,7 @@ def make_step(objective: Objective, config: Config) -> Callable[[State, Array, G
     return jax.jit(step, donate_argnums=0, compiler_options=compiler.quick())
 
 
-def make_measure(apply: Apply, config: Config, scale: float, stress: bool) -> Callable[[Params, Graph, Labels], Array]:
+def make_eval_step(apply: Apply, config: Config, scale: float, stress: bool) -> Callable[[Params, Graph, Labels], Array]:
     """`measure(params, graph, labels) -> report vector` of one batch, compiled: energies and forces, stress if asked."""
 
     def measure(params: Params, graph: Graph, labels: Labels) -> Array:

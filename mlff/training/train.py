@@ -37,11 +37,11 @@ from mlff.potential.potential import Potential
 from mlff.training import losses, parity, ranges, recipe, start, statistics
 from mlff.training.checkpoint import Checkpoints
 from mlff.training.evaluate import predict
-from mlff.training.journal import Journal, duration
 from mlff.training.metrics import compare
 from mlff.training.objectives import Params
 from mlff.training.parity import Parity
-from mlff.training.run import Run
+from mlff.training.progress import TrainingProgress
+from mlff.training.runlog import RunLog, duration
 from mlff.training.trainer import Task, Trainer
 
 MODEL = "model.safetensors"  #: the trained potential in a run directory
@@ -71,7 +71,7 @@ def train(config: Config, out_dir: str | Path, *, progress: bool = True, data: S
     out = Path(out_dir)
     if out.exists() and not out.is_dir():
         raise ConfigError(f"{out}: is a file, not a run directory; choose another --out")
-    journal = Journal(out, progress, config.training.tensorboard)
+    journal = RunLog(out, progress, config.training.tensorboard)
     splits = load_data(config.data, config.seed, config.loss, progress) if data is None else data
     if data is not None and len(data.valid):
         check_labels(data, config.loss)
@@ -81,7 +81,7 @@ def train(config: Config, out_dir: str | Path, *, progress: bool = True, data: S
         return _train(config, out, splits, journal, progress, started)
 
 
-def _train(config: Config, out: Path, splits: Splits, journal: Journal, progress: bool, started: float) -> Potential:
+def _train(config: Config, out: Path, splits: Splits, journal: RunLog, progress: bool, started: float) -> Potential:
     beginning = start.load(config)
     config, choices = recipe.choose(config, splits.train, beginning)
     start.check(beginning, config)
@@ -89,7 +89,7 @@ def _train(config: Config, out: Path, splits: Splits, journal: Journal, progress
     with jax.enable_x64(config.precision == "float64"), Checkpoints(out / "checkpoints") as saved:
         record = saved.record()
         _refuse_other(out, identity, record, config)
-        if record is not None and Run.from_record(record, out).over(config) and (out / MODEL).exists():
+        if record is not None and TrainingProgress.from_record(record, out).over(config) and (out / MODEL).exists():
             journal.say(f"this run is finished: its potential is {out / MODEL}")
             return Potential.load(out / MODEL)
         journal.say(str(splits.train.census))
@@ -171,7 +171,7 @@ def prepare(config: Config, splits: Splits, progress: bool = False, beginning: P
 
 
 def finish(
-    task: Task, splits: Splits, params: Params, run: Run, journal: Journal, progress: bool = False
+    task: Task, splits: Splits, params: Params, run: TrainingProgress, journal: RunLog, progress: bool = False
 ) -> tuple[Potential, dict[str, Parity]]:
     """The potential with its final errors in the metadata, and what it says of each set that was kept aside."""
     finished = datetime.now(UTC).isoformat(timespec="seconds")
@@ -268,7 +268,7 @@ def _with_defaults(there: object, here: object, section: object) -> object:
     return there | {name: to_jsonable_python(fields[name].get_default(call_default_factory=True)) for name in new}
 
 
-def _outcome(run: Run) -> str:
+def _outcome(run: TrainingProgress) -> str:
     text = f"trained {run.epoch} epochs in {duration(run.seconds + run.overhead)}, the best is epoch {run.best_epoch}"
     skipped = f", {run.skipped} steps skipped" if run.skipped else ""
     spikes = f", {run.spikes} jumps of the error undone" if run.spikes else ""

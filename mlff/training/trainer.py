@@ -23,11 +23,11 @@ from mlff.graph import Graph, Labels
 from mlff.models.common import Statistics
 from mlff.training import losses, optimizer
 from mlff.training.checkpoint import Checkpoints
-from mlff.training.journal import Journal, duration
 from mlff.training.losses import Sums
 from mlff.training.objectives import Apply, Objective, Params, supervised
-from mlff.training.run import MAX_BACKOFFS, SPIKE, Run, errors
-from mlff.training.step import Report, copied, initial_state, make_measure, make_step
+from mlff.training.progress import MAX_BACKOFFS, SPIKE, TrainingProgress, errors
+from mlff.training.runlog import RunLog, duration
+from mlff.training.step import Report, copied, initial_state, make_eval_step, make_step
 
 IN_FLIGHT = 2  #: steps the device may be ahead of the host's book-keeping
 AHEAD = 2  #: batches that are built before they are needed
@@ -65,7 +65,7 @@ class Task:
 class Trainer:
     """Owns the arrays (`state` now, `best` at the best validation) and the counters (`run`) of one run."""
 
-    def __init__(self, task: Task, checkpoints: Checkpoints, journal: Journal, identity: dict):
+    def __init__(self, task: Task, checkpoints: Checkpoints, journal: RunLog, identity: dict):
         self.task, self.config = task, task.config
         self.checkpoints, self.journal, self.identity = checkpoints, journal, identity
         if self.config.training.epochs is None and self.config.training.max_hours is None:
@@ -73,13 +73,13 @@ class Trainer:
                 "neither training.epochs nor training.max_hours: nothing says how long to train (mlff.training.recipe)"
             )
         compiler.check()
-        self.run = Run()
+        self.run = TrainingProgress()
         self.state = initial_state(self.config, task.params)
         self.best = copied(self.state)
         scale = task.statistics.energy_scale
         self.step = make_step(task.objective, self.config)
         stress = any("stress" in sample.labels for sample in task.valid.samples)
-        self.measure = make_measure(task.apply, self.config, scale, stress)
+        self.measure = make_eval_step(task.apply, self.config, scale, stress)
         self._compiled: set[tuple[str, Sizes]] = set()
         self._stop = Stop()
         self._mark = self._saved = self._shown = time.monotonic()
@@ -95,14 +95,14 @@ class Trainer:
             return False
         arrays, record = found
         self.state, self.best = (jax.tree.map(jnp.asarray, arrays[name]) for name in ("state", "best"))
-        self.run = Run.from_record(record, self.checkpoints.directory)
+        self.run = TrainingProgress.from_record(record, self.checkpoints.directory)
         self._reported = self.run.skipped
         self.journal.rewind(self.run.epoch)
         self.journal.say(f"resuming after {self.run.epoch} epochs and {self.run.position} steps")
         return True
 
     def fit(self) -> Params:
-        """Run until epochs, hours or patience end; the averaged parameters of the best validation.
+        """TrainingProgress until epochs, hours or patience end; the averaged parameters of the best validation.
 
         Raises TrainingError when backing off does not help, FileError; KeyboardInterrupt or Terminated, after a checkpoint.
         """

@@ -248,7 +248,7 @@ def in_groups(structures, orders, read=None):
         if read is not None:
             part = dict(zip(VOIGT[read], six, strict=True))
             stress = np.array([[part["".join(sorted(i + j))] for j in "xyz"] for i in "xyz"])
-        found.append(replace(s, stress=stress, six=six, group=group))
+        found.append(replace(s, stress=stress, raw_voigt=six, group=group))
     return found
 
 

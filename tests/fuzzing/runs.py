@@ -25,7 +25,7 @@ from mlff.data.structure import Structure
 from mlff.potential.neighborlist import VerletList
 from mlff.simulation.md import run_md
 from mlff.training.checkpoint import Checkpoints
-from mlff.training.run import Run
+from mlff.training.progress import TrainingProgress
 from mlff.training.train import _refuse_other
 from tests.fuzzing import archives
 from tests.fuzzing.mutations import dump_json, mutate_bytes, mutate_text, mutate_tree
@@ -59,7 +59,7 @@ _FOLDER = "checkpoints"
 
 
 def _record() -> dict:
-    run = Run(epoch=3, position=1, tried=40, recent=[0, 1, 0], best_score=0.5, best_epoch=2, seconds=12.5)
+    run = TrainingProgress(epoch=3, position=1, tried=40, recent=[0, 1, 0], best_score=0.5, best_epoch=2, seconds=12.5)
     return {"run": run.to_dict(), "identity": _IDENTITY}
 
 
@@ -175,14 +175,14 @@ def _resume(checkpoints: Checkpoints, folder: Path) -> None:
     record = checkpoints.record()
     _refuse_other(folder / _FOLDER, _IDENTITY, record, _CONFIG)
     if record is not None:
-        Run.from_record(record, checkpoints.directory).over(_CONFIG)
+        TrainingProgress.from_record(record, checkpoints.directory).over(_CONFIG)
     found = checkpoints.restore(_TREE)
     if found is None:
         return
     tree, record = found
     for expected, leaf in zip(jax.tree.leaves(_TREE), jax.tree.leaves(tree), strict=True):
         assert leaf.shape == expected.shape and leaf.dtype == expected.dtype, "arrays"
-    run = Run.from_record(record, checkpoints.directory)
+    run = TrainingProgress.from_record(record, checkpoints.directory)
     assert 0 <= run.share(_CONFIG, 10) <= 1 and 0 < run.factor <= 1 and run.unstable in (True, False), "run"
 
 

@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mlff.models.contraction import gathered, projected, spread
+from mlff.models.contraction import sum_channels, sum_harmonics, sum_neighbors
 
-SUMS = {"nmk,nkc->nmc": gathered, "nmk,nmc->nkc": spread, "nmc,nkc->nmk": projected}
+SUMS = {"nmk,nkc->nmc": sum_neighbors, "nmk,nmc->nkc": sum_harmonics, "nmc,nkc->nmk": sum_channels}
 SIZES = {"n": 3, "m": 4, "k": 5, "c": 2}
 
 

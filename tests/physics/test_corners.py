@@ -28,7 +28,7 @@ from mlff.models.parameters import initial_params
 from mlff.potential import compiled as programs_module
 from mlff.potential.derivatives import predict
 from mlff.training.checkpoint import Checkpoints
-from mlff.training.journal import Journal
+from mlff.training.runlog import RunLog
 from mlff.training.trainer import Trainer
 from tests import images
 from tests.conftest import make_potential
@@ -509,7 +509,7 @@ def test_slow_training_with_species_that_the_data_lack(tmp_path):
     structures = make_structures(8, seed=0)
     task = dataclasses.replace(make_task(config, structures, apply=module.apply), params=initial)
     with Checkpoints(tmp_path / "checkpoints", 1) as checkpoints:
-        trainer = Trainer(task, checkpoints, Journal(tmp_path, progress=False), {})
+        trainer = Trainer(task, checkpoints, RunLog(tmp_path, progress=False), {})
         trainer.fit()
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert lines[-1]["valid_loss"] < lines[0]["valid_loss"] and trainer.run.skipped == 0

@@ -27,5 +27,5 @@ def shared_compilations(compiled, monkeypatch):
 
         return cached
 
-    for name in ("make_step", "make_measure"):
+    for name in ("make_step", "make_eval_step"):
         monkeypatch.setattr(trainer, name, shared(getattr(trainer, name)))

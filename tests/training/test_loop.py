@@ -16,7 +16,7 @@ from mlff.data.dataset import load_data
 from mlff.potential.potential import Potential
 from mlff.training import train as train_module
 from mlff.training.evaluate import evaluate
-from mlff.training.journal import Journal
+from mlff.training.runlog import RunLog
 from mlff.training.train import inspect, train
 from mlff.training.trainer import Trainer
 from tests.potentials import lennard_jones
@@ -122,14 +122,14 @@ def test_another_config_or_other_data_is_refused_by_name(finished, files, tmp_pa
 def test_float64_stopped_and_resumed_is_bitwise_as_if_never_stopped(files, tmp_path, monkeypatch, shared_compilations):
     config = settings(files, precision="float64", training={"tensorboard": False})
     straight = train(config, tmp_path / "straight", progress=False)
-    original = Journal.record
+    original = RunLog.record
 
     def stop(self, line):
         original(self, line)
         if line["epoch"] == 1:
             signal.raise_signal(signal.SIGINT)
 
-    monkeypatch.setattr(Journal, "record", stop)
+    monkeypatch.setattr(RunLog, "record", stop)
     with pytest.raises(KeyboardInterrupt):
         train(config, tmp_path / "stopped", progress=False)
     assert not (tmp_path / "stopped" / "model.safetensors").exists()

@@ -10,10 +10,10 @@ import pytest
 from mlff.basics.errors import TrainingError
 from mlff.config.options import Schedule
 from mlff.training.checkpoint import Checkpoints
-from mlff.training.journal import Journal
 from mlff.training.losses import Sums
 from mlff.training.objectives import supervised
-from mlff.training.run import Run
+from mlff.training.progress import TrainingProgress
+from mlff.training.runlog import RunLog
 from mlff.training.step import Report, initial_state, make_step
 from mlff.training.trainer import Trainer
 
@@ -27,7 +27,7 @@ def share(shared_compilations):
 
 def make_trainer(out, task, quiet=True):
     out.mkdir(exist_ok=True, parents=True)
-    return Trainer(task, Checkpoints(out / "checkpoints", 2), Journal(out, progress=not quiet), {})
+    return Trainer(task, Checkpoints(out / "checkpoints", 2), RunLog(out, progress=not quiet), {})
 
 
 def fit(out, task):
@@ -80,7 +80,7 @@ def test_same_seed_same_result(straight, task, tmp_path):
 @pytest.mark.parametrize("when", [("epoch", 2), ("step", 6)], ids=["between epochs", "within an epoch"])
 def test_stopped_and_resumed_is_bitwise_as_if_never_stopped(straight, task, tmp_path, when, monkeypatch):
     out, trainer = straight
-    original = Journal.record if when[0] == "epoch" else Trainer._tick
+    original = RunLog.record if when[0] == "epoch" else Trainer._tick
     stopped = []
 
     def stop(self, *arguments):
@@ -90,7 +90,7 @@ def test_stopped_and_resumed_is_bitwise_as_if_never_stopped(straight, task, tmp_
             stopped.append(True)
             signal.raise_signal(signal.SIGINT)
 
-    monkeypatch.setattr(*((Journal, "record") if when[0] == "epoch" else (Trainer, "_tick")), stop)
+    monkeypatch.setattr(*((RunLog, "record") if when[0] == "epoch" else (Trainer, "_tick")), stop)
     with pytest.raises(KeyboardInterrupt):
         fit(tmp_path, task)
     assert stopped and len(lines(tmp_path)) == (2 if when[0] == "epoch" else 1)
@@ -240,8 +240,8 @@ def test_hours_end_a_run_and_carry_the_schedule_to_its_end(structures, tmp_path)
 def test_over_fitting_goes_back_to_the_best_weights_and_ends_early(structures, tmp_path, monkeypatch, caplog):
     config = make_config(training={"epochs": 20}, optimizer={"schedule": Schedule(kind="cosine", warmup_fraction=0)})
     scores = iter([3.0, 2.0, 1.0, *[1.5] * 20])
-    judge = Run.judge
-    monkeypatch.setattr(Run, "judge", lambda self, score, config: judge(self, next(scores), config))
+    judge = TrainingProgress.judge
+    monkeypatch.setattr(TrainingProgress, "judge", lambda self, score, config: judge(self, next(scores), config))
     trainer = fit(tmp_path, make_task(config, structures))
     assert (trainer.run.best_epoch, trainer.run.epoch) == (
         3,
@@ -254,7 +254,7 @@ def test_over_fitting_goes_back_to_the_best_weights_and_ends_early(structures, t
 
 def test_a_jump_of_the_error_is_undone_and_counted(structures, tmp_path, monkeypatch, caplog):
     jumps = iter([False] * 4 + [True] + [False] * 4 + [True] + [False] * 1000)
-    monkeypatch.setattr(Run, "spiked", property(lambda self: next(jumps)))
+    monkeypatch.setattr(TrainingProgress, "spiked", property(lambda self: next(jumps)))
     trainer = fit(tmp_path, make_task(make_config(), structures))
     assert trainer.run.spikes == 2 and trainer.run.factor == 0.5  # the first costs nothing but the way back
     assert caplog.text.count("more than 3 times what it had been") == 2

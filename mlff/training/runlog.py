@@ -19,7 +19,7 @@ _log = logging.getLogger("mlff")
 _QUIET = 30.0  #: seconds between lines where there is no terminal to draw a bar on
 
 
-class Journal:
+class RunLog:
     """Used as a context manager around the optimisation. Without `progress` messages go to the logger "mlff" only."""
 
     def __init__(self, out: Path, progress: bool, tensorboard: bool = False):
@@ -32,7 +32,7 @@ class Journal:
         self._task = None
         self._last_line = -math.inf
 
-    def __enter__(self) -> Journal:
+    def __enter__(self) -> RunLog:
         if self._console is not None and self._console.is_terminal:
             fields = [TextColumn("{task.fields[" + name + "]}") for name in ("epoch", "rate", "errors", "left")]
             columns = fields[0], BarColumn(bar_width=12), *fields[1:]

@@ -27,7 +27,7 @@ END, SHORTEST_END = (
 
 
 @dataclass
-class Run:
+class TrainingProgress:
     """Counters of a run. Epochs count from 0; an epoch is complete once it has been validated and recorded."""
 
     epoch: int = 0  #: complete epochs
@@ -59,7 +59,7 @@ class Run:
         return dataclasses.asdict(self)
 
     @classmethod
-    def from_record(cls, record: dict, source: object) -> Run:
+    def from_record(cls, record: dict, source: object) -> TrainingProgress:
         """The counters in the record of a checkpoint. Raises ModelFileError, with `source`, for what is none."""
         try:
             run = cls(**record["run"])

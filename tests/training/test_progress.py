@@ -5,7 +5,7 @@ import pytest
 
 from mlff.config.options import Config, Data, Optimizer, Schedule, Training
 from mlff.training.losses import Sums
-from mlff.training.run import Run, errors
+from mlff.training.progress import TrainingProgress, errors
 from mlff.training.step import Report
 
 
@@ -19,15 +19,15 @@ def report(skipped=0.0, loss=1.0):
 
 
 def test_progress_by_epochs():
-    run = Run(epoch=3, position=5)
+    run = TrainingProgress(epoch=3, position=5)
     assert run.share(config(epochs=10), steps=10) == pytest.approx(0.35)
-    assert not run.over(config(epochs=4)) and Run(epoch=4).over(config(epochs=4))
+    assert not run.over(config(epochs=4)) and TrainingProgress(epoch=4).over(config(epochs=4))
 
 
 def test_progress_by_hours_counts_compilation_out_of_the_budget_and_not_as_progress():
     settings = config(max_hours=1)
     assert settings.training.epochs is None
-    run = Run(epoch=3, position=5, seconds=0.0, overhead=600.0)
+    run = TrainingProgress(epoch=3, position=5, seconds=0.0, overhead=600.0)
     assert run.share(settings, steps=10) == 0.0
     run.seconds = 1500.0
     assert run.share(settings, steps=10) == pytest.approx(0.5)
@@ -37,19 +37,19 @@ def test_progress_by_hours_counts_compilation_out_of_the_budget_and_not_as_progr
 
 def test_with_both_what_ends_first_counts():
     settings = config(epochs=10, max_hours=1)
-    assert Run(epoch=2, seconds=1800.0).share(settings, steps=10) == pytest.approx(0.5)
-    assert Run(epoch=8, seconds=1800.0).share(settings, steps=10) == pytest.approx(0.8)
+    assert TrainingProgress(epoch=2, seconds=1800.0).share(settings, steps=10) == pytest.approx(0.5)
+    assert TrainingProgress(epoch=8, seconds=1800.0).share(settings, steps=10) == pytest.approx(0.8)
 
 
 def test_patience_ends_a_run():
-    run, settings = Run(), config(epochs=100, patience=2)
+    run, settings = TrainingProgress(), config(epochs=100, patience=2)
     assert run.judge(1.0, settings) and run.judge(0.5, settings)
     assert not run.judge(0.5, settings) and not run.over(settings)
     assert not run.judge(0.6, settings) and run.over(settings)
 
 
 def test_a_plateau_cuts_the_learning_rate_down_to_the_floor():
-    run, settings = Run(), config("plateau", epochs=100)
+    run, settings = TrainingProgress(), config("plateau", epochs=100)
     factors = []
     for score in (1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 0.5, 0.5):
         run.judge(score, settings)
@@ -58,13 +58,13 @@ def test_a_plateau_cuts_the_learning_rate_down_to_the_floor():
 
 
 def test_skipped_steps_in_a_row_or_often_call_for_a_back_off():
-    run = Run()
+    run = TrainingProgress()
     for skipped in (1, 1, 1, 1, 0, 1, 1, 1, 1):
         run.take(report(skipped))
     assert not run.unstable
     run.take(report(1))
     assert run.unstable and run.skipped == 9
-    often = Run()
+    often = TrainingProgress()
     for index in range(100):
         often.take(report(index % 5 == 0))
     assert often.unstable and len(often.recent) == 100
@@ -74,7 +74,7 @@ def test_an_error_that_jumps_is_seen_and_noise_is_not():
     def step(error):
         return Report(0.0, 0.0, 0.0, Sums(*[0.0] * len(Sums._fields))._replace(forces_squares=3 * error**2, n_forces=3))
 
-    run, rng = Run(), np.random.default_rng(0)
+    run, rng = TrainingProgress(), np.random.default_rng(0)
     for error in np.geomspace(1.0, 0.1, 100) * rng.uniform(0.5, 2.0, 100):
         run.take(step(error))
         assert not run.spiked
@@ -88,14 +88,14 @@ def test_an_error_that_jumps_is_seen_and_noise_is_not():
 
 
 def test_rounding_of_forces_that_are_zero_by_symmetry_is_no_jump():
-    run = Run()
+    run = TrainingProgress()
     for error in [1e-9] * 50 + [1e-7] * 50:
         run.take(Report(0.0, 0.0, 0.0, Sums(*[0.0] * len(Sums._fields))._replace(forces_squares=3 * error**2, n_forces=3)))
         assert not run.spiked
 
 
 def test_over_fitting_brings_the_end_forward():
-    settings, run = config("cosine", epochs=100), Run()
+    settings, run = config("cosine", epochs=100), TrainingProgress()
     for epoch in range(100):
         run.end_epoch()
         run.judge(1.0 - 0.02 * epoch if epoch < 20 else 0.8 + 0.002 * epoch, settings)
@@ -108,11 +108,11 @@ def test_over_fitting_brings_the_end_forward():
     assert run.progress(settings) == pytest.approx(0.6) and not run.over(settings)
     run.epoch = 46
     assert run.progress(settings) == pytest.approx(1.0) and run.over(settings)
-    assert Run.from_record({"run": json.loads(json.dumps(run.to_dict()))}, "x") == run
+    assert TrainingProgress.from_record({"run": json.loads(json.dumps(run.to_dict()))}, "x") == run
 
 
 def test_noise_around_the_best_validation_is_no_over_fitting():
-    settings, run = config("cosine", epochs=100), Run()
+    settings, run = config("cosine", epochs=100), TrainingProgress()
     for _ in range(100):
         run.end_epoch()
         run.judge(1.0 if run.epoch == 30 else 1.15 + 0.02 * (run.epoch % 2), settings)  # as silicon at large rates
@@ -120,15 +120,15 @@ def test_noise_around_the_best_validation_is_no_over_fitting():
 
 
 def test_skipped_steps_do_not_enter_the_sums():
-    run = Run()
+    run = TrainingProgress()
     run.take(report(loss=2.0))
     run.take(report(1.0, loss=float("nan")))
     assert run.totals[:2] == [1.0, 2.0]
 
 
 def test_it_survives_json():
-    run = Run(epoch=3, best_score=0.1, recent=[0, 1])
-    assert Run(**json.loads(json.dumps(run.to_dict()))) == run
+    run = TrainingProgress(epoch=3, best_score=0.1, recent=[0, 1])
+    assert TrainingProgress(**json.loads(json.dumps(run.to_dict()))) == run
 
 
 def test_errors_in_meV():
