@@ -110,7 +110,7 @@ def test_compiled_and_operation_by_operation_agree_for_many_pairs(name, precisio
     with jax.enable_x64(precision == "float64"):
         dtype = np.dtype(precision)
         params = jax.tree.map(lambda x: np.asarray(x, dtype), initial_params(model, seed=0))
-        sample = make_sample(Structure.from_atoms(atoms), model.cutoff)
+        sample = make_sample(Structure.from_atoms(atoms), model.options.cutoff)
         graph = make_graph([sample], Sizes(1, *sample.sizes[1:]), dtype, True)
         assert int(graph.neighbor_mask.sum()) > 100_000
         shapes = {"energy": 1, "forces": (len(graph.atomic_numbers), 3), "stress": (1, 3, 3)}

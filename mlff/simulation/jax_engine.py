@@ -22,6 +22,8 @@ def obstacle(calculator, atoms: ase.Atoms) -> str | None:
     potential = getattr(calculator, "sole_potential", None)
     if not isinstance(potential, Potential):
         return "the calculator is not mlff's own"
+    if type(potential) is not Potential:
+        return f"the potential is a {type(potential).__name__}, which may compute otherwise"
     for constraint in atoms.constraints:
         if type(constraint) is not FixAtoms:
             return f"the constraint {type(constraint).__name__}"

@@ -11,6 +11,7 @@ import sys
 import time
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from ase import units
@@ -171,5 +172,5 @@ def test_interrupted_and_resumed_is_as_if_never_stopped(folder):
 
     run(folder, *arguments, "whole")
     assert metrics(folder / "whole") == after
-    stopped, whole = (Potential.load(folder / name / "model.safetensors").params["params"] for name in ("stopped", "whole"))
-    assert all(np.array_equal(stopped[name], whole[name]) for name in whole)
+    stopped, whole = (Potential.load(folder / name / "model.safetensors").params for name in ("stopped", "whole"))
+    jax.tree.map(np.testing.assert_array_equal, stopped, whole)
