@@ -439,9 +439,9 @@ def test_energy_is_a_pure_function_that_jax_may_transform(ethanol, silicon):
                 def total(positions, params=params, graph=graph, potential=potential):
                     return potential.energy(params, graph._replace(positions=positions)).sum()
 
-                energies = np.asarray(potential.energy(params, graph))
-                forces = -jax.grad(total)(graph.positions)
-                many = jax.vmap(total)(np.stack([graph.positions, graph.positions + 0.01]))
+                energies = np.asarray(jax.jit(potential.energy)(params, graph))
+                forces = -jax.jit(jax.grad(total))(graph.positions)
+                many = jax.jit(jax.vmap(total))(np.stack([graph.positions, graph.positions + 0.01]))
             base = potential.baseline_energy(atoms.numbers)
             np.testing.assert_allclose(energies.sum() + base, result.energy, rtol=1e-12)
             np.testing.assert_allclose(forces, result.forces, rtol=1e-9, atol=1e-10)
