@@ -146,25 +146,3 @@ def test_kept_programs_are_loaded_in_silence(tmp_path):
             cwd=root,
         )
         assert done.stderr == ""
-
-
-def test_an_import_changes_nothing_in_the_process():
-    """The allocator, JAX's settings, signals and the handling of exceptions are as they were."""
-    code = """if True:
-        import signal, sys, threading
-        import jax
-        from mlff.basics import runtime
-        def state():
-            options = dict(jax.config.values)
-            handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-            return options, handlers, sys.excepthook, threading.excepthook
-        before = state()
-        import mlff
-        for name in mlff.__all__:
-            getattr(mlff, name)
-        after = state()
-        assert before[0].items() <= after[0].items() and before[1:] == after[1:]  # JAX adds options of its own
-        assert not runtime.set_up_process.cache_info().currsize and not runtime.tune_allocator.cache_info().currsize
-        print("quiet")"""
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert done.stdout == "quiet\n", done.stderr
