@@ -102,12 +102,28 @@ def test_memory_that_was_never_used_is_not_counted_twice():
 @pytest.mark.parametrize("choice, asynchronous", [("", False), ("default", True)])
 def test_programs_run_where_they_are_called_if_memory_is_kept(choice, asynchronous):
     """Their temporaries are then memory of the main thread."""
-    code = "import mlff.potential.potential as p, jax; from mlff.config.options import Morse; p.Potential(Morse(), {}, (1,), {}).scope(); print(jax.config.read('jax_cpu_enable_async_dispatch'))"
+    code = """if True:
+        import dataclasses
+        import jax
+        import jax._src.xla_bridge as bridge
+        from mlff import Potential
+        cpu = bridge._backend_factories["cpu"]
+        def start():  # JAX looks at the option here, once
+            print(jax.config.read("jax_cpu_enable_async_dispatch"))
+            return cpu.factory()
+        bridge._backend_factories["cpu"] = dataclasses.replace(cpu, factory=start)
+        Potential.load("tests/formats/model_1.safetensors")"""
     environment = os.environ | {"MLFF_MALLOC": choice}
     done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120, env=environment
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=120,
+        env=environment,
+        cwd=Path(__file__).parents[1],
     )
-    assert done.stdout.strip() == str(asynchronous)
+    assert done.stdout == f"{asynchronous}\n"
 
 
 def test_one_thread_unless_told_otherwise(monkeypatch):
@@ -146,3 +162,25 @@ def test_kept_programs_are_loaded_in_silence(tmp_path):
             cwd=root,
         )
         assert done.stderr == ""
+
+
+def test_an_import_changes_nothing_in_the_process():
+    """The allocator, JAX's settings, signals and the handling of exceptions are as they were."""
+    code = """if True:
+        import signal, sys, threading
+        import jax
+        from mlff.basics import runtime
+        def state():
+            options = dict(jax.config.values)
+            handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+            return options, handlers, sys.excepthook, threading.excepthook
+        before = state()
+        import mlff
+        for name in mlff.__all__:
+            getattr(mlff, name)
+        after = state()
+        assert before[0].items() <= after[0].items() and before[1:] == after[1:]  # JAX adds options of its own
+        assert not runtime.set_up_process.cache_info().currsize and not runtime.tune_allocator.cache_info().currsize
+        print("quiet")"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.stdout == "quiet\n", done.stderr

@@ -17,7 +17,7 @@ from importlib.metadata import version
 import numpy as np
 
 from mlff.basics.errors import CompilerError
-from mlff.basics.runtime import Mark, on_host
+from mlff.basics.runtime import Mark, on_host, set_up_process
 
 FUSIONS = "xla_cpu_experimental_ynn_fusion_type"  #: XLA's option: what is handed to YNN
 PRODUCTS = "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT"  #: matrix products by themselves
@@ -148,6 +148,7 @@ def platform_name() -> str:
     """System, device, versions of mlff, jax and jaxlib: what decides about the bits of a result."""
     import jax
 
+    set_up_process()
     device = jax.devices()[0]
     versions = ", ".join(f"{name} {version(name)}" for name in ("mlff", "jax", "jaxlib"))
     return f"{platform.platform()}, {device.platform} {device.device_kind}, {versions}"

@@ -12,10 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from mlff.basics.runtime import set_up_process
 from mlff.graph import Graph, Prediction
-
-set_up_process()  # later than at import, 4,000 atoms take twice the time
 
 EnergyFunction = Callable[[Graph], Array]  #: Graph -> (N,) eV per atom, 0 for padding
 

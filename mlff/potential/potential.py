@@ -54,6 +54,9 @@ class Potential:
     environments: Environments | None = None  #: what the training data had around an atom; None: not known
     members: int = 1  #: above 1: a committee (`mlff.potential.committee`), whose results are the means of its members'
 
+    def __post_init__(self):
+        set_up_process()  # before JAX starts; an unpickled one: in `scope`
+
     @property
     def cutoff(self) -> float:
         """Å."""
