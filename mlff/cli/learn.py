@@ -1,4 +1,4 @@
-"""`mlff train`, `mlff committee` and `mlff schema`."""
+"""`mlff train`, `mlff finetune`, `mlff plasticity`, `mlff committee` and `mlff schema`."""
 
 from __future__ import annotations
 
@@ -9,30 +9,35 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mlff.basics.files import check_outputs
+from mlff.basics.files import check_outputs, write_text
 from mlff.cli.app import app, say
 from mlff.cli.measure import write_certificate
-from mlff.cli.options import Quiet, load
+from mlff.cli.options import Length, Model, Quiet, load, model_file, read_data
 
 if TYPE_CHECKING:
+    from mlff.config.options import Config
+    from mlff.data.dataset import Splits
     from mlff.potential.potential import Potential
+
+
+ConfigFile = Annotated[Path, typer.Argument(help="training configuration (YAML)", show_default=False)]
+Out = Annotated[Path | None, typer.Option(help="directory of the run; resumes if it exists", show_default="runs/<name>")]
+Set = Annotated[
+    list[str] | None, typer.Option("--set", help="override a key: key=value, e.g. optimizer.learning_rate=0.005")
+]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="check config and data, print what would happen, train nothing")]
+Certify = Annotated[
+    bool, typer.Option("--certify/--no-certify", help="check the potential at the end, as `mlff certify` does")
+]
 
 
 @app.command(epilog="Example: mlff train configs/silicon.yaml --out runs/si --set training.epochs=50")
 def train(
-    config: Annotated[Path, typer.Argument(help="training configuration (YAML)", show_default=False)],
-    out: Annotated[
-        Path | None, typer.Option(help="directory of the run; resumes if it exists", show_default="runs/<name>")
-    ] = None,
-    set_: Annotated[
-        list[str] | None, typer.Option("--set", help="override a key: key=value, e.g. optimizer.learning_rate=0.005")
-    ] = None,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="check config and data, print what would happen, train nothing")
-    ] = False,
-    certify: Annotated[
-        bool, typer.Option("--certify/--no-certify", help="check the potential at the end, as `mlff certify` does")
-    ] = True,
+    config: ConfigFile,
+    out: Out = None,
+    set_: Set = None,
+    dry_run: DryRun = False,
+    certify: Certify = True,
     quiet: Quiet = False,
 ) -> None:
     """Train a potential from a config file; the model is OUT/model.safetensors. Run again, it resumes."""
@@ -45,16 +50,87 @@ def train(
 
         print_plan(settings, out)
         return
+    _run(settings, out, config.stem, None, certify, quiet)
+    print(out / "model.safetensors")
+
+
+@app.command(epilog="Example: mlff finetune runs/xtb configs/malonaldehyde.yaml --set 'optimizer.plasticity={layer_0/*: 0}'")
+def finetune(
+    model: Model,
+    config: ConfigFile,
+    out: Out = None,
+    set_: Set = None,
+    dry_run: DryRun = False,
+    certify: Certify = True,
+    quiet: Quiet = False,
+) -> None:
+    """Train on from a model with the data of a config, of another method or on other structures; errors before and after.
+
+    optimizer.plasticity gives parameters their own learning rates, data.replay keeps old data in mind.
+    """
+    from mlff.config.load import load_config
+
+    settings = load_config(config, set_ or []).model_copy(update={"finetune_from": str(model_file(model))})
+    out = Path("runs") / f"{config.stem}_fine" if out is None else out
+    if dry_run:
+        from mlff.report.plan import print_plan
+
+        print_plan(settings, out)
+        return
+    from mlff.data.dataset import load_data
+    from mlff.training.start import before_and_after
+
+    splits = load_data(settings.data, settings.seed, settings.loss, not quiet)
+    before = load(model)
+    potential = _run(settings, out, config.stem, splits, certify, quiet)
+    rows = before_and_after(before, potential, splits)
+    write_text(out / "finetuning.json", json.dumps(rows, indent=2))
+    if not quiet:
+        from rich.console import Console
+
+        from mlff.report.tables import finetuning
+
+        Console(stderr=True).print(finetuning(rows))
+    print(out / "model.safetensors")
+
+
+@app.command(epilog="Example: mlff plasticity runs/xtb xtb.xyz --out factors.safetensors")
+def plasticity(
+    model: Model,
+    data: Annotated[Path, typer.Argument(help="structures that the model was trained on", show_default=False)],
+    out: Annotated[Path, typer.Option(help="file to write, for optimizer.plasticity_map")],
+    count: Annotated[int, typer.Option(min=1, help="structures to look at, at most")] = 200,
+    length: Length = None,
+    quiet: Quiet = False,
+) -> None:
+    """Factors on the learning rate of every parameter: small where the results on these data depend on it much."""
+    check_outputs([(out, (".safetensors",))], [model, data])
+    import numpy as np
+
+    from mlff.training.plasticity import describe_map, importance, save
+
+    potential = load(model)
+    dataset = read_data(data, None, None if length is None else [f"length={length}"], not quiet)
+    chosen = np.random.default_rng(0).permutation(len(dataset))[:count]
+    values = importance(potential, dataset.subset(np.sort(chosen)))
+    save(out, values)
+    for line in describe_map(values):
+        say("note", line)
+    print(out)
+
+
+def _run(settings: Config, out: Path, title: str, splits: Splits | None, certify: bool, quiet: bool) -> Potential:
+    """Train, with learning curve, certificate and report beside the model."""
     from mlff.basics.runtime import use_compilation_cache
     from mlff.potential.modelfile import CERTIFICATE
     from mlff.training.train import train as run_training
 
     use_compilation_cache()
-    potential = run_training(settings, out, progress=not quiet)
+    potential = run_training(settings, out, progress=not quiet, data=splits)
     if (out / "metrics.jsonl").exists():
         from mlff.report import plots
 
-        plots.learning_curve(out / "metrics.jsonl", out / "learning_curve.png", title=config.stem)
+        plots.learning_curve(out / "metrics.jsonl", out / "learning_curve.png", title=title)
     model = out / "model.safetensors"
     if certify and CERTIFICATE not in potential.metadata:
         certificate = write_certificate(potential, model, [], out / "certificate.png", quiet)
@@ -62,7 +138,7 @@ def train(
             say("warning", f"the potential fails a check: {line}")
         potential = replace(potential, metadata=potential.metadata | {CERTIFICATE: certificate.to_dict()})
     _write_report(potential, model)
-    print(model)
+    return potential
 
 
 def _write_report(potential: Potential, model: Path) -> None:

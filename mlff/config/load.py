@@ -50,7 +50,7 @@ def make_config(raw: dict[str, Any], source: str = "config", base: Path | None =
 
 
 def _rebase(config: Config, base: Path, source: str) -> dict[str, Any]:
-    """`data` and `finetune_from` with paths relative to `base`."""
+    """What names a file, with paths relative to `base`."""
 
     def fix(value, section="data"):
         if value is None:
@@ -66,8 +66,13 @@ def _rebase(config: Config, base: Path, source: str) -> dict[str, Any]:
         except RuntimeError:
             raise ConfigError(f"{source}: {section}: {value}: there is no such home directory") from None
 
-    data = config.data.model_copy(update={name: fix(getattr(config.data, name)) for name in ("train", "valid", "test")})
-    return {"data": data, "finetune_from": fix(config.finetune_from, "finetune_from")}
+    files = ("train", "valid", "test", "replay")
+    rates = fix(config.optimizer.plasticity_map, "optimizer")
+    return {
+        "data": config.data.model_copy(update={name: fix(getattr(config.data, name)) for name in files}),
+        "optimizer": config.optimizer.model_copy(update={"plasticity_map": rates}),
+        "finetune_from": fix(config.finetune_from, "finetune_from"),
+    }
 
 
 def _override(raw: dict, text: str) -> None:

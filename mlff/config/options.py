@@ -126,6 +126,14 @@ class Data(ReadOptions):
     ] = Field(
         "stop", description="contradictions found in the training set (see mlff lint): stop, warn and go on, or do not look"
     )
+    replay: str | Source | list[str | Source] | None = Field(
+        None,
+        description="file or files with data that the model of `finetune_from` was trained on: some are trained on along with the new ones, "
+        "so that they are not forgotten",
+    )
+    replay_share: float = Field(
+        0.5, gt=0, lt=1, description="share of these in an epoch; others of them are drawn in each epoch"
+    )
 
 
 class SchNet(_Section):
@@ -286,6 +294,9 @@ class Schedule(_Section):
     patience: int = Field(10, gt=0, description="plateau: after so many validations without improvement")
 
 
+Factor = Annotated[float, Field(ge=0, le=100)]
+
+
 class Optimizer(_Section):
     """Gradient descent."""
 
@@ -303,6 +314,15 @@ class Optimizer(_Section):
     )
     clip: float | None = Field(1.0, gt=0, description="largest global norm of the gradient; none: no clipping")
     schedule: Schedule = Schedule()
+    plasticity: dict[str, Factor | tuple[Factor, Factor]] = Field(
+        {},
+        description="factor on the learning rate of parameters, by patterns over their names, {'layer_0/*': 0, 'embedding': [0, 1]}: 0 is "
+        "frozen, 1 free; two numbers: from the one to the other in the course of training; the last pattern that matches counts",
+    )
+    plasticity_map: str | None = Field(
+        None,
+        description="file with a factor for every single parameter (mlff plasticity); times `plasticity`; relative to the config file",
+    )
 
 
 class Training(_Section):
@@ -347,8 +367,8 @@ class Config(_Section):
     )
     finetune_from: str | None = Field(
         None,
-        description="model file to start from instead of random weights (fine-tuning); relative to the config file. Take a third of the "
-        "learning rate or less",
+        description="model file to start from instead of random weights (fine-tuning, see mlff finetune); relative to the config file. The "
+        "learning rate is then a quarter where it is not said",
     )
     data: Data
     model: Model = ACE()

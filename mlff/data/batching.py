@@ -159,7 +159,8 @@ class Batches:
 
     `batch_size` structures of mean size (by default as many as come near `USUAL_ATOMS`, at most `USUAL_STRUCTURES`) make the
     atom budget of a batch (or `max_atoms`), less up to a fifth where the samples then pack better; a structure larger than the
-    budget raises it. Samples that need very different numbers of neighbours go into different size classes: a class more (up to
+    budget raises it. `replayed` samples take part in an epoch only so far as they are drawn: each epoch others, so that they are
+    the share `replay_share` of its samples (all of them where they are fewer). Samples that need very different numbers of neighbours go into different size classes: a class more (up to
     `max_classes`) must save the share `gain` of all padded pairs, for each is a program to compile.
     """
 
@@ -171,9 +172,14 @@ class Batches:
         dtype=np.float32,
         max_classes: int = 3,
         gain: float = 0.06,
+        replayed: list[Sample] = (),
+        replay_share: float = 0.5,
     ):
         if not samples:
             raise ValueError("no samples to batch")
+        self._first_replayed = len(samples)
+        self._drawn = min(round(len(samples) * replay_share / (1 - replay_share)), len(replayed))
+        samples = [*samples, *replayed]
         self.samples = samples
         self.dtype = dtype
         self.shifts = any(sample.shifts is not None for sample in samples)
@@ -219,12 +225,23 @@ class Batches:
     def plan(self, rng: np.random.Generator | None) -> list[tuple[Sizes, list[int]]]:
         """The batches of one epoch: padded size and sample indices; shuffled by `rng`, else always the same."""
         batches = []
+        taken = self._taken(rng)
         for sizes, members in self.classes:
+            members = members[taken[members]]
+            if not len(members):
+                continue
             order = _fixed_order(members) if rng is None else rng.permutation(members)
             batches += [(sizes, batch) for batch in _pack(order, self._atoms, sizes)]
         if rng is not None:
             batches = [batches[i] for i in rng.permutation(len(batches))]
         return batches
+
+    def _taken(self, rng: np.random.Generator | None) -> np.ndarray:
+        """(samples,) bool, which of them take part in an epoch."""
+        taken = np.arange(len(self.samples)) < self._first_replayed + self._drawn
+        if rng is not None and len(self.samples) > self._first_replayed:
+            taken[self._first_replayed :] = rng.permutation(taken[self._first_replayed :])
+        return taken
 
     def build(self, sizes: Sizes, indices: list[int]) -> tuple[Graph, Labels]:
         """The arrays of one batch of a plan."""

@@ -127,6 +127,7 @@ class Splits:
     train: Dataset
     valid: Dataset
     test: dict[str, Dataset]
+    replay: Dataset | None = None  #: data that the model to start from was trained on
 
 
 def read_dataset(
@@ -179,7 +180,8 @@ def load_data(config: Data, seed: int, loss: Loss, progress: bool = False) -> Sp
             part = part[: max(share, 1)]
         valid = data.subset(np.sort(part))
     test = {name: _read_held_out(files, config, progress) for name, files in _test_files(config.test).items()}
-    splits = Splits(train, valid, test)
+    replay = None if config.replay is None else _read_training(config.replay, config, progress)
+    splits = Splits(train, valid, test, replay)
     for what, name, other in (
         ("validation", "valid", valid),
         *(("test", f"test.{name}", item) for name, item in test.items()),
@@ -197,6 +199,8 @@ def load_data(config: Data, seed: int, loss: Loss, progress: bool = False) -> Sp
                 stacklevel=2,
             )
     check_labels(splits, loss, own=config.valid is not None)
+    if replay is not None:
+        replay.require_labels()
     return splits
 
 

@@ -30,7 +30,7 @@ def print_plan(config: Config, out: Path) -> None:
     splits = load_data(config.data, config.seed, config.loss, progress=True)
     beginning = start.load(config)
     config, choices = recipe.choose(config, splits.train, beginning)
-    start.check(beginning, config)
+    choices += start.check(beginning, config, splits)
     console.print(Syntax(dump_config(config), "yaml", background_color="default"))
     for choice in choices:
         console.print(choice, markup=False, highlight=False, soft_wrap=True)

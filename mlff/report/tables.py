@@ -187,3 +187,18 @@ def _flat(value) -> str:
     if isinstance(value, dict):
         return ", ".join(f"{key} {_flat(item)}" for key, item in value.items())
     return str(value)
+
+
+def finetuning(rows: list[dict]) -> Table:
+    """Errors before and after fine-tuning, see `mlff.training.start.before_and_after`."""
+    table = Table(title="forces before and after: RMSE / worst structure, meV/Å", title_justify="left")
+    for heading in ("", "structures", "before", "after", "energy after, meV/atom"):
+        table.add_column(heading, justify="right" if heading else "left")
+
+    def text(*values: float | None) -> str:
+        return " / ".join("-" if value is None else f"{value:.3g}" for value in values)
+
+    for row in rows:
+        pairs = [text(row[f"forces_rmse_{when}"], row[f"forces_worst_{when}"]) for when in ("before", "after")]
+        table.add_row(escape(row["data"]), f"{row['structures']:,}", *pairs, text(row["energy_rmse_per_atom_after"]))
+    return table

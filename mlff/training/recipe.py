@@ -1,4 +1,4 @@
-"""What a config leaves open, chosen from the data: cutoff, channels, length of training.
+"""What a config leaves open, chosen from the data: cutoff, channels, length of training, learning rate of fine-tuning.
 
 A choice is made only where the config says nothing; each comes with its reason. A potential to start from decides about
 its model.
@@ -14,6 +14,7 @@ from mlff.potential.potential import Potential
 MOLECULES, PERIODIC = 4.0, 5.0  #: Å
 STEPS = 25_000  #: of optimisation, when neither epochs nor hours are said
 EPOCHS = (20, 1000)  #: at least and at most
+FINE = 0.25  #: learning rate of fine-tuning, as a share of that of a training from random weights
 
 
 def choose(config: Config, data: Dataset, beginning: Potential | None = None) -> tuple[Config, list[str]]:
@@ -46,4 +47,8 @@ def choose(config: Config, data: Dataset, beginning: Potential | None = None) ->
         epochs = min(max(round(STEPS / steps), EPOCHS[0]), EPOCHS[1])
         training = training.model_copy(update={"epochs": epochs})
         reasons.append(f"training.epochs: {epochs}, about {epochs * steps:,} steps for {len(data):,} structures")
-    return config.model_copy(update={"model": model, "training": training}), reasons
+    optimizer = config.optimizer
+    if beginning is not None and "learning_rate" not in optimizer.model_fields_set:
+        optimizer = optimizer.model_copy(update={"learning_rate": FINE * optimizer.learning_rate})
+        reasons.append(f"optimizer.learning_rate: {optimizer.learning_rate:g}, a quarter of the usual one for fine-tuning")
+    return config.model_copy(update={"model": model, "training": training, "optimizer": optimizer}), reasons

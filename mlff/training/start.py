@@ -6,13 +6,25 @@ mean binding energies are those of the new data, whose zero of energy may be ano
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+import numpy as np
 from ase.data import chemical_symbols
+from flax import traverse_util
 
 from mlff.basics.errors import ConfigError
 from mlff.config.load import differences
 from mlff.config.options import Config
+from mlff.data.dataset import Dataset, Splits
+from mlff.models import registry
 from mlff.models.common import Statistics
+from mlff.models.parameters import parameter_shapes, range_shapes
 from mlff.potential.potential import Potential
+from mlff.training.evaluate import evaluate
+
+_ASKED = 50  #: structures of the data to replay, for a look at their units
+_FAR = 0.8  #: times the size of their labels: no model that was trained on them is so far off
+_OFF, _FACTOR = 0.3, 1.33  #: and so far not by a factor
 
 
 def load(config: Config) -> Potential | None:
@@ -25,26 +37,112 @@ def load(config: Config) -> Potential | None:
     return potential
 
 
-def check(potential: Potential | None, config: Config) -> None:
-    """Raises ConfigError where the model of the potential to start from is not `config.model`."""
+def check(potential: Potential | None, config: Config, splits: Splits) -> list[str]:
+    """What is to be said of the start, a line each. Raises ConfigError where it does not fit the config or the data.
+
+    Its model is not `config.model`; there are data to replay without a start, or that it was not trained on.
+    """
     if potential is None:
-        return
+        if splits.replay is not None:
+            raise ConfigError("data.replay: there is no finetune_from, so nothing that could be forgotten; leave it out")
+        return []
     differing = differences(potential.config.model_dump(mode="json"), config.model.model_dump(mode="json"))
     if differing:
         raise ConfigError(
             f"finetune_from: {config.finetune_from}: its model differs from the config's in {differing}; write the same model section, or none"
         )
+    if splits.replay is not None:
+        check_replay(potential, splits.replay)
+    _, lines = with_elements(potential, splits.train.elements)
+    return lines
 
 
-def elements(potential: Potential, wanted: tuple[int, ...], source: str) -> tuple[int, ...]:
-    """Those of `potential`. Raises ConfigError where the data have another one."""
-    unknown = [chemical_symbols[z] for z in wanted if z not in potential.elements]
+def with_elements(potential: Potential, wanted: tuple[int, ...]) -> tuple[Potential, list[str]]:
+    """The same potential for its elements and those of `wanted`, and one line for each new one.
+
+    A new element begins as the most similar known one: of the same group of the periodic table, else the nearest atomic number.
+    """
+    new = [z for z in wanted if z not in potential.elements]
+    if not new:
+        return potential, []
+    likes = {z: min(potential.elements, key=lambda known: _unlike(z, known)) for z in new}
+    every = tuple(sorted({*potential.elements, *new}))
+    taken = np.array([potential.elements.index(likes.get(z, z)) for z in every])
+    module = registry.build(potential.config, every, potential.statistics)
+    shapes = parameter_shapes(module) | range_shapes(module)
+    flat = {"/".join(name): np.asarray(leaf) for name, leaf in traverse_util.flatten_dict(potential.params).items()}
+    grown = {name: _grown(leaf, shapes[name], taken, len(potential.elements)) for name, leaf in flat.items()}
+    energies = potential.statistics.atom_energies
+    lines = [f"{chemical_symbols[z]} is new to the model: it begins as {chemical_symbols[likes[z]]}" for z in new]
+    return replace(
+        potential,
+        params=traverse_util.unflatten_dict({tuple(name.split("/")): leaf for name, leaf in grown.items()}),
+        elements=every,
+        baseline={z: potential.baseline[likes[z]] for z in new} | potential.baseline,
+        statistics=potential.statistics._replace(
+            atom_energies=tuple(energies[i] for i in taken) if energies else (), inner_cutoff=()
+        ),
+    ), lines
+
+
+def _unlike(z: int, known: int) -> tuple[bool, int]:
+    return _group(z) != _group(known), abs(z - known)
+
+
+def _group(z: int) -> int:
+    """Of the periodic table, 1 to 18; hydrogen has its own, 0, and all lanthanides and actinides are in 3."""
+    gases = (0, 2, 10, 18, 36, 54, 86, 118)
+    after = next(z - gas for gas in reversed(gases) if gas < z)
+    left = next(gas - z for gas in gases if gas >= z)
+    if z == 1:
+        return 0
+    if left <= 5:
+        return 18 - left
+    return after if after <= 2 else 18 - min(left, 15)
+
+
+def _grown(leaf: np.ndarray, shape: tuple[int, ...], taken: np.ndarray, known: int) -> np.ndarray:
+    """Rows of new elements, and of their pairs, copied from those in `taken`."""
+    for axis, (old, new) in enumerate(zip(leaf.shape, shape, strict=True)):
+        if old == known and new == len(taken) != old:
+            leaf = np.take(leaf, taken, axis)
+        elif old == known**2 and new == len(taken) ** 2 != old:
+            leaf = np.take(leaf, (taken[:, None] * known + taken).ravel(), axis)
+    return leaf
+
+
+def replay_baseline(potential: Potential, measured: Statistics) -> dict[int, float]:
+    """Reference energies (Z -> eV) of the data that `potential` was trained on, for a network with the statistics `measured`.
+
+    With them its labels are what the network gave at the start: each kind of data keeps a zero of its own.
+    """
+    old, new = potential.statistics.atom_energies, measured.atom_energies
+    moved = dict(zip(potential.elements, np.subtract(old, new).tolist(), strict=True)) if old and new else {}
+    return {z: energy + moved.get(z, 0.0) for z, energy in potential.baseline.items()}
+
+
+def check_replay(potential: Potential, replay: Dataset) -> None:
+    """Raise ConfigError where these are no data that the potential was trained on: other elements, units, another method."""
+    unknown = [chemical_symbols[z] for z in replay.elements if z not in potential.elements]
+    source = f"data.replay: {replay.census.source}"
     if unknown:
         known = " ".join(chemical_symbols[z] for z in potential.elements)
+        raise ConfigError(f"{source}: has {' '.join(unknown)}, which the model to start from does not know ({known})")
+    label = "forces" if any(s.forces is not None for s in replay) else "energy"
+    asked = [s for s in replay if getattr(s, label) is not None][:_ASKED]
+    results = potential.predict(asked, stress=False)
+    given, found = (np.concatenate([np.ravel(getattr(x, label)) for x in many]) for many in (asked, results))
+    if label == "energy":  # per atom, less the mean
+        sizes = np.array([len(s) for s in asked], float)
+        given, found = (values / sizes - np.mean(values / sizes) for values in (given, found))
+    error, size = np.sqrt(np.mean((given - found) ** 2)), np.sqrt(np.mean(given**2))
+    ratio = float(given @ found / max(found @ found, 1e-30))
+    if error > _FAR * size or (error > _OFF * size and not 1 / _FACTOR < ratio < _FACTOR):
+        unit = {"forces": "eV/Å", "energy": "eV per atom"}[label]
         raise ConfigError(
-            f"{source}: has {' '.join(unknown)}, which the model to start from does not know; it knows {known}"
+            f"{source}: the model to start from misses its {label} by {error:.3g} {unit} RMS, of {size:.3g} {unit}; the best factor "
+            f"between them is {ratio:.4g}: these are no data that it was trained on, or in other units; see data.units and data.keys"
         )
-    return potential.elements
 
 
 def statistics(potential: Potential, measured: Statistics, present: tuple[int, ...]) -> Statistics:
@@ -58,3 +156,22 @@ def statistics(potential: Potential, measured: Statistics, present: tuple[int, .
         pairs = zip(potential.elements, measured.atom_energies, old.atom_energies, strict=True)
         energies = tuple(new if z in present else before for z, new, before in pairs)
     return Statistics(old.energy_scale, old.mean_neighbors, energies, measured.inner_cutoff)
+
+
+def before_and_after(before: Potential, after: Potential, splits: Splits) -> list[dict]:
+    """Errors of what was kept aside and of the data to replay: force RMSE before and after, of single structures the worst.
+
+    meV/Å, and meV per atom of the energies after (before it, their zero may be another). None: no such labels, or an element
+    that the potential did not know.
+    """
+    sets = {"validation": splits.valid, **splits.test} | ({} if splits.replay is None else {"replay": splits.replay})
+    rows = []
+    for name, data in sets.items():
+        old = evaluate(before, data) if set(data.elements) <= set(before.elements) else None
+        new = evaluate(after, data)
+        row = {"data": name, "structures": len(data)}
+        for label, metrics in (("before", old), ("after", new)):
+            row[f"forces_rmse_{label}"] = None if metrics is None else metrics.forces_rmse
+            row[f"forces_worst_{label}"] = None if metrics is None else metrics.forces_rmse_of_structures.get("worst")
+        rows.append(row | {"energy_rmse_per_atom_after": None if name == "replay" else new.energy_rmse_per_atom})
+    return rows

@@ -51,14 +51,14 @@ def measure(samples: list[Sample], elements: tuple[int, ...], learned: Sequence[
             "others, or a weight to one that varies (loss.energy, loss.forces, loss.stress)"
         )
     neighbors = float(np.sum([s.mask.sum() for s in samples]) / np.sum([len(s.numbers) for s in samples]))
-    return Statistics(scale, max(neighbors, 1.0), tuple(map(float, atom_energies)), _inner_cutoffs(samples, elements))
+    return Statistics(scale, max(neighbors, 1.0), tuple(map(float, atom_energies)), inner_cutoffs(samples, elements))
 
 
 def _volume(sample: Sample) -> float:
     return abs(np.linalg.det(sample.cell))
 
 
-def _inner_cutoffs(samples: list[Sample], elements: tuple[int, ...]) -> tuple[float, ...]:
+def inner_cutoffs(samples: list[Sample], elements: tuple[int, ...]) -> tuple[float, ...]:
     """`NEARER` of the shortest distance of each pair of elements, Å, at most `FARTHEST` beyond the sum of their radii.
 
     The data bear a little less than their shortest distance, which hotter dynamics needs. Pairs that are no bonds have

@@ -19,9 +19,10 @@ from mlff.basics import compiler
 from mlff.config.options import Config
 from mlff.graph import Graph, Labels
 from mlff.potential.derivatives import predict
-from mlff.training import losses, optimizer
+from mlff.training import losses, optimizer, plasticity
 from mlff.training.losses import Sums
 from mlff.training.objectives import Apply, Objective, Params
+from mlff.training.plasticity import Factors
 
 
 class State(NamedTuple):
@@ -59,11 +60,13 @@ def copied(tree):
     return jax.tree.map(jnp.copy, tree)
 
 
-def make_step(objective: Objective, config: Config) -> Callable[[State, Array, Graph, Labels], tuple[State, Array]]:
+def make_step(
+    objective: Objective, config: Config, factors: Factors | None = None
+) -> Callable[[State, Array, Graph, Labels], tuple[State, Array]]:
     """`step(state, controls, graph, labels) -> (state, report vector)`, compiled; the state passed in is consumed.
 
     controls: (2,) progress of training (0 to 1) and the run's factor on the learning rate. The objective's random key is
-    another in every step, and the same when a run is repeated.
+    another in every step, and the same when a run is repeated. `factors`: of each parameter (`mlff.training.plasticity`).
     """
 
     def step(state: State, controls: Array, graph: Graph, labels: Labels) -> tuple[State, Array]:
@@ -74,7 +77,8 @@ def make_step(objective: Objective, config: Config) -> Callable[[State, Array, G
         norm = optax.tree.norm(gradient)
         good = jnp.isfinite(loss) & jnp.isfinite(norm)
         rate = factor * optimizer.learning_rate(config.optimizer, progress)
-        updated = _update(state, optimizer.clip(gradient, norm, config.optimizer.clip), rate, config)
+        plastic = None if factors is None else factors(progress)
+        updated = _update(state, optimizer.clip(gradient, norm, config.optimizer.clip), rate, config, plastic)
         state = jax.tree.map(lambda new, old: jnp.where(good, new, old), updated, state)
         return state, _pack(loss, norm, ~good, sums)
 
@@ -92,8 +96,10 @@ def make_eval_step(apply: Apply, config: Config, scale: float, stress: bool) -> 
     return jax.jit(measure, compiler_options=compiler.quick())
 
 
-def _update(state: State, gradient: Params, rate: Array, config: Config) -> State:
+def _update(state: State, gradient: Params, rate: Array, config: Config, plastic: Params | None) -> State:
     updates, inner = optimizer.make_optimizer(config.optimizer, rate).update(gradient, state.optimizer, state.params)
+    if plastic is not None:
+        updates = plasticity.scaled(updates, plastic)
     params = optax.apply_updates(state.params, updates)
     count = state.updates.astype(rate.dtype)
     decay = jnp.minimum(config.training.ema_decay, (1.0 + count) / (10.0 + count)) if config.training.ema_decay else 0.0

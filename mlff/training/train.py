@@ -27,14 +27,14 @@ from mlff.basics.signals import Terminated
 from mlff.config.load import differences, dump_config
 from mlff.config.options import Config
 from mlff.data import baseline as baselines
-from mlff.data.batching import Batches, make_sample
+from mlff.data.batching import Batches, Sample, make_sample
 from mlff.data.dataset import Dataset, Splits, check_labels, load_data
 from mlff.lint.lint import lint
 from mlff.models import registry
 from mlff.models.parameters import initial_params
 from mlff.potential import domain, selfcheck
 from mlff.potential.potential import Potential
-from mlff.training import losses, parity, ranges, recipe, start, statistics
+from mlff.training import losses, parity, plasticity, ranges, recipe, start, statistics
 from mlff.training.checkpoint import Checkpoints
 from mlff.training.evaluate import predict
 from mlff.training.metrics import compare
@@ -49,7 +49,7 @@ _WARNINGS = 5  # lines
 _FORMULAS = 12  # that are named
 _MEMBER = 1_000_003  # between the seeds of a committee's members
 MAY_CHANGE = {
-    "data": {"train", "valid", "test", "lint", "skip"},  # the content counts, not the path
+    "data": {"train", "valid", "test", "replay", "lint", "skip"},  # the content counts, not the path
     "training": {"epochs", "max_hours", "patience", "validate_every", "checkpoint_every", "tensorboard"},
 }
 
@@ -84,7 +84,7 @@ def train(config: Config, out_dir: str | Path, *, progress: bool = True, data: S
 def _train(config: Config, out: Path, splits: Splits, journal: RunLog, progress: bool, started: float) -> Potential:
     beginning = start.load(config)
     config, choices = recipe.choose(config, splits.train, beginning)
-    start.check(beginning, config)
+    choices += start.check(beginning, config, splits)
     identity = _identity(config, splits, beginning)
     with jax.enable_x64(config.precision == "float64"), Checkpoints(out / "checkpoints") as saved:
         record = saved.record()
@@ -101,6 +101,8 @@ def _train(config: Config, out: Path, splits: Splits, journal: RunLog, progress:
 
         task = prepare(config, splits, progress, beginning)
         journal.say(task.describe())
+        for line in plasticity.describe(config.optimizer, task.params):
+            journal.say(line)
         trainer = Trainer(task, saved, journal, identity)
         trainer.resume()
         trainer.run.overhead += time.monotonic() - started
@@ -146,19 +148,27 @@ def prepare(config: Config, splits: Splits, progress: bool = False, beginning: P
         baseline = baselines.fit(splits.train, config.data.reference_energies)
     except DataError as error:
         raise DataError(f"{source}: {error}") from None
+    present = elements
     if beginning is not None:
-        present, elements = elements, start.elements(beginning, elements, source)
+        beginning, _ = start.with_elements(beginning, elements)
+        elements = beginning.elements
         baseline = beginning.baseline | baseline
-    dtype = np.dtype(config.precision)
-    batches = []
-    for name, structures in (("training", splits.train), ("validation", splits.valid)):
+
+    def samples(structures: Dataset, name: str, baseline: dict[int, float]) -> list[Sample]:
         listed = track(structures, f"neighbours ({name})", disable=not progress, transient=True)
-        samples = [make_sample(structure, config.model.cutoff, baseline) for structure in listed]
-        batches.append(Batches(samples, config.training.batch_size, config.training.max_atoms, dtype))
-    train, valid = batches
-    measured = statistics.measure(train.samples, elements, losses.learned(config.loss))
+        return [make_sample(structure, config.model.cutoff, baseline) for structure in listed]
+
+    new, held_out = samples(splits.train, "training", baseline), samples(splits.valid, "validation", baseline)
+    measured = statistics.measure(new, elements, losses.learned(config.loss))
+    old = []
     if beginning is not None:
         measured = start.statistics(beginning, measured, present)
+    if beginning is not None and splits.replay is not None:
+        old = samples(splits.replay, "replay", start.replay_baseline(beginning, measured))
+        measured = measured._replace(inner_cutoff=statistics.inner_cutoffs([*new, *old], elements))
+    dtype, sizes = np.dtype(config.precision), (config.training.batch_size, config.training.max_atoms)
+    train = Batches(new, *sizes, dtype, replayed=old, replay_share=config.data.replay_share)
+    valid = Batches(held_out, *sizes, dtype)
     module = registry.build(config.model, elements, measured)
     params = (
         {"params": beginning.params["params"]}
@@ -185,6 +195,7 @@ def finish(
         "versions": provenance.versions(),
         "machine": provenance.machine(),
     }
+    structures = splits.train.structures + (() if splits.replay is None else splits.replay.structures)
     potential = Potential(
         config=task.config.model,
         params=jax.device_get(params),
@@ -193,7 +204,7 @@ def finish(
         statistics=task.statistics,
         precision=task.config.precision,
         metadata=metadata,
-        environments=domain.summarise(splits.train.structures, task.elements, task.config.model.cutoff),
+        environments=domain.summarise(structures, task.elements, task.config.model.cutoff),
     )
     found = ranges.measure(potential.model, params, (task.train, task.valid), task.ranges)
     potential = dataclasses.replace(potential, params=potential.params | found)
@@ -234,7 +245,8 @@ def _identity(config: Config, splits: Splits, beginning: Potential | None) -> di
         kept = MAY_CHANGE.get(section, set())
         options[section] = {k: v for k, v in values.items() if k not in kept} if isinstance(values, dict) else values
     options["finetune_from"] = None if beginning is None else beginning.fingerprint  # the content counts, not the path
-    data = {name: getattr(splits, name).fingerprint for name in ("train", "valid")}
+    options["optimizer"]["plasticity_map"] = plasticity.fingerprint(config.optimizer.plasticity_map)
+    data = {name: part.fingerprint for name in ("train", "valid", "replay") if (part := getattr(splits, name)) is not None}
     return {"config": options, "content of data": data}
 
 

@@ -21,7 +21,7 @@ from mlff.config.options import Config
 from mlff.data.batching import Batches, Sizes
 from mlff.graph import Graph, Labels
 from mlff.models.common import Statistics
-from mlff.training import losses, optimizer
+from mlff.training import losses, optimizer, plasticity
 from mlff.training.checkpoint import Checkpoints
 from mlff.training.losses import Sums
 from mlff.training.objectives import Apply, Objective, Params, supervised
@@ -77,7 +77,7 @@ class Trainer:
         self.state = initial_state(self.config, task.params)
         self.best = copied(self.state)
         scale = task.statistics.energy_scale
-        self.step = make_step(task.objective, self.config)
+        self.step = make_step(task.objective, self.config, plasticity.factors(self.config.optimizer, task.params))
         stress = any("stress" in sample.labels for sample in task.valid.samples)
         self.measure = make_eval_step(task.apply, self.config, scale, stress)
         self._compiled: set[tuple[str, Sizes]] = set()

@@ -9,6 +9,7 @@ from ase.build import bulk, molecule
 from mlff.basics.errors import ConfigError
 from mlff.config.load import make_config
 from mlff.config.options import ACE, SchNet
+from mlff.data.dataset import Splits
 from mlff.data.structure import Structure
 from mlff.training import recipe, start
 from tests.conftest import make_potential
@@ -18,6 +19,10 @@ class Set(list):
     """As much of a dataset as is looked at."""
 
     structures = property(list)
+    elements = ()
+
+
+NOTHING = Splits(Set(), Set(), {})
 
 
 def choose(structures, beginning=None, **sections):
@@ -57,7 +62,7 @@ def test_the_model_to_start_from_is_taken_as_it_is():
     beginning = make_potential("ace")
     config, reasons = choose([molecule("CH3OH")], beginning, training={"epochs": 1})
     assert config.model == beginning.config and "as in the potential to start from" in reasons[0]
-    start.check(beginning, config)
+    start.check(beginning, config, NOTHING)
     config, _ = choose([molecule("CH3OH")], beginning, model={"channels": 16})
     with pytest.raises(ConfigError, match="differs from the config's in channels"):
-        start.check(beginning, config)
+        start.check(beginning, config, NOTHING)

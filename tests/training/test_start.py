@@ -5,14 +5,17 @@ from dataclasses import replace
 import jax
 import numpy as np
 import pytest
+from ase.build import molecule
 
 from mlff.basics.errors import ConfigError, ModelFileError
 from mlff.config.load import load_config, make_config
+from mlff.data.batching import Sizes, make_graph
 from mlff.data.dataset import load_data
 from mlff.models.common import Statistics
 from mlff.potential.potential import Potential
 from mlff.training import start
 from mlff.training.train import prepare, train
+from tests.conftest import make_potential
 
 from .test_loop import write
 from .toy import make_structures
@@ -82,9 +85,6 @@ def test_what_cannot_be_started_from_is_refused_by_name(files, tmp_path):
     other = MODEL | {"channels": 16, "cutoff": 2.5}
     with pytest.raises(ConfigError, match=r"channels \(8 there, 16 here\), cutoff \(3.0 there, 2.5 here\); write the same"):
         train(settings(files, model=other), tmp_path / "out", progress=False)
-    germanium = [replace(s, numbers=np.full(4, 32, np.int32)) for s in make_structures(12, seed=3)]
-    with pytest.raises(ConfigError, match="has Ge, which the model to start from does not know; it knows C Si"):
-        train(settings(files, data={"train": write(tmp_path / "ge.xyz", germanium)}), tmp_path / "out", progress=False)
     members = replace(Potential.load(files[0]), members=2, metadata={})
     members = replace(members, params=jax.tree.map(lambda p: np.stack([p, p + 1]), members.params))
     members.save(tmp_path / "committee.safetensors")
@@ -100,3 +100,70 @@ def test_the_path_is_relative_to_the_config_file(tmp_path):
         ConfigError, match="b.yaml: finetune_from: ~no_such_user/first.safetensors: there is no such home directory"
     ):
         load_config(tmp_path / "b.yaml")
+
+
+@pytest.mark.parametrize("name", ["ace", "schnet"])
+def test_a_new_element_begins_as_the_one_most_like_it(name):
+    old = make_potential(name)  # of H, C, O, Si
+    new, lines = start.with_elements(old, (1, 5, 16))
+    assert new.elements == (1, 5, 6, 8, 14, 16)
+    assert lines == ["B is new to the model: it begins as C", "S is new to the model: it begins as O"]
+    known = molecule("CH3OH")
+    disguised = known.copy()
+    disguised.numbers = [{6: 5, 8: 16}.get(z, z) for z in known.numbers]
+    (before,) = replace(old, statistics=new.statistics._replace(atom_energies=old.statistics.atom_energies)).predict([known])
+    same, other = new.predict([known, disguised])
+    np.testing.assert_allclose(same.forces, before.forces, atol=1e-5)
+    off = np.abs(other.forces - before.forces).max()
+    assert 0 < off < 50, "bond lengths and the repulsion of nuclei are those of the element itself"
+
+
+@pytest.mark.parametrize("z, like", [(9, 8), (35, 17), (22, 26), (3, 11), (1, 6), (64, 57)])
+def test_of_the_same_group_or_else_the_nearest_number(z, like):
+    known = {9: (6, 8), 35: (8, 17, 29), 22: (16, 26), 3: (1, 2, 11), 1: (6, 17), 64: (57, 50)}[z]
+    assert min(known, key=lambda other: start._unlike(z, other)) == like
+
+
+def test_training_with_a_new_element(files, tmp_path):
+    germanium = [replace(s, numbers=np.full(4, 32, np.int32)) for s in make_structures(12, seed=3)]
+    config = settings(files, data={"train": write(tmp_path / "ge.xyz", germanium)})
+    potential = train(config, tmp_path / "out", progress=False)
+    assert potential.elements == (6, 14, 32)
+
+
+def old_data(seed=0):
+    return [replace(s, energy=s.energy) for s in make_structures(24, seed=seed)]
+
+
+def test_replayed_data_keep_their_own_zero_and_take_their_share(files, tmp_path):
+    data = {"train": files[1], "replay": write(tmp_path / "old.xyz", old_data()), "replay_share": 0.25}
+    new = task(settings(files, data=data))
+    plan = new.train.plan(np.random.default_rng(0))
+    taken = [index for _, indices in plan for index in indices]
+    count = new.train._first_replayed
+    replayed = sorted(index for index in taken if index >= count)
+    assert sorted(index for index in taken if index < count) == list(range(count))
+    assert len(replayed) == round(count / 3) == len(set(replayed))
+    others = [i for _, indices in new.train.plan(np.random.default_rng(1)) for i in indices if i >= count]
+    assert sorted(others) != replayed
+    old = Potential.load(files[0])
+    predicted = old.predict([s.to_atoms() for s in old_data()])
+    apply = jax.jit(new.apply)
+    for (energy, *_), sample, structure in zip(predicted, new.train.samples[count:], old_data(), strict=True):
+        graph = make_graph([sample], Sizes(1, 4, 4))
+        error = float(apply(new.params, graph).sum()) - sample.labels["energy"]
+        assert error == pytest.approx(energy - structure.energy, abs=1e-4)
+
+
+def test_replay_that_cannot_be_is_refused(files, tmp_path):
+    def refused(match, structures, **changes):
+        data = {"train": files[1], "replay": write(tmp_path / "old.xyz", structures)}
+        with pytest.raises(ConfigError, match=match):
+            train(settings(files, data=data, **changes), tmp_path / "out", progress=False)
+
+    refused("there is no finetune_from", old_data(), finetune_from=None)
+    refused(
+        "has Ge, which the model to start from does not know",
+        [replace(s, numbers=np.full(4, 32, np.int32)) for s in old_data()],
+    )
+    refused(r"best factor between them is .*other units", [replace(s, forces=23.06 * s.forces) for s in old_data()])
