@@ -146,6 +146,20 @@ def sphere() -> None:
     save(figure, "sphere")
 
 
+def vanishing_gradients() -> None:
+    """What the page of that name computes."""
+    page = (ROOT / "docs" / "theory" / "vanishing_gradients.md").read_text(encoding="utf-8")
+    names: dict = {}
+    exec(page.partition("```python\n")[2].partition("```")[0], names)
+    figure, axes = plt.subplots(figsize=(5, 3), layout="constrained")
+    for (name, norms), color in zip(names["found"].items(), (RED, BLUE, "#3a9d5d"), strict=True):
+        axes.plot(np.arange(1, len(norms) + 1), norms, "o-", ms=3, color=color, label=name)
+    axes.plot(np.arange(1, 21), 0.25 ** (20.0 - np.arange(1, 21)), ":", color=GREY, label="a quarter a layer")
+    axes.set(yscale="log", xlabel="layer, 20 is the last", ylabel="norm of the gradient, last = 1", xticks=[1, 5, 10, 15, 20])
+    axes.legend()
+    save(figure, "vanishing_gradients")
+
+
 def icon() -> None:
     """Two atoms and their bond, for the browser's tab."""
     figure = plt.figure(figsize=(0.6, 0.6))
@@ -163,7 +177,7 @@ def main() -> None:
     with plt.rc_context(STYLE):
         if sys.argv[1:]:
             overview(Potential.load(Path(sys.argv[1]) / "model.safetensors"))
-        for draw in (radial_functions, saturation, sphere, icon):
+        for draw in (radial_functions, saturation, sphere, vanishing_gradients, icon):
             draw()
 
 

@@ -1,4 +1,4 @@
-"""`mlff train`, `mlff finetune`, `mlff plasticity`, `mlff committee` and `mlff schema`."""
+"""`mlff train`, `mlff finetune`, `mlff plot`, `mlff plasticity`, `mlff committee` and `mlff schema`."""
 
 from __future__ import annotations
 
@@ -37,6 +37,9 @@ def train(
     out: Out = None,
     set_: Set = None,
     dry_run: DryRun = False,
+    find_lr: Annotated[
+        bool, typer.Option("--find-lr", help="try learning rates for 150 steps, draw OUT/learning_rate.png, train nothing")
+    ] = False,
     certify: Certify = True,
     quiet: Quiet = False,
 ) -> None:
@@ -49,6 +52,9 @@ def train(
         from mlff.report.plan import print_plan
 
         print_plan(settings, out)
+        return
+    if find_lr:
+        _find_learning_rate(settings, out, config.stem)
         return
     _run(settings, out, config.stem, None, certify, quiet)
     print(out / "model.safetensors")
@@ -128,9 +134,7 @@ def _run(settings: Config, out: Path, title: str, splits: Splits | None, certify
     use_compilation_cache()
     potential = run_training(settings, out, progress=not quiet, data=splits)
     if (out / "metrics.jsonl").exists():
-        from mlff.report import plots
-
-        plots.learning_curve(out / "metrics.jsonl", out / "learning_curve.png", title=title)
+        _plot(out, title)
     model = out / "model.safetensors"
     if certify and CERTIFICATE not in potential.metadata:
         certificate = write_certificate(potential, model, [], out / "certificate.png", quiet)
@@ -139,6 +143,48 @@ def _run(settings: Config, out: Path, title: str, splits: Splits | None, certify
         potential = replace(potential, metadata=potential.metadata | {CERTIFICATE: certificate.to_dict()})
     _write_report(potential, model)
     return potential
+
+
+def _find_learning_rate(settings: Config, out: Path, title: str) -> None:
+    from mlff.basics.files import writing
+    from mlff.basics.runtime import use_compilation_cache
+    from mlff.report import plots
+    from mlff.training.train import find_learning_rate
+
+    use_compilation_cache()
+    found = find_learning_rate(settings)
+    picture = out / "learning_rate.png"
+    with writing(out):
+        out.mkdir(parents=True, exist_ok=True)
+    plots.range_test(found, picture, title)
+    if found.suggestion is None:
+        say("warning", f"the loss fell at no learning rate up to {found.rates[-1]:.2g}: look at the data and at {picture}")
+    else:
+        chosen = settings.optimizer.learning_rate
+        print(f"optimizer.learning_rate: {found.suggestion:g} (now {chosen:g}); {picture}")
+
+
+@app.command(epilog="Example: mlff plot runs/malonaldehyde")
+def plot(
+    run: Annotated[Path, typer.Argument(help="directory of a training, finished or at work", show_default=False)],
+) -> None:
+    """Draw errors, and the gradients and updates of the layers, over the epochs: RUN/learning_curve.png and RUN/layers.png."""
+    for path in _plot(run, run.name):
+        print(path)
+
+
+def _plot(out: Path, title: str) -> list[Path]:
+    from mlff.basics.errors import DataError
+    from mlff.report import plots
+
+    drawn = [out / "learning_curve.png"]
+    plots.learning_curve(out / "metrics.jsonl", drawn[0], title=title)
+    try:
+        plots.layers(out / "metrics.jsonl", out / "layers.png", title=title)
+        drawn.append(out / "layers.png")
+    except DataError as error:  # a training of an earlier version, or shorter than an epoch
+        say("note", str(error))
+    return drawn
 
 
 def _write_report(potential: Potential, model: Path) -> None:

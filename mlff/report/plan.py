@@ -75,6 +75,6 @@ def step_memory(task: Task, sizes: Sizes) -> int:
     indices = next(indices for planned, indices in task.train.plan(None) if planned == sizes)
     graph, labels = task.train.build(sizes, indices)
     step = make_step(task.objective, task.config)
-    controls = jnp.asarray(np.zeros(2, task.train.dtype))
+    controls = jnp.asarray(np.zeros(3, task.train.dtype))
     plan = step.lower(initial_state(task.config, task.params), controls, graph, labels).compile().memory_analysis()
     return plan.temp_size_in_bytes + plan.argument_size_in_bytes + plan.output_size_in_bytes - plan.alias_size_in_bytes

@@ -19,6 +19,7 @@ from mlff.lint.lint import Lint
 from mlff.report import panels
 from mlff.report.panels import BLUE, GREY, ORANGE
 from mlff.training.parity import Parity
+from mlff.training.range_test import RangeTest
 
 
 def parity(structures: Sequence[Structure], results: Sequence, path: str | Path, title: str | None = None) -> None:
@@ -43,6 +44,39 @@ def learning_curve(metrics: str | Path, path: str | Path, title: str | None = No
     figure = Figure(figsize=(4.2 * len(curves), 3.8), layout="constrained")
     for axes, curve in zip(np.atleast_1d(figure.subplots(1, len(curves))), curves, strict=True):
         panels.curve(axes, lines, *curve)
+    save(figure, path, title)
+
+
+def layers(metrics: str | Path, path: str | Path, title: str | None = None) -> None:
+    """Norms of gradient and update of each layer over the epochs, and update over weights, from a metrics.jsonl. Raises DataError."""
+    lines = panels.read_log(metrics)
+    figure = Figure(figsize=(12.6, 3.8), layout="constrained")
+    kinds = {"gradient": "norm of the gradient", "update": "norm of the update", "ratio": "update over weights"}
+    for axes, (kind, label) in zip(figure.subplots(1, len(kinds)), kinds.items(), strict=True):
+        names = [key for key in lines[-1] if key.startswith(f"{kind}/")]
+        for name in names:
+            points = [(line["epoch"], line[name]) for line in lines if line.get(name)]
+            if points:
+                axes.plot(*zip(*points, strict=True), lw=1.4, label=name.partition("/")[2])
+        axes.set(xlabel="epoch", ylabel=label, yscale="log")
+        panels.clean(axes)
+    if not names:
+        raise DataError(f"{metrics}: holds no norms of layers")
+    axes.legend(frameon=False, fontsize=8)
+    save(figure, path, title)
+
+
+def range_test(found: RangeTest, path: str | Path, title: str | None = None) -> None:
+    """Loss over the learning rate of a range test; the suggestion is marked."""
+    figure = Figure(figsize=(5.4, 3.8), layout="constrained")
+    axes = figure.subplots()
+    axes.plot(found.rates, found.losses, color=GREY, lw=0.6, label="batches")
+    axes.plot(found.rates, found.smooth, color=BLUE, lw=1.6, label="moving average")
+    if found.suggestion is not None:
+        axes.axvline(found.suggestion, color=ORANGE, lw=1.4, label=f"suggestion: {found.suggestion:g}")
+    axes.set(xlabel="learning rate", ylabel="loss", xscale="log", yscale="log")
+    axes.legend(frameon=False, fontsize=8)
+    panels.clean(axes)
     save(figure, path, title)
 
 

@@ -41,11 +41,13 @@ class Report(NamedTuple):
     gradient_norm: float
     skipped: float  #: 1 if the loss or the gradient was not finite, so that nothing was changed
     sums: Sums
+    norms: np.ndarray  #: (3, layers) of gradient, update and weights of each of `layers`; zeros where not asked for
 
     @classmethod
     def unpack(cls, vector: Array) -> Report:
-        loss, norm, skipped, *sums = np.asarray(vector, np.float64)
-        return cls(loss, norm, skipped, Sums(*sums))
+        loss, norm, skipped, *rest = np.asarray(vector, np.float64)
+        sums, norms = rest[: len(Sums._fields)], rest[len(Sums._fields) :]
+        return cls(loss, norm, skipped, Sums(*sums), np.reshape(norms, (3, -1)))
 
 
 def initial_state(config: Config, params: Params) -> State:
@@ -65,12 +67,13 @@ def make_step(
 ) -> Callable[[State, Array, Graph, Labels], tuple[State, Array]]:
     """`step(state, controls, graph, labels) -> (state, report vector)`, compiled; the state passed in is consumed.
 
-    controls: (2,) progress of training (0 to 1) and the run's factor on the learning rate. The objective's random key is
-    another in every step, and the same when a run is repeated. `factors`: of each parameter (`mlff.training.plasticity`).
+    controls: (3,) progress of training (0 to 1), the run's factor on the learning rate, and 1 to have the norms of the layers
+    in the report. The objective's random key is another in every step, and the same when a run is repeated. `factors`: of
+    each parameter (`mlff.training.plasticity`).
     """
 
     def step(state: State, controls: Array, graph: Graph, labels: Labels) -> tuple[State, Array]:
-        progress, factor = controls
+        progress, factor, look = controls
         key = jax.random.fold_in(jax.random.fold_in(jax.random.key(config.seed), config.member), state.updates)
         derive = jax.value_and_grad(objective, has_aux=True)
         (loss, sums), gradient = derive(state.params, graph, labels, progress, key)
@@ -78,9 +81,12 @@ def make_step(
         good = jnp.isfinite(loss) & jnp.isfinite(norm)
         rate = factor * optimizer.learning_rate(config.optimizer, progress)
         plastic = None if factors is None else factors(progress)
-        updated = _update(state, optimizer.clip(gradient, norm, config.optimizer.clip), rate, config, plastic)
+        clipped = optimizer.clip(gradient, norm, config.optimizer.clip)
+        updated, updates = _update(state, clipped, rate, config, plastic)
+        parts = (gradient, updates, state.params)
+        norms = jax.lax.cond(look > 0, lambda: _norms(parts), lambda: jnp.zeros_like(_norms(parts)))
         state = jax.tree.map(lambda new, old: jnp.where(good, new, old), updated, state)
-        return state, _pack(loss, norm, ~good, sums)
+        return state, _pack(loss, norm, ~good, sums, norms)
 
     return jax.jit(step, donate_argnums=0, compiler_options=compiler.quick())
 
@@ -96,7 +102,24 @@ def make_eval_step(apply: Apply, config: Config, scale: float, stress: bool) -> 
     return jax.jit(measure, compiler_options=compiler.quick())
 
 
-def _update(state: State, gradient: Params, rate: Array, config: Config, plastic: Params | None) -> State:
+def layers(params: Params) -> dict[str, list[int]]:
+    """The layers of a model, the first parts of its parameters' names, and which leaves are theirs."""
+    groups: dict[str, list[int]] = {}
+    for index, (path, _) in enumerate(jax.tree_util.tree_leaves_with_path(params)):
+        names = [str(part.key) for part in path if part.key != "params"]
+        groups.setdefault(names[0], []).append(index)
+    return groups
+
+
+def _norms(trees: tuple[Params, ...]) -> Array:
+    """(trees * layers,) norms."""
+    groups = layers(trees[0]).values()
+    squares = [[jnp.vdot(leaf, leaf) for leaf in jax.tree.leaves(tree)] for tree in trees]
+    return jnp.sqrt(jnp.stack([sum(found[i] for i in group) for found in squares for group in groups]))
+
+
+def _update(state: State, gradient: Params, rate: Array, config: Config, plastic: Params | None) -> tuple[State, Params]:
+    """The state after the update, and the update."""
     updates, inner = optimizer.make_optimizer(config.optimizer, rate).update(gradient, state.optimizer, state.params)
     if plastic is not None:
         updates = plasticity.scaled(updates, plastic)
@@ -104,8 +127,9 @@ def _update(state: State, gradient: Params, rate: Array, config: Config, plastic
     count = state.updates.astype(rate.dtype)
     decay = jnp.minimum(config.training.ema_decay, (1.0 + count) / (10.0 + count)) if config.training.ema_decay else 0.0
     average = jax.tree.map(lambda a, p: (decay * a + (1.0 - decay) * p).astype(a.dtype), state.average, params)
-    return State(params, average, inner, state.updates + 1)
+    return State(params, average, inner, state.updates + 1), updates
 
 
-def _pack(loss: Array, norm: Array, skipped: Array, sums: Sums) -> Array:
-    return jnp.stack([jnp.asarray(value, loss.dtype) for value in (loss, norm, skipped, *sums)])
+def _pack(loss: Array, norm: Array, skipped: Array, sums: Sums, norms: Array = ()) -> Array:
+    scalars = jnp.stack([jnp.asarray(value, loss.dtype) for value in (loss, norm, skipped, *sums)])
+    return jnp.concatenate([scalars, jnp.asarray(norms, loss.dtype)])

@@ -41,6 +41,7 @@ from mlff.training.metrics import compare
 from mlff.training.objectives import Params
 from mlff.training.parity import Parity
 from mlff.training.progress import TrainingProgress
+from mlff.training.range_test import RangeTest, range_test
 from mlff.training.runlog import RunLog, duration
 from mlff.training.trainer import Task, Trainer
 
@@ -120,6 +121,18 @@ def _train(config: Config, out: Path, splits: Splits, journal: RunLog, progress:
     except FileError as error:  # the model is saved
         journal.warn(f"{error}; the report will lack predictions: mlff evaluate {out} DATA --html FILE makes them again")
     return potential
+
+
+def find_learning_rate(config: Config) -> RangeTest:
+    """The learning-rate range test on the data of a config; raises as `train`. Nothing is written."""
+    refuse_forked()
+    set_up_process()
+    splits = load_data(config.data, config.seed, config.loss)
+    beginning = start.load(config)
+    config, _ = recipe.choose(config, splits.train, beginning)
+    start.check(beginning, config, splits)
+    with jax.enable_x64(config.precision == "float64"):
+        return range_test(prepare(config, splits, beginning=beginning))
 
 
 def inspect(config: Config, splits: Splits, warn: Callable[[str], None]) -> None:

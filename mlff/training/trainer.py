@@ -27,7 +27,7 @@ from mlff.training.losses import Sums
 from mlff.training.objectives import Apply, Objective, Params, supervised
 from mlff.training.progress import MAX_BACKOFFS, SPIKE, TrainingProgress, errors
 from mlff.training.runlog import RunLog, duration
-from mlff.training.step import Report, copied, initial_state, make_eval_step, make_step
+from mlff.training.step import Report, copied, initial_state, layers, make_eval_step, make_step
 
 IN_FLIGHT = 2  #: steps the device may be ahead of the host's book-keeping
 AHEAD = 2  #: batches that are built before they are needed
@@ -81,6 +81,8 @@ class Trainer:
         stress = any("stress" in sample.labels for sample in task.valid.samples)
         self.measure = make_eval_step(task.apply, self.config, scale, stress)
         self._compiled: set[tuple[str, Sizes]] = set()
+        self._layers = list(layers(task.params))
+        self._norms = np.zeros((3, len(self._layers)))
         self._stop = Stop()
         self._mark = self._saved = self._shown = time.monotonic()
         self._share = self._speed = 0.0  # progress at the last step, structures per second in the last epoch
@@ -133,7 +135,8 @@ class Trainer:
             while run.position < len(plan) and not run.out_of_time(self.config) and not self._stop.asked:
                 sizes, count, graph, labels = next(batches)
                 self._share = run.progress(self.config, len(plan))
-                controls = np.array([self._share, run.factor], graph.positions.dtype)
+                look = run.position == len(plan) - 1  # at the norms of the layers: once an epoch
+                controls = np.array([self._share, run.factor, look], graph.positions.dtype)
                 self.state, report = self._first_use("step", sizes, self.step, self.state, controls, graph, labels)
                 pending.append(report)
                 run.position += 1
@@ -149,6 +152,15 @@ class Trainer:
         self._drain(pending)
         self._tick()
         self._speed = structures / max(run.seconds - begun, 1e-9)
+
+    def _layer_norms(self) -> dict[str, float]:
+        """Of the last step of the epoch, for each layer: norm of the gradient, of the update, and of update over weights."""
+        if not self._norms.any():
+            return {}
+        line = {}
+        for name, (gradient, update, weights) in zip(self._layers, self._norms.T, strict=True):
+            line |= {f"gradient/{name}": gradient, f"update/{name}": update, f"ratio/{name}": update / max(weights, 1e-30)}
+        return {key: float(value) for key, value in line.items()}
 
     def _batches(self, plan: list[tuple[Sizes, list[int]]]) -> Iterator[tuple[Sizes, int, Graph, Labels]]:
         """Batches on the device, and of how many structures; each is built while the device works at the one before."""
@@ -169,10 +181,11 @@ class Trainer:
         run, config = self.run, self.config
         count = max(run.totals[0], 1.0)
         line = {"epoch": run.epoch + 1, "step": run.tried, "learning_rate": self._rate()}
-        line |= {"train_loss": run.totals[1] / count} | errors(Sums(*run.totals[2:]), "train")
+        line |= {"train_loss": run.totals[1] / count} | errors(Sums(*run.totals[2:]), "train") | self._layer_norms()
         if run.skipped > self._reported:
             new, self._reported = run.skipped - self._reported, run.skipped
             self.journal.warn(f"epoch {run.epoch + 1}: {new} steps with a non-finite loss or gradient were skipped")
+        self._norms = np.zeros_like(self._norms)
         run.end_epoch()
         if run.epoch % config.training.validate_every == 0 or run.over(config):
             line |= self._validate()
@@ -206,7 +219,10 @@ class Trainer:
 
     def _take(self, pending: collections.deque) -> None:
         """Book the oldest step; too many skipped ones, or errors far above what they were, throw back to the best state."""
-        self.run.take(Report.unpack(pending.popleft()))
+        report = Report.unpack(pending.popleft())
+        self.run.take(report)
+        if report.norms.any():
+            self._norms = report.norms
         if self.run.unstable:
             pending.clear()
             self._back_off(f"{sum(self.run.recent)} of the last {len(self.run.recent)} steps were not finite")

@@ -228,7 +228,7 @@ def main() -> None:
     step = make_step(task.objective, config)
     rate = rates()
     quick = compiler.quick()
-    training = (initial_state(config, params), np.array([0.5, 1.0], graph.positions.dtype), graph, labels)
+    training = (initial_state(config, params), np.array([0.5, 1.0, 0.0], graph.positions.dtype), graph, labels)
     programs = [
         measure("energy", energy, (params, graph), rate, args.calls, quick),
         measure("energy and forces", forces, (params, graph), rate, args.calls, quick),

@@ -78,7 +78,7 @@ def test_what_is_frozen_stays_bit_by_bit_and_the_rest_moves_as_told(name, tmp_pa
         step = make_step(objective, config, plasticity.factors(config.optimizer, task.params))
         state = initial_state(config, task.params)
         batch = task.train.build(*task.train.plan(None)[0])
-        state, _ = step(state, np.array([0.5, 1.0], np.float32), *batch)
+        state, _ = step(state, np.array([0.5, 1.0, 0.0], np.float32), *batch)
         moved = jax.tree.map(lambda new, old: np.asarray(new - old), state.params, task.params)
         return plasticity._named(moved)
 

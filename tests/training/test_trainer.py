@@ -132,7 +132,7 @@ def test_a_skipped_step_changes_nothing(structures):
     step = make_step(supervised(pair_energies, config.loss, 1.0), config)
     task = make_task(config, structures)
     graph, labels = task.train.build(*task.train.plan(None)[0])
-    controls = np.array([0.5, 1.0], np.float32)
+    controls = np.array([0.5, 1.0, 0.0], np.float32)
     state = initial_state(config, {"w": jnp.ones(4)})
     state, _ = step(state, controls, graph, labels)
     before = jax.device_get(state)
@@ -143,6 +143,28 @@ def test_a_skipped_step_changes_nothing(structures):
     assert_same(before, state)
     state, report = step(state, controls, graph, labels)
     assert Report.unpack(report).skipped == 0 and int(state.updates) == 2
+
+
+def test_norms_of_gradient_update_and_weights_are_told_when_asked_for(structures):
+    config = make_config(optimizer={"name": "sgd", "learning_rate": 0.1, "clip": None})
+    task = make_task(config, structures)
+    step = make_step(task.objective, config)
+    graph, labels = task.train.build(*task.train.plan(None)[0])
+    state = initial_state(config, {"w": jnp.arange(4.0)})
+    before = np.asarray(state.params["w"])
+    state, report = step(state, np.array([0.5, 1.0, 1.0], np.float32), graph, labels)
+    moved = np.linalg.norm(np.asarray(state.params["w"]) - before)
+    found = Report.unpack(report)
+    np.testing.assert_allclose(found.norms, [[found.gradient_norm], [moved], [np.linalg.norm(before)]], rtol=1e-5)
+    assert moved == pytest.approx(0.1 * found.gradient_norm, rel=1e-5)
+    _, report = step(state, np.array([0.5, 1.0, 0.0], np.float32), graph, labels)
+    assert not Report.unpack(report).norms.any()
+
+
+def test_the_log_has_them_once_an_epoch(task, tmp_path):
+    fit(tmp_path, task)
+    for line in lines(tmp_path):
+        assert line["gradient/w"] > 0 and line["update/w"] > 0 and line["ratio/w"] > 0
 
 
 def test_training_that_keeps_diverging_backs_off_and_then_gives_up(task, tmp_path, caplog):
@@ -202,7 +224,7 @@ def test_an_objective_gets_another_key_in_every_step_and_the_same_ones_again(str
         state, found = initial_state(config, {"w": jnp.ones(4)}), []
         step = make_step(noise, config)
         for _ in range(3):
-            state, report = step(state, np.array([0.5, 0.0], np.float32), graph, labels)
+            state, report = step(state, np.array([0.5, 0.0, 0.0], np.float32), graph, labels)
             found.append(Report.unpack(report).loss)
         return found
 
@@ -220,7 +242,7 @@ def test_the_average_of_the_weights_follows_them_with_a_short_memory_at_first(st
     state = initial_state(config, task.params)
     expected = np.zeros(4)
     for t in range(3):
-        state, _ = step(state, np.array([0.5, 1.0], np.float32), graph, labels)
+        state, _ = step(state, np.array([0.5, 1.0, 0.0], np.float32), graph, labels)
         decay = min(0.99, (1 + t) / (10 + t))
         expected = decay * expected + (1 - decay) * np.asarray(state.params["w"])
     np.testing.assert_allclose(state.average["w"], expected, rtol=1e-5)
