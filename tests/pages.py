@@ -40,6 +40,8 @@ SHORT = {
     "md": ["--steps", "20"],
     "relax": ["--fmax", "1000"],
     "train": ["--no-certify"],
+    "finetune": ["--no-certify"],
+    "plasticity": ["--count", "4"],
     "certify": ["--length", "0.1"],
     "committee": ["--no-certify"],
     "sample": ["--count", "20"],

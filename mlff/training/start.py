@@ -25,6 +25,7 @@ from mlff.training.evaluate import evaluate
 _ASKED = 50  #: structures of the data to replay, for a look at their units
 _FAR = 0.8  #: times the size of their labels: no model that was trained on them is so far off
 _OFF, _FACTOR = 0.3, 1.33  #: and so far not by a factor
+_USUAL = 3.0  #: times its error on its own validation set: a poor model may be poor here too
 
 
 def load(config: Config) -> Potential | None:
@@ -137,12 +138,20 @@ def check_replay(potential: Potential, replay: Dataset) -> None:
         given, found = (values / sizes - np.mean(values / sizes) for values in (given, found))
     error, size = np.sqrt(np.mean((given - found) ** 2)), np.sqrt(np.mean(given**2))
     ratio = float(given @ found / max(found @ found, 1e-30))
-    if error > _FAR * size or (error > _OFF * size and not 1 / _FACTOR < ratio < _FACTOR):
+    far = error > _FAR * size or (error > _OFF * size and not 1 / _FACTOR < ratio < _FACTOR)
+    if far and error > _USUAL * _own_error(potential, label):
         unit = {"forces": "eV/Å", "energy": "eV per atom"}[label]
         raise ConfigError(
             f"{source}: the model to start from misses its {label} by {error:.3g} {unit} RMS, of {size:.3g} {unit}; the best factor "
             f"between them is {ratio:.4g}: these are no data that it was trained on, or in other units; see data.units and data.keys"
         )
+
+
+def _own_error(potential: Potential, label: str) -> float:
+    """Of forces (eV/Å) or energies per atom (eV), on the validation set of its training; 0 if its file does not say."""
+    name = {"forces": "forces_rmse", "energy": "energy_rmse_per_atom"}[label]
+    errors = (potential.metadata.get("errors") or {}).get("validation") or {}
+    return 1e-3 * (errors.get(name) or 0.0)
 
 
 def statistics(potential: Potential, measured: Statistics, present: tuple[int, ...]) -> Statistics:
