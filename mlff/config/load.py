@@ -8,14 +8,14 @@ from __future__ import annotations
 import difflib
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, get_args
 
 import pydantic
 import yaml
 from pydantic import BaseModel
 
 from mlff.basics.errors import ConfigError
-from mlff.config.options import ARCHITECTURES, Config, Source, WeightStage
+from mlff.config.options import ARCHITECTURES, Config, Source
 from mlff.config.plainyaml import plain_values
 
 
@@ -24,6 +24,15 @@ def load_config(path: str | Path, overrides: list[str] = ()) -> Config:
 
     Raises ConfigError: no such file, not YAML, unknown or wrong key (with its path and the nearest known one).
     """
+    path = Path(path)
+    raw = read_yaml(path, "data: ..., model: ...")
+    for override in overrides:
+        _override(raw, override)
+    return make_config(raw, source=str(path), base=path.parent)
+
+
+def read_yaml(path: str | Path, like: str) -> dict[str, Any]:
+    """Keys and values of a YAML file; `like` shows in an error what they look like. Raises ConfigError."""
     path = Path(path)
     try:
         raw = plain_values(path.read_text(encoding="utf-8"))
@@ -34,10 +43,8 @@ def load_config(path: str | Path, overrides: list[str] = ()) -> Config:
     except yaml.YAMLError as error:
         raise ConfigError(f"{path}: not valid YAML: {error}") from None
     if not isinstance(raw, dict):
-        raise ConfigError(f"{path}: expected keys and values (data: ..., model: ...), found {type(raw).__name__}")
-    for override in overrides:
-        _override(raw, override)
-    return make_config(raw, source=str(path), base=path.parent)
+        raise ConfigError(f"{path}: expected keys and values ({like}), found {type(raw).__name__}")
+    return raw
 
 
 def make_config(raw: dict[str, Any], source: str = "config", base: Path | None = None) -> Config:
@@ -45,7 +52,7 @@ def make_config(raw: dict[str, Any], source: str = "config", base: Path | None =
     try:
         config = Config.model_validate(raw)
     except pydantic.ValidationError as error:
-        raise ConfigError(f"{source}: " + "; ".join(_explain(error.errors()))) from None
+        raise ConfigError(f"{source}: " + "; ".join(explain(error.errors(), Config, _ARCHITECTURE))) from None
     return config if base is None else config.model_copy(update=_rebase(config, base, source))
 
 
@@ -92,19 +99,29 @@ def _override(raw: dict, text: str) -> None:
         raise ConfigError(f"--set {text!r}: the value is not valid YAML") from None
 
 
+class Kinds(NamedTuple):
+    """A section that is one of several: where the key `tag` of it says which."""
+
+    section: str  #: key at the top level
+    depth: int  #: place of the kind's name in what pydantic calls the location
+    tag: str
+    known: dict[str, type[BaseModel]]
+
+
+_ARCHITECTURE = Kinds("model", 1, "architecture", ARCHITECTURES)
 _UNION_MEMBER = re.compile(r"(literal|dict|list|function-after)\[.*|str|float|int|Source")
 
 
-def _explain(items: list[dict]) -> list[str]:
-    """One sentence per key; what pydantic says about each member of a union is put together."""
+def explain(items: list[dict], section: type[BaseModel], kinds: Kinds) -> list[str]:
+    """One sentence per key, of what pydantic says of a `section`; what it says of each member of a union is put together."""
     sentences: dict[tuple, tuple[str, str]] = {}
     for item in items:
         path = tuple(
             str(part)
-            for before, part in zip((None, *item["loc"]), item["loc"], strict=False)
-            if not (before == "model" and part in ARCHITECTURES or isinstance(part, str) and _UNION_MEMBER.fullmatch(part))
+            for place, part in enumerate(item["loc"])
+            if not (_is_kind(item["loc"], place, kinds) or isinstance(part, str) and _UNION_MEMBER.fullmatch(part))
         )
-        sentence, found = _sentence(item, path)
+        sentence, found = _sentence(item, path, section, kinds)
         if path in sentences and found:
             sentence = f"{sentences[path][0]} or {sentence.removeprefix(repr('.'.join(path)) + ': input should be ')}"
         sentences[path] = sentence, found
@@ -112,10 +129,14 @@ def _explain(items: list[dict]) -> list[str]:
     return ["".join(sentences[path]) for path in inner]
 
 
-def _sentence(item: dict, path: tuple[str, ...]) -> tuple[str, str]:
+def _is_kind(location: tuple, place: int, kinds: Kinds) -> bool:
+    return location[0] == kinds.section and place == kinds.depth and location[place] in kinds.known
+
+
+def _sentence(item: dict, path: tuple[str, ...], section: type[BaseModel], kinds: Kinds) -> tuple[str, str]:
     name = ".".join(path)
     if item["type"] == "extra_forbidden":
-        known = _known_keys(item["loc"][:-1])
+        known = _known_keys(item["loc"][:-1], section, kinds)
         near = difflib.get_close_matches(path[-1], known, n=1, cutoff=0.5)
         hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(sorted(known))}"
         return f"unknown key {name!r}; {hint}", ""
@@ -124,23 +145,28 @@ def _sentence(item: dict, path: tuple[str, ...]) -> tuple[str, str]:
     message = item["msg"].removeprefix("Value error, ")
     if item["type"] in ("model_type", "model_attributes_type"):
         message = "input should be a section of keys and values"
+    elif item["type"] == "union_tag_not_found":
+        message = f"{kinds.tag} is missing; known: {', '.join(kinds.known)}"
     elif item["type"] == "union_tag_invalid":
-        message = f"unknown architecture {item['ctx']['tag']!r}; known: {', '.join(ARCHITECTURES)}"
+        message = f"unknown {kinds.tag} {item['ctx']['tag']!r}; known: {', '.join(kinds.known)}"
+    if not name:
+        return message, ""
     return f"{name!r}: {message[0].lower()}{message[1:]}", f" (found {item['input']!r:.80})"
 
 
-def _known_keys(location: tuple) -> list[str]:
-    section: type[BaseModel] = Config
-    for part in location:
-        if part in ARCHITECTURES:
-            section = ARCHITECTURES[part]
+def _known_keys(location: tuple, section: type[BaseModel], kinds: Kinds) -> list[str]:
+    for place, part in enumerate(location):
+        if _is_kind(location, place, kinds):
+            section = kinds.known[part]
         elif isinstance(part, str) and part in section.model_fields:
-            annotation = section.model_fields[part].annotation
-            if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-                section = annotation
-            elif part == "schedule":
-                section = WeightStage
+            section = next(iter(_sections(section.model_fields[part].annotation)), section)
     return list(section.model_fields)
+
+
+def _sections(annotation) -> list[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [found for part in get_args(annotation) for found in _sections(part)]
 
 
 def dump_config(config: Config) -> str:

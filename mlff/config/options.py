@@ -15,7 +15,9 @@ from mlff.basics.properties import CARRIED, PREDICTED, PROPERTIES
 from mlff.basics.units import LENGTH, VOIGT
 
 
-class _Section(BaseModel):
+class Section(BaseModel):
+    """Keys that are known, values that do not change."""
+
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
@@ -24,7 +26,7 @@ StressOrder = Literal[(*VOIGT, "unknown")]
 
 _Keys = create_model(
     "_Keys",
-    __base__=_Section,
+    __base__=Section,
     **{
         name: (str | None, Field(None, description=f"key of the {known.what}, e.g. {name}, REF_{name}"))
         for name, known in PROPERTIES.items()
@@ -32,7 +34,7 @@ _Keys = create_model(
 )
 _UnitNames = create_model(
     "_UnitNames",
-    __base__=_Section,
+    __base__=Section,
     **{
         name: (Literal[tuple(known.units)] | None, Field(None, description=f"unit; default: {next(iter(known.units))}"))
         for name, known in PROPERTIES.items()
@@ -75,7 +77,7 @@ class Units(_UnitNames):
     )
 
 
-class ReadOptions(_Section):
+class ReadOptions(Section):
     """How files of reference data are read."""
 
     keys: KeyNames = KeyNames()
@@ -90,7 +92,7 @@ class ReadOptions(_Section):
     )
 
 
-class Source(_Section):
+class Source(Section):
     """A file with keys or units of its own; what these do not say is as in data.keys and data.units."""
 
     file: str = Field(description="file; globs allowed; relative to the config file")
@@ -136,7 +138,7 @@ class Data(ReadOptions):
     )
 
 
-class SchNet(_Section):
+class SchNet(Section):
     """Continuous-filter convolution on scalars (Schütt et al., J. Chem. Phys. 148, 241722 (2018)): the textbook baseline."""
 
     architecture: Literal["schnet"] = Field("schnet", description="which model this section is of")
@@ -147,7 +149,7 @@ class SchNet(_Section):
     zbl: bool = Field(True, description="add the Ziegler-Biersack-Littmark repulsion at short range")
 
 
-class ACE(_Section):
+class ACE(Section):
     """Many-body message passing: atomic-cluster-expansion products on the sphere, equivariant messages, invariant energy."""
 
     architecture: Literal["ace"] = Field("ace", description="which model this section is of")
@@ -184,7 +186,7 @@ class ACE(_Section):
     zbl: bool = Field(True, description="add the Ziegler-Biersack-Littmark repulsion at short range")
 
 
-class LennardJones(_Section):
+class LennardJones(Section):
     """4ε[(σ/r)¹² - (σ/r)⁶], every element alike: an oracle with nothing to learn, for tests and first examples."""
 
     architecture: Literal["lennard_jones"] = "lennard_jones"
@@ -193,7 +195,7 @@ class LennardJones(_Section):
     sigma: float = Field(2.0, gt=0, description="zero of the energy, Å")
 
 
-class Morse(_Section):
+class Morse(Section):
     """D[(1 - exp(-a(r - r0)))² - 1], every element alike: an oracle with nothing to learn."""
 
     architecture: Literal["morse"] = "morse"
@@ -217,7 +219,7 @@ Model = Annotated[
 ]
 
 
-class _LossTerms(_Section):
+class _LossTerms(Section):
     @pydantic.model_validator(mode="before")
     @classmethod
     def _only_what_is_predicted(cls, values: Any) -> Any:
@@ -280,7 +282,7 @@ class Loss(_LossTerms):
         return values
 
 
-class Schedule(_Section):
+class Schedule(Section):
     """Learning rate in the course of training."""
 
     kind: Literal["constant", "cosine", "exponential", "plateau"] = Field(
@@ -297,7 +299,7 @@ class Schedule(_Section):
 Factor = Annotated[float, Field(ge=0, le=100)]
 
 
-class Optimizer(_Section):
+class Optimizer(Section):
     """Gradient descent."""
 
     name: Literal["sgd", "momentum", "adagrad", "rmsprop", "adam", "adamw", "muon"] = Field(
@@ -325,7 +327,7 @@ class Optimizer(_Section):
     )
 
 
-class Training(_Section):
+class Training(Section):
     """How long, how much at once, when to stop."""
 
     epochs: int | None = Field(
@@ -353,7 +355,7 @@ class Training(_Section):
     tensorboard: bool = Field(True, description="write TensorBoard events beside the JSON lines")
 
 
-class Config(_Section):
+class Config(Section):
     """Everything about a training run."""
 
     seed: int = Field(0, ge=0, description="seed of the split, the weights and the order of batches")
