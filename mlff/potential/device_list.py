@@ -140,7 +140,7 @@ def holds(search: Search, listed: NeighborList, positions: Array, cell: Array) -
     """
     moved, shrink = positions - listed.reference, jnp.ones(len(positions))
     if all(search.pbc):
-        change = _inverse(listed.cell) @ cell - jnp.eye(3)
+        change = inverse_cells(listed.cell) @ cell - jnp.eye(3)
         moved = moved - listed.reference @ change
         shrink = 1 - jnp.sqrt(jnp.sum(change**2, axis=(1, 2)))
     moved = moved - moved.mean(axis=1, keepdims=True)
@@ -167,7 +167,7 @@ def graph_at(search: Search, listed: NeighborList, numbers: Array, positions: Ar
     )
 
 
-def _inverse(cell: Array) -> Array:
+def inverse_cells(cell: Array) -> Array:
     """(R, 3, 3), by cross products: compiles in no time."""
     rows = [jnp.cross(cell[:, (k + 1) % 3], cell[:, (k + 2) % 3]) for k in range(3)]
     volume = jnp.sum(cell[:, 0] * rows[0], axis=1)
@@ -189,7 +189,7 @@ def _each(function, *replicas):
 
 def _build(search: Search, room: Capacity, positions: Array, cell: Array, box: Array) -> tuple[NeighborList, Demand]:
     """The list of one replica."""
-    inverse = _inverse(box[None])[0]
+    inverse = inverse_cells(box[None])[0]
     fractions = positions @ inverse
     lattice = -jnp.floor(fractions) * jnp.array(search.pbc)
     fractions = fractions + lattice
