@@ -154,7 +154,9 @@ class Metadynamics(Section):
     widths: tuple[float, ...] = Field(description="standard deviation of a hill along each variable")
     every: int = Field(ge=1, description="time steps between hills")
     bias_factor: float | None = Field(
-        None, gt=1, description="well-tempered: the variables move as at so many times the temperature; none: all hills as high"
+        None,
+        gt=1,
+        description="well-tempered: the variables move as at so many times the temperature; none: all hills as high",
     )
 
     @model_validator(mode="after")

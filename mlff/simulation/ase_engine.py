@@ -59,6 +59,14 @@ class AseEngine:
         """The quantity that an exact integration would keep, eV; None if the ensemble has none."""
         return None if self._conserved is None else float(self._conserved())
 
+    def bias(self) -> dict[str, float]:
+        """Nothing: it has no bias."""
+        return {}
+
+    def hills(self) -> None:
+        """None."""
+        return None
+
     def state(self) -> dict[str, np.ndarray]:
         """Arrays (no pickles) that a restart needs besides the geometry: thermostat, barostat, random numbers, neighbour list."""
         arrays = {name: np.array(operator.attrgetter(name)(self._dynamics)) for name in self._held}

@@ -105,7 +105,9 @@ def check(bias: Bias, atoms: ase.Atoms) -> np.ndarray:
     for name, variable in bias.variables.items():
         for index in getattr(variable, "every_atom", tuple)():
             if index >= len(atoms):
-                raise ConfigError(f"variable {name!r}: there is no atom {index}: the structure has atoms 0 to {len(atoms) - 1}")
+                raise ConfigError(
+                    f"variable {name!r}: there is no atom {index}: the structure has atoms 0 to {len(atoms) - 1}"
+                )
         if callable(variable):
             _check_function(name, variable, atoms.positions, cell)
     short, variables = short_vectors(pbc, atoms.cell.array), tuple(bias.variables.values())

@@ -21,7 +21,8 @@ from mlff.potential import derivatives, device_list
 from mlff.potential.compiled import check_memory
 from mlff.potential.device_list import Capacity, Demand, NeighborList, Search
 from mlff.potential.potential import Potential
-from mlff.simulation import integrators
+from mlff.simulation import bias, integrators
+from mlff.simulation.bias import Hills, Push, Rules, Shape
 from mlff.simulation.integrators import Conditions, Outcome, State
 
 
@@ -34,6 +35,14 @@ class System(NamedTuple):
     widest: Array  #: Å from the center: farther out float32 loses its digits
     largest_force: Array  #: eV/Å
     hottest: Array  #: (R,) K
+    bias: Rules | None = None
+
+
+class Biased(NamedTuple):
+    """What a bias has done so far."""
+
+    push: Push
+    hills: Hills
 
 
 class Loop(NamedTuple):
@@ -45,6 +54,7 @@ class Loop(NamedTuple):
     taken: Array  #: () int32 steps
     demand: Demand  #: of the last search
     complete: Array  #: () bool: False if the next step needs a larger list
+    biased: Biased | None  #: None without a bias
 
 
 class Plan(NamedTuple):
@@ -55,6 +65,7 @@ class Plan(NamedTuple):
     room: Capacity
     replicas: int
     atoms: int
+    bias: Shape | None = None
 
 
 class Programs:
@@ -66,11 +77,11 @@ class Programs:
         self._builders: dict[Plan, object] = {}
         self.compilations = 0
 
-    def run(self, plan: Plan, at: Conditions, system: System, state: State, listed: NeighborList, going, steps: int) -> Loop:
+    def run(self, plan: Plan, at: Conditions, system: System, state: State, listed, going, steps: int, biased=None) -> Loop:
         """Up to `steps` steps. Raises StructureError: more memory is needed than there is."""
         potential = self._potential()
         with jax.enable_x64(True):
-            arguments = potential.device_params, at, system, state, listed, going, np.int32(steps)
+            arguments = potential.device_params, at, system, state, listed, going, np.int32(steps), biased
             if plan not in self._loops:
                 compiler.check()
                 self._loops[plan] = self._compile(functools.partial(_loop, potential, plan), arguments)
@@ -135,7 +146,9 @@ def evaluate(potential: Potential, plan: Plan, params, system: System, listed: N
     return Outcome(energies.reshape(shape).sum(axis=1), forces.reshape(*shape, 3), stress), apart.reshape(shape).all(axis=1)
 
 
-def _loop(potential: Potential, plan: Plan, params, at: Conditions, system: System, state, listed, going, steps) -> Loop:
+def _loop(
+    potential: Potential, plan: Plan, params, at: Conditions, system: System, state, listed, going, steps, biased
+) -> Loop:
     name, search, room = plan.integrator, plan.search, plan.room
     begin = jax.vmap(functools.partial(integrators.begin, name))
     end = jax.vmap(functools.partial(integrators.end, name))
@@ -145,22 +158,39 @@ def _loop(potential: Potential, plan: Plan, params, at: Conditions, system: Syst
         box = moved.cell if all(search.pbc) else jnp.broadcast_to(system.box, moved.cell.shape)
         listed, demand = device_list.update(search, room, loop.listed, moved.positions, moved.cell, box)
 
-        def taken() -> Loop:
+        hills = None if loop.biased is None else loop.biased.hills
+
+        def taken() -> tuple[Loop, Array]:
             outcome, apart = evaluate(potential, plan, params, system, listed, moved, box)
-            state = _where(loop.going, end(at, moved, outcome), loop.state)
+            biased, heights = None, jnp.zeros(plan.replicas)
+            if plan.bias is None:
+                state = end(at, moved, outcome)
+            else:
+                arguments = search.pbc, moved.positions, box, moved.step + 1
+                push, work, heights = bias.push(plan.bias, system.bias, hills, *arguments)
+                state = end(at, moved, bias.add_push(outcome, push))
+                state = state._replace(heat=state.heat + work)
+                biased = Biased(_where(loop.going, push, loop.biased.push), None)
+            state = _where(loop.going, state, loop.state)
             going = loop.going & apart & _within(at, system, state)
-            return Loop(state, listed, going, loop.taken + 1, demand, jnp.bool_(True))
+            new = Loop(state, listed, going, loop.taken + 1, demand, jnp.bool_(True), biased)
+            return new, jnp.where(loop.going, heights, 0.0)
 
-        def refused() -> Loop:
-            return loop._replace(demand=demand, complete=jnp.bool_(False))
+        def refused() -> tuple[Loop, Array]:
+            biased = None if loop.biased is None else Biased(loop.biased.push, None)
+            return loop._replace(demand=demand, complete=jnp.bool_(False), biased=biased), jnp.zeros(plan.replicas)
 
-        return jax.lax.cond(device_list.fits(room, demand), taken, refused)
+        new, heights = jax.lax.cond(device_list.fits(room, demand), taken, refused)
+        if hills is None:
+            return new
+        hills = bias.add_hills(system.bias, hills, new.biased.push.values, heights)  # here, where they stay in place
+        return new._replace(biased=Biased(new.biased.push, hills))
 
     def more(loop: Loop) -> Array:
         return loop.complete & (loop.taken < steps) & jnp.any(loop.going)
 
     nothing = Demand(jnp.int32(0), jnp.zeros(3, jnp.int32))
-    return jax.lax.while_loop(more, step, Loop(state, listed, going, jnp.int32(0), nothing, jnp.bool_(True)))
+    return jax.lax.while_loop(more, step, Loop(state, listed, going, jnp.int32(0), nothing, jnp.bool_(True), biased))
 
 
 def _within(at: Conditions, system: System, state: State) -> Array:
@@ -170,6 +200,6 @@ def _within(at: Conditions, system: System, state: State) -> Array:
     return (largest < system.largest_force) & (kelvin < system.hottest)
 
 
-def _where(chosen: Array, one: State, other: State) -> State:
+def _where(chosen: Array, one, other):
     """`one` where chosen (R,), else `other`."""
     return jax.tree.map(lambda a, b: jnp.where(chosen.reshape(-1, *[1] * (a.ndim - 1)), a, b), one, other)

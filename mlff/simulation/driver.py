@@ -2,7 +2,7 @@
 
 An engine has `name`, `atoms` (which hold the geometry after every `advance`), `step` (done in all), `advance(steps)` (at least
 one step and at most so many; SimulationError where a limit is broken), `forces()`, `energy()`, `conserved()`, `pressure()`,
-and for restarts `state()` and `restore(step, state, source)`. There are two: `jax_engine` and `ase_engine`.
+`bias()` and `hills()` (what a bias adds to the log, and the hills of metadynamics), and for restarts `state()` and `restore(step, state, source)`. There are two: `jax_engine` and `ase_engine`.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from mlff.basics.files import writing
 from mlff.basics.signals import Stop
 from mlff.basics.statistics import slope
 from mlff.simulation.guard import Guard, SimulationError
+from mlff.simulation.hills import HillsFile, hills_path
 from mlff.simulation.progress import MDProgress
 from mlff.simulation.reach import Reach
 from mlff.simulation.record import Log, Trajectory, save_state, state_path, truncate_trajectory
@@ -66,6 +67,9 @@ class Run:
             truncate_trajectory(Path(trajectory), int(state["frames"]))
         self.trajectory = None if trajectory is None else Trajectory(trajectory, append=state is not None)
         self.log = None if log is None else Log(log, keep_until=None if state is None else self.step)
+        self.hills = None
+        if trajectory is not None and engine.hills() is not None:
+            self.hills = HillsFile(hills_path(trajectory), engine.bias_options, settings.timestep)
         self.records: list[dict] = []
         self.good: dict[str, np.ndarray] | None = state
         self.saved_at = float("-inf")
@@ -88,7 +92,7 @@ class Run:
             if kind is None:  # else the first error is the one to tell
                 raise
         finally:
-            for file in (self.trajectory, self.log):
+            for file in (self.trajectory, self.log, self.hills):
                 if file is not None:
                     file.close()
 
@@ -143,6 +147,7 @@ class Run:
             "temperature_k": self.temperature,
             "volume_a3": float(self.atoms.get_volume()) if periodic else None,
             "pressure_gpa": self.engine.pressure(),
+            **self.engine.bias(),
         }
         self.records.append(line)
         if write:
@@ -150,6 +155,8 @@ class Run:
                 self.log.write(line)
             if self.trajectory is not None:
                 self.trajectory.write(self.atoms, potential, self.engine.forces(), step=self.step, time_ps=time_ps)
+        if self.hills is not None:
+            self.hills.write(self.engine.hills())
         self.good = self.capture()
         if time.monotonic() - self.saved_at > SAVE_EVERY:
             self._save()

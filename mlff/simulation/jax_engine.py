@@ -41,10 +41,15 @@ def obstacle(calculator, atoms: ase.Atoms) -> str | None:
 class JaxEngine(Member):
     """One structure in a compiled loop; `atoms` hold the geometry after every `advance`."""
 
-    def __init__(self, atoms: ase.Atoms, settings: Settings, guard: Guard, seed: int, freedom: int):
-        """`atoms` with momenta and a calculator of mlff that has computed them. Raises ConfigError, StructureError."""
+    def __init__(
+        self, atoms: ase.Atoms, settings: Settings, guard: Guard, seed: int, freedom: int, bias=None, steps: int = 0
+    ):
+        """`atoms` with momenta and a calculator of mlff that has computed them; a bias needs the number of `steps` in all.
+
+        Raises ConfigError, StructureError.
+        """
         check_ensemble(atoms, settings)
-        super().__init__(Replicas([atoms], [settings], [guard], [seed], [freedom]), 0, atoms, guard)
+        super().__init__(Replicas([atoms], [settings], [guard], [seed], [freedom], bias, steps), 0, atoms, guard)
         self._replicas.members = [self]
 
     def advance(self, steps: int) -> None:

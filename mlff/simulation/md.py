@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from contextlib import nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -13,7 +14,9 @@ from mlff.basics import provenance
 from mlff.basics.errors import ConfigError, DataError, MLFFError, StructureError
 from mlff.basics.files import alone, check_output
 from mlff.basics.signals import Stop
+from mlff.config.bias import Bias
 from mlff.simulation.ase_engine import make_engine
+from mlff.simulation.bias import check_bias
 from mlff.simulation.constraints import check_constraints, fix_lengths
 from mlff.simulation.driver import Run, Summary
 from mlff.simulation.guard import Guard, Limits, SimulationError
@@ -25,6 +28,7 @@ from mlff.simulation.restart import (
     check_chance,
     choose_engine,
     choose_settings,
+    describe_bias,
     earlier_settings,
     identity,
     place,
@@ -53,6 +57,7 @@ def run_md(
     restart: bool = False,
     limits: Limits = Limits(),
     engine: Engine = "auto",
+    bias: Bias | None = None,
     progress: bool = True,
 ) -> Summary:
     """Simulate `steps` steps of `timestep` fs; `atoms` are left in the last state.
@@ -60,7 +65,8 @@ def run_md(
     temperature K, pressure GPa, tau and tau_pressure fs: by default those of `Settings`, with `restart` those of the earlier
     run. Every `interval` steps (10) a frame goes to `trajectory` (.traj or .xyz) and a line to `log` (JSON lines, or .csv).
     `engine`: "jax" compiles the dynamics with a potential of mlff, "ase" is ASE's loop for any calculator; "auto" takes jax where
-    it can do what is asked. Momenta are drawn at `temperature` with `seed` (0), or with `keep_velocities` taken from the atoms (`take_velocities`).
+    it can do what is asked. `bias` (engine jax): restraints and metadynamics, whose columns go to the log and whose hills go to a
+    file beside `trajectory` (.hills). Momenta are drawn at `temperature` with `seed` (0), or with `keep_velocities` taken from the atoms (`take_velocities`).
     With `restart`, `atoms` are only the starting structure of the earlier run: the state beside `trajectory` is taken up
     (bitwise for NVE and Langevin on the same machine) until `steps` steps are done in all.
     Raises, before anything is computed, ConfigError: an option that has no effect; StructureError: a constraint that
@@ -100,6 +106,9 @@ def run_md(
             interval, seed = interval or int(state["interval"]), int(state["seed"])
             keep_velocities = bool(state["keep_velocities"])
         chosen, reason = choose_engine(engine, calculator, atoms, state, path)
+        described = describe_bias(bias, state, path, chosen, reason)
+        if bias is not None:
+            check_bias(bias, atoms, [settings], steps)
         if chosen == "ase" and state is not None:
             _warm_up(calculator, state, path)
         rng = np.random.default_rng(seed)
@@ -119,9 +128,9 @@ def run_md(
             chance = {"seed": seed, "keep_velocities": keep_velocities}
             start = identity(atoms) | {name: np.array(value) for name, value in chance.items()}
             start["start_positions"] = atoms.positions.copy() if state is None else state["start_positions"]
-            start["degrees_of_freedom"] = np.array(freedom)
+            start |= {"degrees_of_freedom": np.array(freedom), "bias": described}
             if chosen == "jax":
-                taking = JaxEngine(atoms, settings, guard, seed, freedom)
+                taking = JaxEngine(atoms, settings, guard, seed, freedom, bias, steps)
             else:
                 taking = make_engine(atoms, settings, guard, rng, freedom)  # may add a constraint
             if state is not None:
@@ -129,6 +138,7 @@ def run_md(
             run = Run(taking, settings, guard, interval, trajectory, log, state, start)
             if trajectory is not None:
                 facts = {"settings": asdict(settings), "steps": steps, "interval": interval, "engine": chosen, **chance}
+                facts["bias"] = None if bias is None else json.loads(bias.description())
                 facts |= {"formula": atoms.get_chemical_formula(), "from_step": run.step}
                 potential = getattr(calculator, "potential", None)
                 facts["model"] = None if potential is None else potential.fingerprint

@@ -195,7 +195,7 @@ def check_state(state: dict[str, np.ndarray], single: tuple[str, ...], path: Pat
     shapes = {"numbers": (n,), "positions": (n, 3), "cell": (3, 3), "pbc": (3,), **dict.fromkeys(single, ()), "sizes": (3,)}
     kinds = {"numbers": "iu", "positions": "f", "momenta": "f", "cell": "f", "pbc": "b", "sizes": "iu"}
     kinds |= dict.fromkeys(("step", "frames", "degrees_of_freedom", "interval", "seed"), "iu")
-    kinds |= {"keep_velocities": "b", "constraints": "U", "engine": "U", "start_positions": "f", "masses": "f"}
+    kinds |= {"keep_velocities": "b", "constraints": "U", "engine": "U", "bias": "U", "start_positions": "f", "masses": "f"}
     if "step" in single:
         shapes |= {"momenta": (n, 3), "start_positions": (n, 3), "masses": (n,), "tags": (n,), "initial_charges": (n,)}
     if "sizes" not in single:

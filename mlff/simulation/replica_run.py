@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -15,6 +16,8 @@ from mlff.basics import provenance
 from mlff.basics.errors import ConfigError, MLFFError
 from mlff.basics.files import alone, check_output
 from mlff.basics.signals import Stop
+from mlff.config.bias import Bias
+from mlff.simulation.bias import check_bias
 from mlff.simulation.constraints import check_constraints
 from mlff.simulation.driver import Run, Summary
 from mlff.simulation.guard import Guard, Limits, SimulationError
@@ -45,6 +48,7 @@ def run_replicas(
     interval: int = 10,
     seed: int = 0,
     limits: Limits = Limits(),
+    bias: Bias | None = None,
     progress: bool = True,
 ) -> list[Summary | SimulationError]:
     """As `run_md` with the engine jax, `count` times at once; `temperature` in K of all or of each.
@@ -64,6 +68,8 @@ def run_replicas(
     given |= {"pressure": pressure, "tau_pressure": tau_pressure}
     settings = [choose_settings(given | {"temperature": kelvin}, Settings()) for kelvin in kelvins]
     check_ensemble(atoms, settings[0])
+    if bias is not None:
+        check_bias(bias, atoms, settings, steps)
     paths = [[None if path is None else replica_path(path, i) for path in (trajectory, log)] for i in range(count)]
     for path, lines in paths:
         if path is not None:
@@ -74,7 +80,7 @@ def run_replicas(
         for path, _ in paths:
             if path is not None:
                 stack.enter_context(alone(lock_path(path), f"{path}: another process writes it; choose another name"))
-        runs, replicas = _start(atoms, calculator, settings, seed, interval, limits, paths, steps)
+        runs, replicas = _start(atoms, calculator, settings, seed, interval, limits, paths, steps, bias)
         stack.callback(setattr, calculator, "always_stress", None)
         for run in runs:
             stack.enter_context(run)
@@ -88,7 +94,7 @@ def replica_path(path: str | Path, index: int) -> Path:
     return path.with_name(f"{path.stem}.{index}{path.suffix}")
 
 
-def _start(atoms, calculator, settings, seed, interval, limits, paths, steps) -> tuple[list[Run], Replicas]:
+def _start(atoms, calculator, settings, seed, interval, limits, paths, steps, bias) -> tuple[list[Run], Replicas]:
     copies, guards, freedoms, starts = [], [], [], []
     calculator.always_stress = bool(atoms.pbc.all())
     for index, chosen in enumerate(settings):
@@ -101,17 +107,19 @@ def _start(atoms, calculator, settings, seed, interval, limits, paths, steps) ->
             _try_out(copy, guard)
         chance = {"seed": seed + index, "keep_velocities": False}
         start = identity(copy) | {name: np.array(value) for name, value in chance.items()}
+        start["bias"] = np.array("" if bias is None else bias.description())
         starts.append(start | {"start_positions": copy.positions.copy(), "degrees_of_freedom": np.array(freedom)})
         copies.append(copy)
         guards.append(guard)
         freedoms.append(freedom)
-    replicas = Replicas(copies, settings, guards, [seed + index for index in range(len(copies))], freedoms)
+    replicas = Replicas(copies, settings, guards, [seed + index for index in range(len(copies))], freedoms, bias, steps)
     runs = []
     for index, ((path, log), member) in enumerate(zip(paths, replicas.members, strict=True)):
         runs.append(Run(member, settings[index], guards[index], interval, path, log, None, starts[index]))
         if path is not None:
             facts = {"settings": asdict(settings[index]), "steps": steps, "interval": interval, "engine": "jax"}
             facts |= {"seed": seed + index, "replica": index, "formula": atoms.get_chemical_formula(), "from_step": 0}
+            facts["bias"] = None if bias is None else json.loads(bias.description())
             provenance.record(record_path(path), go_on=False, model=calculator.potential.fingerprint, **facts)
     return runs, replicas
 

@@ -12,11 +12,14 @@ from ase.data import covalent_radii
 
 from mlff.basics.errors import DataError
 from mlff.basics.units import STRESS
+from mlff.config.bias import Bias
 from mlff.potential import device_list
 from mlff.potential.device_list import Capacity, Search
 from mlff.potential.potential import Potential
+from mlff.simulation import bias as biasing
 from mlff.simulation import compiled_loop, integrators
-from mlff.simulation.compiled_loop import Plan, System
+from mlff.simulation.bias import Hills
+from mlff.simulation.compiled_loop import Biased, Plan, System
 from mlff.simulation.guard import Guard, SimulationError
 from mlff.simulation.integrators import Outcome, State
 from mlff.simulation.settings import Settings
@@ -37,8 +40,12 @@ class Replicas:
         guards: Sequence[Guard],
         seeds: Sequence[int],
         freedom: Sequence[int],
+        bias: Bias | None = None,
+        steps: int = 0,
     ):
         """`copies` with momenta and a calculator of mlff; settings differ in temperature and pressure only.
+
+        A bias needs the number of `steps` in all, as which it has room for hills.
 
         Raises ConfigError, StructureError.
         """
@@ -49,8 +56,9 @@ class Replicas:
         room = None
         for copy in copies:
             room = device_list.allocate(search, copy.positions, copy.cell.array, room)
-        self._plan = Plan(integrators.kind(settings[0]), search, room, len(copies), len(atoms))
-        self._system = _system(self.potential, search, guards, atoms)
+        shape, rules, hills = (None, None, None) if bias is None else biasing.make_bias(bias, atoms, settings, steps)
+        self._plan = Plan(integrators.kind(settings[0]), search, room, len(copies), len(atoms), shape)
+        self._system = _system(self.potential, search, guards, atoms)._replace(bias=rules)
         self.members = [Member(self, *each) for each in zip(range(len(copies)), copies, guards, strict=True)]
         moving = np.ones(len(atoms), bool)
         for constraint in atoms.constraints:
@@ -63,7 +71,13 @@ class Replicas:
         with jax.enable_x64(True):
             self._fixed = jax.device_put((self._at, self._system))
         self.host = _stacked([_start(copy, self.potential) for copy in copies])  #: the state, as arrays of NumPy
-        self._state = self.host
+        self.bias, self.biased = bias, None  #: what the bias has done, as arrays of NumPy
+        if bias is not None:
+            pushed = biasing.start_push(shape, rules, hills, search.pbc, self.host, self._boxes(self.host.cell))
+            self.biased = Biased(pushed, hills)
+            total = biasing.add_push(Outcome(self.host.energy, self.host.forces, self.host.stress), pushed)
+            self.host = self.host._replace(**total._asdict())
+        self._state, self._device_biased = self.host, self.biased
         self._listed = compiled_loop.no_list(self._plan)
         self._going = np.ones(len(copies), bool)
         self._most, self._checked = 1, False  # steps in one call; whether the calculator has been asked too
@@ -72,9 +86,10 @@ class Replicas:
         """At least one step and at most `steps`. Members that break a limit have an `error` and rest from then on."""
         steps, compiled = min(steps, self._most), self._programs.compilations
         begin = time.perf_counter()
-        loop = self._programs.run(self._plan, *self._fixed, self._state, self._listed, self._going, steps)
-        self._state, self._listed = loop.state, loop.listed
-        self.host, going = jax.device_get((loop.state, loop.going))
+        changing = self._state, self._listed, self._going, steps, self._device_biased
+        loop = self._programs.run(self._plan, *self._fixed, *changing)
+        self._state, self._listed, self._device_biased = loop.state, loop.listed, loop.biased
+        self.host, going, self.biased = jax.device_get((loop.state, loop.going, loop.biased))
         if self._programs.compilations == compiled:
             seconds = (time.perf_counter() - begin) / max(1, int(loop.taken))
             self._most = max(1, min(4 * self._most, int(_CHUNK / max(seconds, 1e-9))))
@@ -130,6 +145,11 @@ class Replicas:
             if not (0 < neighbors <= 4 * rooms[0].neighbors + 64 and all(0 <= number <= 50 for number in images)):
                 raise DataError(f"{source}: 'list_room' makes no sense; start without restart")
             rooms.append(Capacity(neighbors, tuple(images)))
+        if self.biased is not None:
+            parts = zip(held, sources, strict=True)
+            like = _one(self.biased, 0)
+            kept = [Biased(*biasing.from_arrays(state, self._plan.bias, like, source)) for state, source in parts]
+            self.biased = self._device_biased = _stacked(kept)
         restored = []
         for member, step, state in zip(self.members, steps, held, strict=True):
             outcome = Outcome(state["engine_energy"], state["engine_forces"], state["engine_stress"])
@@ -150,8 +170,10 @@ class Replicas:
     def _list_at(self, reference: np.ndarray, cell: np.ndarray):
         if not np.isfinite(reference).all():
             return compiled_loop.no_list(self._plan)
-        box = cell if all(self._plan.search.pbc) else np.broadcast_to(self._system.box, cell.shape)
-        return self._programs.build(self._plan, reference, cell, box)
+        return self._programs.build(self._plan, reference, cell, self._boxes(cell))
+
+    def _boxes(self, cell: np.ndarray) -> np.ndarray:
+        return cell if all(self._plan.search.pbc) else np.broadcast_to(self._system.box, cell.shape)
 
     def _compare(self) -> None:
         """Engine and calculator must say the same of the first new positions: their programs share little but the model."""
@@ -185,13 +207,36 @@ class Member:
     def _state(self) -> State:
         return _one(self._replicas.host, self.index)
 
+    @property
+    def _biased(self) -> Biased | None:
+        return None if self._replicas.biased is None else _one(self._replicas.biased, self.index)
+
     def forces(self) -> np.ndarray:
-        """(n, 3) eV/Å, on fixed atoms too."""
-        return np.array(self._state.forces)
+        """(n, 3) eV/Å, on fixed atoms too; without those of a bias."""
+        return np.array(self._state.forces) - (0.0 if self._biased is None else self._biased.push.forces)
 
     def energy(self) -> float:
-        """Potential energy, eV, reference energies included."""
-        return float(self._state.energy) + self._baseline
+        """Potential energy, eV, reference energies included; without that of a bias."""
+        return (
+            float(self._state.energy) + self._baseline - (0.0 if self._biased is None else float(self._biased.push.energy))
+        )
+
+    def bias(self) -> dict[str, float]:
+        """Columns for the log: the energy of the bias, eV, and its variables; empty without a bias."""
+        if self._biased is None:
+            return {}
+        push = self._biased.push
+        values = zip(self._replicas.bias.variables, push.values, strict=True)
+        return {"bias_ev": float(push.energy)} | {f"cv_{name}": float(value) for name, value in values}
+
+    @property
+    def bias_options(self) -> Bias | None:
+        """What it was asked for."""
+        return self._replicas.bias
+
+    def hills(self) -> Hills | None:
+        """The hills so far; None without metadynamics."""
+        return None if self._biased is None or self._replicas.bias.metadynamics is None else self._biased.hills
 
     def conserved(self) -> float:
         """The quantity that an exact integration would keep, eV."""
@@ -209,6 +254,8 @@ class Member:
         """Arrays (no pickles) that a restart needs besides the geometry."""
         state = self._state
         held = dict(zip(_HELD, (state.forces, state.energy, state.stress, state.heat, state.chain), strict=True))
+        if self._biased is not None:
+            held |= biasing.to_arrays(*self._biased)
         return {name: np.array(value) for name, value in (held | self._replicas.list_state(self.index)).items()}
 
     def show(self) -> None:
@@ -225,7 +272,7 @@ class Member:
             moving = np.ones(len(self.atoms), bool)
             for constraint in self.atoms.constraints:
                 moving[constraint.index] = False
-            self._guard.check_step(self.forces() * moving[:, None], self._replicas.temperature(self.index))
+            self._guard.check_step(np.array(self._state.forces) * moving[:, None], self._replicas.temperature(self.index))
             self._guard.check_geometry(self.atoms)
             if self._replicas.potential.precision == "float32" and self._replicas.extent(self.atoms) > 0.99 * _WIDEST:
                 raise SimulationError(f"atoms are more than {_WIDEST:g} Å from the others, where float32 loses its digits")

@@ -10,6 +10,7 @@ import ase
 import numpy as np
 
 from mlff.basics.errors import ConfigError, DataError
+from mlff.config.bias import Bias
 from mlff.data.structure import Structure
 from mlff.simulation.constraints import describe, fix_lengths
 from mlff.simulation.jax_engine import obstacle
@@ -17,7 +18,14 @@ from mlff.simulation.record import check_state
 from mlff.simulation.settings import Settings
 
 Engine = Literal["auto", "jax", "ase"]
-_SINGLE = ("interval", "seed", "keep_velocities", "constraints", "engine")  #: of a state, besides what `check_state` knows
+_SINGLE = (
+    "interval",
+    "seed",
+    "keep_velocities",
+    "constraints",
+    "engine",
+    "bias",
+)  #: of a state, besides what `check_state` knows
 
 
 def choose_settings(given: dict[str, object], others: Settings) -> Settings:
@@ -93,6 +101,20 @@ def choose_engine(
     if wanted == "jax":
         raise ConfigError(f"the engine jax cannot do this: {reason}; take engine ase")
     return "ase", reason
+
+
+def describe_bias(
+    bias: Bias | None, state: dict[str, np.ndarray] | None, path: Path | None, engine: str, reason
+) -> np.ndarray:
+    """The bias as text for the state. Raises ConfigError: the engine has none; DataError: that of the earlier run was another."""
+    if bias is not None and engine != "jax":
+        why = "" if reason is None else f", which cannot do this: {reason}"
+        raise ConfigError(f"a bias needs the engine jax{why}; with engine ase, take PLUMED through ASE")
+    text = np.array("" if bias is None else bias.description())
+    if state is not None and str(state["bias"]) != str(text):
+        had = "another bias" if str(state["bias"]) else "no bias"
+        raise DataError(f"{path}: the earlier run had {had}; give it the same, or start without restart")
+    return text
 
 
 def identity(atoms: ase.Atoms) -> dict[str, np.ndarray]:
