@@ -215,6 +215,10 @@ def md(
             min=1, help="so many runs at once, compiled together; files OUT.0, OUT.1, ...; seeds SEED, SEED+1, ..."
         ),
     ] = None,
+    bias: Annotated[
+        Path | None,
+        typer.Option(help="YAML file of collective variables, restraints and metadynamics; hills go to OUT with .hills"),
+    ] = None,
     skin: Annotated[float, typer.Option(help="skin of the neighbour list, Å")] = 0.5,
     max_force: Annotated[float, typer.Option(help="stop when a force gets larger, eV/Å")] = 300.0,
     max_temperature: Annotated[
@@ -226,13 +230,15 @@ def md(
 ) -> None:
     """Molecular dynamics with a trajectory, a log and a state to restart from; stops when the run blows up."""
     log = out.with_suffix(".jsonl") if log is None else log
+    from mlff.config.bias import load_bias
     from mlff.simulation.guard import Limits
     from mlff.simulation.md import run_md
     from mlff.simulation.record import LOGS, SUFFIXES
     from mlff.simulation.replica_run import run_replicas
     from mlff.simulation.velocities import take_velocities
 
-    check_outputs([(out, SUFFIXES), (log, LOGS), (plot, PNG)], [model, structure])
+    check_outputs([(out, SUFFIXES), (log, LOGS), (plot, PNG)], [model, structure, *([] if bias is None else [bias])])
+    biased = None if bias is None else load_bias(bias)
     if restart and force:
         raise DataError(f"{out}: --restart continues it, --force overwrites it; leave one of them out")
     if keep_velocities and length not in (None, "Angstrom"):
@@ -254,7 +260,7 @@ def md(
     calculator = make_calculator(model, precision, skin)
     options = {"ensemble": ensemble, "temperature": temperature, "timestep": timestep, "steps": steps, "pressure": pressure}
     options |= {"thermostat": thermostat, "tau": tau, "tau_pressure": tau_pressure, "trajectory": out, "log": log}
-    options |= {"limits": Limits(force=max_force, temperature=max_temperature), "progress": not quiet}
+    options |= {"limits": Limits(force=max_force, temperature=max_temperature), "progress": not quiet, "bias": biased}
     with about(structure):
         if replicas is not None:
             many = run_replicas(atoms, calculator, replicas, interval=interval or 10, seed=seed or 0, **options)
