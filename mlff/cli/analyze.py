@@ -1,4 +1,4 @@
-"""`mlff analyze`."""
+"""`mlff analyze` and `mlff free-energy`."""
 
 from __future__ import annotations
 
@@ -57,3 +57,49 @@ def analyze(
         report.plot(found, plot, trajectory.name)
     for warning in found.warnings:
         say("warning", warning)
+
+
+@app.command(
+    name="free-energy", epilog="Example: mlff free-energy transfer.jsonl --variable q --json profile.json --plot profile.png"
+)
+def free_energy(
+    logs: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="LOG...", help="log of mlff md --bias, or several of runs alike (replicas)", show_default=False
+        ),
+    ],
+    variable: Annotated[str | None, typer.Option(help="along which variable", show_default="the first of the log")] = None,
+    temperature: Annotated[
+        float | None, typer.Option(help="K", show_default="what the .run.json beside the log says")
+    ] = None,
+    bins: Annotated[int, typer.Option(min=2, help="number of bins")] = 40,
+    skip: Annotated[
+        float | None,
+        typer.Option(
+            min=0.0,
+            max=0.9,
+            help="share of each run to leave out at the start",
+            show_default="until it settles, half at most",
+        ),
+    ] = None,
+    json_file: JsonFile = None,
+    plot: Plot = None,
+) -> None:
+    """Free energy along a collective variable with error bars: from plain, restrained and metadynamics runs.
+
+    Weights take the bias off. Where a file of hills (.hills) lies beside the log, their sum is shown too.
+    """
+    check_outputs([(json_file, ()), (plot, PNG)], logs)
+    from rich.console import Console
+
+    from mlff.properties.free_energy import free_energy as compute
+    from mlff.report import free_energy as report
+
+    found = compute(logs, variable, temperature, bins=bins, skip=skip)
+    Console().print(report.table(found))
+    if json_file is not None:
+        content = {"logs": [str(path) for path in logs], **found.to_dict()}
+        write_text(json_file, json.dumps(content, indent=2) + "\n")
+    if plot is not None:
+        report.plot(found, plot, logs[0].name)
