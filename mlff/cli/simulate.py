@@ -224,6 +224,20 @@ def md(
     max_temperature: Annotated[
         float | None, typer.Option(help="stop when it gets hotter, K", show_default="10 x, 5000 or more")
     ] = None,
+    max_drift: Annotated[
+        float,
+        typer.Option(help="stop when the conserved energy has changed by so much, eV/atom; each step in the engine jax"),
+    ] = 1.0,
+    max_distance: Annotated[
+        float | None,
+        typer.Option(help="stop at a frame with an atom farther from the training data than this (2: forces are guesses)"),
+    ] = None,
+    max_spread: Annotated[
+        float | None, typer.Option(help="stop at a frame where the forces of a committee differ by more, eV/Å")
+    ] = None,
+    mark: Annotated[
+        bool, typer.Option("--mark", help="go on beyond --max-distance and --max-spread: the frames go to OUT.flagged.xyz")
+    ] = False,
     precision: AsPrecision = None,
     force: Force = False,
     quiet: Quiet = False,
@@ -231,6 +245,7 @@ def md(
     """Molecular dynamics with a trajectory, a log and a state to restart from; stops when the run blows up."""
     log = out.with_suffix(".jsonl") if log is None else log
     from mlff.config.bias import load_bias
+    from mlff.simulation.flagged import flagged_path
     from mlff.simulation.guard import Limits
     from mlff.simulation.md import run_md
     from mlff.simulation.record import LOGS, SUFFIXES
@@ -260,7 +275,9 @@ def md(
     calculator = make_calculator(model, precision, skin)
     options = {"ensemble": ensemble, "temperature": temperature, "timestep": timestep, "steps": steps, "pressure": pressure}
     options |= {"thermostat": thermostat, "tau": tau, "tau_pressure": tau_pressure, "trajectory": out, "log": log}
-    options |= {"limits": Limits(force=max_force, temperature=max_temperature), "progress": not quiet, "bias": biased}
+    options |= {"progress": not quiet, "bias": biased}
+    limits = {"drift": max_drift, "distance": max_distance, "spread": max_spread, "mark": mark}
+    options["limits"] = Limits(force=max_force, temperature=max_temperature, **limits)
     with about(structure):
         if replicas is not None:
             many = run_replicas(atoms, calculator, replicas, interval=interval or 10, seed=seed or 0, **options)
@@ -282,6 +299,8 @@ def md(
             "warning",
             f"{share} have atoms more than twice as far from the training data as these reach: forces there are guesses",
         )
+    if summary.marked:
+        say("warning", f"{summary.marked:,} frames broke a limit; to be labelled: {flagged_path(out)}")
     print(f"{out}, {log}")
 
 

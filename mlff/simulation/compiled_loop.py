@@ -35,6 +35,8 @@ class System(NamedTuple):
     widest: Array  #: Å from the center: farther out float32 loses its digits
     largest_force: Array  #: eV/Å
     hottest: Array  #: (R,) K
+    conserved: Array  #: (R,) eV at the start
+    largest_drift: Array  #: eV by which the conserved energy may differ from that
     bias: Rules | None = None
 
 
@@ -172,7 +174,7 @@ def _loop(
                 state = state._replace(heat=state.heat + work)
                 biased = Biased(_where(loop.going, push, loop.biased.push), None)
             state = _where(loop.going, state, loop.state)
-            going = loop.going & apart & _within(at, system, state)
+            going = loop.going & apart & _within(name, at, system, state)
             new = Loop(state, listed, going, loop.taken + 1, demand, jnp.bool_(True), biased)
             return new, jnp.where(loop.going, heights, 0.0)
 
@@ -193,11 +195,12 @@ def _loop(
     return jax.lax.while_loop(more, step, Loop(state, listed, going, jnp.int32(0), nothing, jnp.bool_(True), biased))
 
 
-def _within(at: Conditions, system: System, state: State) -> Array:
+def _within(name: str, at: Conditions, system: System, state: State) -> Array:
     """(R,) bool: whether a state keeps the limits; what is not finite does not."""
     largest = jnp.abs(jnp.where(at.moving, state.forces, 0.0)).max(axis=(1, 2))
     kelvin = jax.vmap(integrators.temperature)(at, state)
-    return (largest < system.largest_force) & (kelvin < system.hottest)
+    drift = jnp.abs(jax.vmap(functools.partial(integrators.conserved, name))(at, state) - system.conserved)
+    return (largest < system.largest_force) & (kelvin < system.hottest) & (drift < system.largest_drift)
 
 
 def _where(chosen: Array, one, other):

@@ -17,6 +17,7 @@ from mlff.basics.errors import FileError, MLFFError
 from mlff.basics.files import writing
 from mlff.basics.signals import Stop
 from mlff.basics.statistics import slope
+from mlff.simulation.flagged import FlaggedFrames, flagged_path, objection
 from mlff.simulation.guard import Guard, SimulationError
 from mlff.simulation.hills import HillsFile, hills_path
 from mlff.simulation.progress import MDProgress
@@ -43,6 +44,7 @@ class Summary:
     seconds: float
     distance_max: float | None  #: from the training data, of the farthest atom in the frames looked at; None: not known
     distance_beyond: float | None  #: share of these frames with an atom beyond 2
+    marked: int  #: frames beyond a limit at which the run went on
     settings: Settings  #: as simulated, after a restart those of the earlier run where nothing else was said
     engine: str  #: jax or ase
     engine_reason: str | None = None  #: why it is ase where nothing was said
@@ -74,7 +76,11 @@ class Run:
         self.good: dict[str, np.ndarray] | None = state
         self.saved_at = float("-inf")
         self.first_step = self.step
-        self.reach = Reach(self.atoms.calc)
+        self.reach = Reach(self.atoms.calc, always=guard.limits.distance is not None)
+        flagged_until = None if state is None else self.step
+        self.flagged = None if trajectory is None else FlaggedFrames(flagged_path(trajectory), flagged_until)
+        self.marked = 0  #: frames beyond a limit at which the run went on
+        self._conserved_at_start: float | None = None
 
     @property
     def step(self) -> int:
@@ -120,7 +126,8 @@ class Run:
             self.record(write=False)
 
     def failure(self, error: MLFFError) -> SimulationError:
-        """The error to raise for what stopped the run."""
+        """The error to raise for what stopped the run; its last frame is kept to be labelled."""
+        self._flag(str(error))
         return SimulationError(f"stopped at step {self.step}: {error}; {self._last_good()}")
 
     @property
@@ -131,7 +138,13 @@ class Run:
     def record(self, write: bool = True) -> None:
         """Check the geometry, then write a frame and a line, and remember the state as good."""
         self.guard.check_geometry(self.atoms)
-        self.reach.look(self.atoms)
+        against = objection(self.guard.limits, self.reach.look(self.atoms), self.atoms)
+        if against is not None and not self.guard.limits.mark:
+            raise SimulationError(against)
+        if against is not None and write:
+            self.marked += 1
+            self._flag(against)
+        self._check_drift()
         potential = self.engine.energy()
         kinetic = kinetic_energy(self.atoms.get_momenta(), self.atoms.get_masses()[:, None])
         periodic = bool(self.atoms.pbc.all())
@@ -160,6 +173,17 @@ class Run:
         self.good = self.capture()
         if time.monotonic() - self.saved_at > SAVE_EVERY:
             self._save()
+
+    def _check_drift(self) -> None:
+        conserved = self.engine.conserved()
+        if conserved is not None:
+            if self._conserved_at_start is None:
+                self._conserved_at_start = conserved
+            self.guard.check_drift((conserved - self._conserved_at_start) / len(self.atoms))
+
+    def _flag(self, why: str) -> None:
+        if self.flagged is not None:
+            self.flagged.add(self.atoms, self.step, self.step * self.settings.timestep * 1e-3, why)
 
     def capture(self) -> dict[str, np.ndarray]:
         """All that a restart needs, as arrays."""
@@ -205,6 +229,7 @@ class Run:
             seconds=seconds,
             distance_max=self.reach.largest,
             distance_beyond=self.reach.beyond,
+            marked=self.marked,
             settings=self.settings,
             engine=self.engine.name,
         )

@@ -1,4 +1,4 @@
-"""Watch over a simulation: stop before a run that has gone wrong fills the disk with nonsense."""
+"""Watch over a simulation: stop before a run that has gone wrong fills the disk with nonsense, and say which frames to label."""
 
 from __future__ import annotations
 
@@ -20,11 +20,15 @@ class SimulationError(MLFFError):
 
 @dataclass(frozen=True)
 class Limits:
-    """Beyond these a simulation stops."""
+    """Beyond these a simulation stops; with `mark` those of distance and spread only write the frame down and go on."""
 
     force: float = 300.0  #: largest force on an atom, eV/Å
     temperature: float | None = None  #: K; default: ten times the target, at least 5,000 K
     fused: float = 0.4  #: shortest distance as a share of the sum of the two covalent radii
+    drift: float = 1.0  #: eV/atom by which the conserved energy may differ from its start; every step in the engine jax
+    distance: float | None = None  #: from the training data, of the farthest atom of a frame; None: no limit
+    spread: float | None = None  #: eV/Å, largest standard deviation of a force over a committee in a frame; None: no limit
+    mark: bool = False  #: go on beyond `distance` and `spread`
     lost: float = 5.0  #: an atom without a neighbour within so many Å is lost (if it had one at the start)
 
 
@@ -54,6 +58,13 @@ class Guard:
             raise SimulationError(f"the force on atom {atom} is {largest:.0f} eV/Å (limit {self.limits.force:g})")
         if not temperature < self.hottest:
             raise SimulationError(f"the temperature is {temperature:.0f} K (limit {self.hottest:g})")
+
+    def check_drift(self, change: float) -> None:
+        """Change of the conserved energy since the start, eV/atom."""
+        if not abs(change) < self.limits.drift:
+            raise SimulationError(
+                f"the conserved energy has changed by {change:.2g} eV/atom (limit {self.limits.drift:g}); take a shorter time step"
+            )
 
     def check_geometry(self, atoms: ase.Atoms) -> None:
         """Look for atoms that fused or flew off."""

@@ -19,6 +19,7 @@ from mlff.simulation.ase_engine import make_engine
 from mlff.simulation.bias import check_bias
 from mlff.simulation.constraints import check_constraints, fix_lengths
 from mlff.simulation.driver import Run, Summary
+from mlff.simulation.flagged import check_limits
 from mlff.simulation.guard import Guard, Limits, SimulationError
 from mlff.simulation.jax_engine import JaxEngine
 from mlff.simulation.progress import MDProgress
@@ -74,7 +75,7 @@ def run_md(
     magnetic moments, tags, constraints, cell or periodicity are not those of the earlier run.
     Raises SimulationError when the run blows up, FileError where nothing can be written; Ctrl-C (SIGTERM) ends it after
     the current step with KeyboardInterrupt (Terminated). The trajectory and the state of the last good record are then
-    on disk, beside a record of versions, machine and settings (.run.json).
+    on disk, beside a record of versions, machine and settings (.run.json), and what broke a limit in .flagged.xyz.
     """
     if steps < 0 or (interval is not None and interval < 1):
         raise ConfigError(f"steps must not be negative and interval must be positive, found {steps} and {interval}")
@@ -89,6 +90,7 @@ def run_md(
     if log is not None:
         check_output(Path(log), LOGS)
     check_constraints(atoms)
+    check_limits(limits, calculator)
     given = {"ensemble": ensemble, "temperature": temperature, "timestep": timestep, "thermostat": thermostat}
     given |= {"tau": tau, "pressure": pressure, "tau_pressure": tau_pressure}
     constraints = list(atoms.constraints)

@@ -17,21 +17,23 @@ _AT_ONCE = 40  #: ... after so many frames
 class Reach:
     """The farthest atom of frames (see `mlff.potential.domain`), the first forty, then as many as cost a fiftieth of the time."""
 
-    def __init__(self, calculator):
-        """`calculator`: one whose potential knows its training data; of others nothing is said."""
+    def __init__(self, calculator, always: bool = False):
+        """`calculator`: one whose potential knows its training data; of others nothing is said. `always`: every frame."""
         self._environments = getattr(getattr(calculator, "potential", None), "environments", None)
         self._next = float("-inf")
+        self._always = always
         self.farthest: list[float] = []  #: of each frame looked at
 
-    def look(self, atoms: ase.Atoms) -> None:
-        """Look at a frame, if it is time to."""
+    def look(self, atoms: ase.Atoms) -> float | None:
+        """The distance of the farthest atom of a frame, if it is time to look at one."""
         begin = time.perf_counter()
-        if self._environments is None or begin < self._next:
-            return
+        if self._environments is None or (begin < self._next and not self._always):
+            return None
         self.farthest.append(float(self._environments.distances(Structure.from_atoms(atoms)).max()))
         if len(self.farthest) >= _AT_ONCE:
             end = time.perf_counter()
             self._next = end + (end - begin) / _SHARE
+        return self.farthest[-1]
 
     @property
     def largest(self) -> float | None:

@@ -20,6 +20,7 @@ from mlff.config.bias import Bias
 from mlff.simulation.bias import check_bias
 from mlff.simulation.constraints import check_constraints
 from mlff.simulation.driver import Run, Summary
+from mlff.simulation.flagged import check_limits
 from mlff.simulation.guard import Guard, Limits, SimulationError
 from mlff.simulation.jax_engine import check_ensemble, obstacle
 from mlff.simulation.progress import MDProgress
@@ -59,6 +60,7 @@ def run_replicas(
     if count < 1 or steps < 0 or interval < 1 or seed < 0:
         raise ConfigError("replicas and interval must be positive, steps and seed not negative")
     check_constraints(atoms)
+    check_limits(limits, calculator)
     if (reason := obstacle(calculator, atoms)) is not None:
         raise ConfigError(f"replicas need the engine jax, which cannot do this: {reason}")
     kelvins = [temperature] * count if temperature is None or np.ndim(temperature) == 0 else list(temperature)

@@ -68,8 +68,6 @@ class Replicas:
             for *each, f in zip(settings, seeds, freedom, strict=True)
         ]
         self._at = _stacked(at)
-        with jax.enable_x64(True):
-            self._fixed = jax.device_put((self._at, self._system))
         self.host = _stacked([_start(copy, self.potential) for copy in copies])  #: the state, as arrays of NumPy
         self.bias, self.biased = bias, None  #: what the bias has done, as arrays of NumPy
         if bias is not None:
@@ -78,6 +76,7 @@ class Replicas:
             total = biasing.add_push(Outcome(self.host.energy, self.host.forces, self.host.stress), pushed)
             self.host = self.host._replace(**total._asdict())
         self._state, self._device_biased = self.host, self.biased
+        self._fix()
         self._listed = compiled_loop.no_list(self._plan)
         self._going = np.ones(len(copies), bool)
         self._most, self._checked = 1, False  # steps in one call; whether the calculator has been asked too
@@ -106,6 +105,17 @@ class Replicas:
         if not self._checked:
             self._compare()
         return None
+
+    def _fix(self) -> None:
+        """Put on the device what does not change from here on."""
+        started = np.array([self.conserved(index) for index in range(len(self.members))])
+        self._system = self._system._replace(conserved=started)
+        with jax.enable_x64(True):
+            self._fixed = jax.device_put((self._at, self._system))
+
+    def drift(self, index: int) -> float:
+        """Change of the conserved energy since the start (after a restart: since that), eV/atom."""
+        return (self.conserved(index) - float(self._system.conserved[index])) / self._plan.atoms
 
     def rest(self, index: int, error: SimulationError) -> None:
         """A member that takes no more steps."""
@@ -157,6 +167,7 @@ class Replicas:
             restored.append(fresh._replace(step=np.int64(step), heat=state["heat"], chain=state["chain"]))
         self._plan = self._plan._replace(room=_largest(rooms[1:]))
         self._state = self.host = _stacked(restored)
+        self._fix()
         blank = np.full((n, 3), np.nan)
         references = [state["list_reference"] if len(state["list_reference"]) else blank for state in held]
         self._listed = self._list_at(np.stack(references), np.stack([state["list_cell"] for state in held]))
@@ -274,6 +285,7 @@ class Member:
                 moving[constraint.index] = False
             self._guard.check_step(np.array(self._state.forces) * moving[:, None], self._replicas.temperature(self.index))
             self._guard.check_geometry(self.atoms)
+            self._guard.check_drift(self._replicas.drift(self.index))
             if self._replicas.potential.precision == "float32" and self._replicas.extent(self.atoms) > 0.99 * _WIDEST:
                 raise SimulationError(f"atoms are more than {_WIDEST:g} Å from the others, where float32 loses its digits")
         except SimulationError as error:
@@ -295,6 +307,8 @@ def _system(potential: Potential, search: Search, guards: Sequence[Guard], atoms
         widest=np.float64(_WIDEST if potential.precision == "float32" else np.inf),
         largest_force=np.float64(limits.force),
         hottest=np.array([guard.hottest for guard in guards], np.float64),
+        conserved=np.zeros(len(guards)),
+        largest_drift=np.float64(limits.drift * len(atoms)),
     )
 
 
