@@ -48,6 +48,7 @@ SHORT = {
     "vibrations": ["--fmax", "1000"],
     "neb": ["--fmax", "1000"],
 }
+BIASED = ["--steps", "300", "--interval", "2", "--timestep", "0.2", "--temperature", "20"]  #: of md with a bias, for a profile
 SETTINGS = {"training.epochs": "2", "data.n_train": "12"}  #: the same of --set
 FRAMES = 20  #: of each file that comes along
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -101,6 +102,8 @@ class Reader:
     def run(self, example: list[str]) -> None:
         """One command of `mlff`, shortened."""
         short = SHORT.get(example[0], []) if example[0] != "certify" or "--full" in example else []
+        if "--bias" in example:
+            short = BIASED
         if "--restart" in example:
             short = ["--steps", "40"]
         named = [word.partition("=")[0] for word in example]
@@ -135,6 +138,7 @@ def checkout(root: Path) -> Iterator[Reader]:
                 kept += [count, *(next(lines) for _ in range(int(count) + 1))]
         copy.write_text("".join(kept), encoding="utf-8")
     (root / "configs").mkdir()
+    shutil.copytree(ROOT / "configs" / "bias", root / "configs" / "bias")
     for name, text in CONFIGS.items():
         (root / "configs" / f"{name}.yaml").write_text(text, encoding="utf-8")
     with pytest.MonkeyPatch.context() as patch:

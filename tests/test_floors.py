@@ -8,7 +8,7 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "mlff"
 FLOORS = {
     "basics": "errors, units, properties, files, signals, JAX and its compiler",
-    "config": "the options of a training run, and how a file of them is read",
+    "config": "the options of a training run and of a bias, and how a file of them is read",
     "graph": "the arrays of one batch",
     "data": "files to structures, neighbour lists, batches",
     "lint": "whether reference data can be right",
@@ -17,7 +17,7 @@ FLOORS = {
     "training": "losses, optimisers, steps, checkpoints, metrics",
     "simulation": "molecular dynamics, relaxation, sampling",
     "interfaces": "the potential in other programs: ASE",
-    "properties": "vibrations, phonons, elastic constants, equations of state, reaction paths; analysis of trajectories",
+    "properties": "vibrations, phonons, elastic constants, equations of state, reaction paths, free energies; analysis of trajectories",
     "certificate": "checks of a potential before it is used",
     "report": "tables, plots and the HTML report",
     "cli": "the commands",

@@ -13,6 +13,7 @@ import pytest
 import typer.main
 
 from mlff.cli import app
+from mlff.config.bias import load_bias
 from mlff.config.load import load_config
 from tests.pages import DOCS, PAGES, ROOT, TEXTS, all_commands, blocks, checkout, prose
 
@@ -23,6 +24,7 @@ LONG = {"few_structures.md"}  #: five trainings
 PRINTS = {
     "use.md": r"meV/Å[^$]*\(27, 27\)",
     "first_force_field.md": r"barrier: 74 meV in the reference, -?\d+ meV learned",
+    "free_energy.md": r'"cv_h": -?\d',
     "dynamics.md": r"O-O distance \d\.\d\d ± \d\.\d\d Å",
     "few_structures.md": r"compute these frames: \[\d",
     "periodic_solid.md": r"bulk modulus -?\d+ GPa",
@@ -88,6 +90,9 @@ def test_configs_are_valid(page, tmp_path):
     for number, block in enumerate(code for language, code in blocks(page) if language == "yaml"):
         file = tmp_path / f"{number}.yaml"
         file.write_text(block, encoding="utf-8")
+        if block.lstrip().startswith("variables:"):
+            assert load_bias(file) in [load_bias(path) for path in (ROOT / "configs" / "bias").glob("*.yaml")]
+            continue
         config = load_config(file)
         for path in config.data.train if isinstance(config.data.train, list) else [config.data.train]:
             assert (ROOT / "configs" / Path(path).relative_to(tmp_path)).exists(), path

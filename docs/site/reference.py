@@ -30,6 +30,8 @@ MORE = {
     "mlff.certificate.certificate": ["certify", "Certificate"],
     "mlff.simulation.md": ["run_md", "Summary"],
     "mlff.simulation.settings": ["Settings"],
+    "mlff.config.bias": ["Bias", "load_bias", "make_bias"],
+    "mlff.properties.free_energy": ["free_energy", "FreeEnergy"],
     "mlff.simulation.relax": ["relax", "Relaxation"],
     "mlff.simulation.relaxations": ["relax_many"],
     "mlff.simulation.sampling": ["sample"],

@@ -49,9 +49,9 @@ HILLS = {"variables": ["q"], "height": 0.005, "widths": [0.1], "every": 100, "bi
 LIMITS = -1.3, 1.3  #: Å
 BINS = 39  #: odd: one in the middle
 RUNS = {  #: replicas, steps of 0.5 fs, temperature, hills
-    "plain, 600 K": (64, 40_000, 600.0, False),
-    "metadynamics, 600 K": (4, 200_000, 600.0, True),
-    "metadynamics, 300 K": (4, 200_000, 300.0, True),
+    "plain, 600 K": (64, 15_000, 600.0, False),
+    "metadynamics, 600 K": (4, 100_000, 600.0, True),
+    "metadynamics, 300 K": (4, 100_000, 300.0, True),
 }
 
 
