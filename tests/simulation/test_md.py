@@ -206,7 +206,7 @@ def test_atoms_that_fuse_or_fly_off_are_noticed(tmp_path):
             temperature=0,
             steps=500,
             timestep=0.5,
-            limits=Limits(temperature=1e9),
+            limits=Limits(temperature=1e9, drift=1e9),
         )
     with pytest.raises(SimulationError, match="limit 1"):
         simulate(atoms.copy(), Springs(atoms), limits=Limits(temperature=1.0))
