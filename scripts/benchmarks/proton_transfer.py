@@ -2,7 +2,7 @@
 
     python scripts/benchmarks/proton_transfer.py MODEL [--work DIR] [--out FILE] [--short]
 
-MODEL is trained on `data/malonaldehyde`. The variable is q = d(O1-H) - d(O2-H). Profiles: plain Langevin dynamics at 600 K (64 replicas in one
+MODEL is trained on `data/malonaldehyde`. The variable is q = d(O1-H) - d(O2-H). Profiles: plain Langevin dynamics at 600 K (32 replicas in one
 call), well-tempered metadynamics at 600 K and at 300 K (4 replicas each); all with a wall that keeps the oxygen atoms
 together. Both are symmetric in q: "symmetry" is the largest difference of the two sides in units of its error.
 The energy along the path: single points of the model on the images of the DFT path, and relaxations of the model at the
@@ -45,13 +45,13 @@ VARIABLES = {
     },
     "restraints": [{"variable": "oo", "upper": 2.9, "stiffness": 20.0}],
 }
-HILLS = {"variables": ["q"], "height": 0.005, "widths": [0.1], "every": 100, "bias_factor": 4.0}
+HILLS = {"variables": ["q"], "height": 0.005, "widths": [0.1], "every": 50, "bias_factor": 4.0}
 LIMITS = -1.3, 1.3  #: Å
 BINS = 39  #: odd: one in the middle
 RUNS = {  #: replicas, steps of 0.5 fs, temperature, hills
-    "plain, 600 K": (64, 15_000, 600.0, False),
-    "metadynamics, 600 K": (4, 100_000, 600.0, True),
-    "metadynamics, 300 K": (4, 100_000, 300.0, True),
+    "plain, 600 K": (32, 8_000, 600.0, False),
+    "metadynamics, 600 K": (4, 40_000, 600.0, True),
+    "metadynamics, 300 K": (4, 40_000, 300.0, True),
 }
 
 
