@@ -320,6 +320,7 @@ def check_replicas(out: Path, count: int, *, restart, plot, keep_velocities, for
 
 def print_replicas(out: Path, results: list) -> None:
     """One line for each. Raises SimulationError if one blew up."""
+    from mlff.simulation.flagged import flagged_path
     from mlff.simulation.guard import SimulationError
     from mlff.simulation.replica_run import replica_path
 
@@ -331,6 +332,8 @@ def print_replicas(out: Path, results: list) -> None:
             drift = "" if result.drift is None else f", drift {result.drift:+.3f} meV/atom/ps"
             print(f"{path}: {result.time_ps:g} ps at {result.temperature_mean:.0f} K{drift}")
     good = [result for result in results if not isinstance(result, SimulationError)]
+    if marked := sum(result.marked for result in good):
+        say("warning", f"{marked:,} frames broke a limit; to be labelled: {flagged_path(replica_path(out, 0))}, ...")
     print(f"{len(good)} of {len(results)} replicas done, {sum(result.ns_per_day for result in good):.3g} ns/day together")
     if len(good) < len(results):
         raise SimulationError(f"{out}: {len(results) - len(good)} of {len(results)} replicas stopped before the end")
