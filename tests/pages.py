@@ -48,7 +48,7 @@ SHORT = {
     "vibrations": ["--fmax", "1000"],
     "neb": ["--fmax", "1000"],
 }
-BIASED = "--steps 300 --interval 1 --timestep 0.2 --temperature 20".split()  #: of md with a bias, for a profile
+BIASED = "--steps 1000 --interval 1 --timestep 0.2 --temperature 20".split()  #: of md with a bias, for a profile
 SETTINGS = {"training.epochs": "2", "data.n_train": "12"}  #: the same of --set
 FRAMES = 20  #: of each file that comes along
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
