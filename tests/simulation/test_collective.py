@@ -19,7 +19,6 @@ VARIABLES = {
 }
 CELLS = {
     "molecule": (None, False),
-    "cube": (np.eye(3) * 4.0, True),
     "sheared": (np.array([[3.0, 0, 0], [5.3, 3.5, 0], [-4.0, 7.1, 3.2]]), True),
     "left_handed": (np.array([[0, 3.0, 0], [3.5, 0.4, 0], [0.3, 0.2, 3.8]]), True),
     "slab": (np.array([[3.0, 0, 0], [4.4, 3.5, 0], [0, 0, 9.0]]), (True, True, False)),
@@ -87,7 +86,7 @@ def test_no_derivative_is_nan_where_none_exists():
 
 
 def test_a_function_of_the_user():
-    atoms = atoms_in("cube")
+    atoms = atoms_in("molecule")
     _, values = values_of(atoms, {"z": lambda positions, cell: jnp.mean(positions[:, 2]) + 0 * cell[0, 0]})
     assert values[0] == pytest.approx(atoms.positions[:, 2].mean())
 
@@ -105,4 +104,4 @@ def test_a_function_of_the_user():
 )
 def test_what_is_no_variable_is_said(variable, message):
     with pytest.raises(ConfigError, match=message):
-        values_of(atoms_in("cube"), {"x": variable})
+        values_of(atoms_in("molecule"), {"x": variable})
