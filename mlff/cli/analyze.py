@@ -98,6 +98,7 @@ def free_energy(
 
     found = compute(logs, variable, temperature, bins=bins, skip=skip)
     Console().print(report.table(found))
+    print(f"{found.samples:,} values; the first {100 * found.skipped:.0f} % of {len(logs)} runs left out")
     if json_file is not None:
         content = {"logs": [str(path) for path in logs], **found.to_dict()}
         write_text(json_file, json.dumps(content, indent=2) + "\n")
