@@ -15,10 +15,7 @@ from mlff.report.plots import save
 
 def table(found: FreeEnergy) -> Table:
     """One line for each bin."""
-    title = (
-        f"free energy at {found.temperature:g} K from {found.samples:,} values, meV; the first {found.skipped:.0%} left out"
-    )
-    result = Table(title=title, title_justify="left")
+    result = Table(title=f"free energy at {found.temperature:g} K, meV", title_justify="left")
     hills = ["from hills"] if found.from_hills is not None else []
     for name in (found.variable, "free energy", "error", *hills):
         result.add_column(name, justify="right")
