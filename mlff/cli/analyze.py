@@ -66,7 +66,7 @@ def free_energy(
     logs: Annotated[
         list[Path],
         typer.Argument(
-            metavar="LOG...", help="log of mlff md --bias, or several of runs alike (replicas)", show_default=False
+            metavar="LOGS", help="log of mlff md --bias, or several of runs alike (replicas)", show_default=False
         ),
     ],
     variable: Annotated[str | None, typer.Option(help="along which variable", show_default="the first of the log")] = None,
