@@ -11,6 +11,8 @@ from mlff import MLFFCalculator
 from mlff.basics.errors import ConfigError, DataError
 from mlff.basics.units import KB
 from mlff.config.bias import load_bias, make_bias
+from mlff.properties.analysis import read_log
+from mlff.properties.free_energy import free_energy
 from mlff.simulation import compiled_loop
 from mlff.simulation.guard import Limits
 from mlff.simulation.hills import hills_path, read_hills
@@ -49,12 +51,6 @@ def one_atom():
 
 def two_atoms():
     return ase.Atoms("Cu2", positions=[[0, 0, 0], [2.5, 0, 0]])
-
-
-def read_log(path):
-    from mlff.properties.analysis import read_log
-
-    return read_log(path)
 
 
 def test_a_restraint_has_its_canonical_distribution(free, tmp_path):
@@ -141,7 +137,7 @@ def test_metadynamics_finds_the_double_well(free, tmp_path):
     """Four replicas, whose scatter is the error; a wrong bias factor is a wrong scale."""
     out = tmp_path / "md.xyz"
     bias = make_bias(DOUBLE_WELL | {"metadynamics": HILLS})
-    options = OPTIONS | {"trajectory": out, "interval": 2000}
+    options = OPTIONS | {"trajectory": out, "log": tmp_path / "md.jsonl", "interval": 100}
     del options["engine"]
     run_replicas(one_atom(), MLFFCalculator(free), 4, bias=bias, steps=30_000, **options)
     grid = np.linspace(-0.6, 0.6, 25)
@@ -155,6 +151,10 @@ def test_metadynamics_finds_the_double_well(free, tmp_path):
     assert error.mean() < 0.01
     away = np.abs(profiles.mean(axis=0) - exact)
     assert np.mean(away < 3 * error + 0.004) > 0.8 and away.max() < 0.04
+    logs = [replica_path(tmp_path / "md.jsonl", index) for index in range(4)]
+    weighted = free_energy(logs, "x", bins=15, skip=0.2, limits=(-0.65, 0.65))
+    assert (weighted.energies < 4 * weighted.errors + 0.002).all(), "the weights take off hills and wells: a free atom"
+    assert np.nanmax(weighted.errors) < 0.03
     assert all(hills.heights[0] > 3 * hills.heights[-50:].mean() for hills in found), "hills become lower"
 
 
