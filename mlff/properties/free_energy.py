@@ -73,6 +73,9 @@ def free_energy(
     """
     if bins < 2:
         raise ConfigError(f"at least two bins are needed, not {bins}")
+    for path in logs:
+        if any(restraint.get("move_to") is not None for restraint in (_run(path).get("bias") or {}).get("restraints", ())):
+            raise DataError(f"{path}: a restraint of this run moved: it was not in equilibrium and gives no profile")
     tables = [read_log(path) for path in logs]
     name = _variable(variable, tables[0], logs[0])
     kelvin = _temperature(logs) if temperature is None else temperature
@@ -194,18 +197,24 @@ def _variable(variable: str | None, table: dict[str, np.ndarray], path) -> str:
     return variable or names[0]
 
 
+def _run(log: str | Path) -> dict:
+    """What the .run.json beside a log says of the run; nothing if there is none."""
+    try:
+        return dict(json.loads(record_path(log).read_text(encoding="utf-8"))[-1])
+    except (OSError, ValueError, LookupError, TypeError):
+        return {}
+
+
 def _temperature(logs: Sequence[str | Path]) -> float:
     found = set()
     for path in logs:
-        beside = record_path(path)
         try:
-            found.add(float(json.loads(beside.read_text(encoding="utf-8"))[-1]["settings"]["temperature"]))
-        except (OSError, ValueError, LookupError, TypeError):
-            raise ConfigError(f"{beside}: does not say the temperature of the run; give --temperature") from None
+            found.add(float(_run(path)["settings"]["temperature"]))
+        except (LookupError, TypeError, ValueError):
+            raise ConfigError(f"{record_path(path)}: does not say the temperature of the run; give --temperature") from None
     if len(found) > 1:
-        raise ConfigError(
-            f"the runs have the temperatures {', '.join(f'{kelvin:g}' for kelvin in sorted(found))} K; give those of one"
-        )
+        kelvins = ", ".join(f"{kelvin:g}" for kelvin in sorted(found))
+        raise ConfigError(f"the runs have the temperatures {kelvins} K; give those of one")
     return found.pop()
 
 

@@ -121,6 +121,10 @@ def test_logs_and_hills_that_do_not_fit_are_said(tmp_path):
     plain.write_text('{"step": 0, "time_ps": 0.0}\n')
     with pytest.raises(DataError, match="has no collective variables; run mlff md with --bias"):
         free_energy([plain], temperature=KELVIN)
+    (tmp_path / "short.run.json").write_text('[{"bias": {"restraints": [{"move_to": 1.0}]}}]')
+    with pytest.raises(DataError, match="a restraint of this run moved"):
+        free_energy([short], temperature=KELVIN)
+    (tmp_path / "short.run.json").write_text('[{"bias": null}]')
     with pytest.raises(ConfigError, match="the temperature must be positive"):
         free_energy([short], temperature=0.0)
     for text in ("", "#! FIELDS time q\n1 2\n", "#! FIELDS time q sigma_q height biasf\n1 2 nan 4 5\n", "\x00"):
