@@ -155,7 +155,9 @@ def vanishing_gradients() -> None:
     for (name, norms), color in zip(names["found"].items(), (RED, BLUE, "#3a9d5d"), strict=True):
         axes.plot(np.arange(1, len(norms) + 1), norms, "o-", ms=3, color=color, label=name)
     axes.plot(np.arange(1, 21), 0.25 ** (20.0 - np.arange(1, 21)), ":", color=GREY, label="a quarter a layer")
-    axes.set(yscale="log", xlabel="layer, 20 is the last", ylabel="norm of the gradient, last = 1", xticks=[1, 5, 10, 15, 20])
+    axes.set(
+        yscale="log", xlabel="layer, 20 is the last", ylabel="norm of the gradient, last = 1", xticks=[1, 5, 10, 15, 20]
+    )
     axes.legend()
     save(figure, "vanishing_gradients")
 

@@ -101,6 +101,8 @@ def _type(annotation: Any) -> str:
         return " or ".join(dict.fromkeys(_type(part) for part in parts if part is not type(None)))
     if origin is list:
         return f"list of {_type(parts[0])}"
+    if origin is tuple:
+        return f"{len(parts)} x {_type(parts[0])}"
     if origin is dict:
         return f"map of {_type(parts[0])} to {_type(parts[1])}"
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
