@@ -30,6 +30,9 @@ class Graph(NamedTuple):
     vectors: Array | None = (
         None  #: (N, K, 3) Å, r_ij where someone else owns the neighbour list; positions then count nothing
     )
+    numbers_around: Array | None = (
+        None  #: (N, K) int32, atomic numbers of the neighbours of some of the atoms only, see `mlff.potential.chunks`
+    )
 
     @property
     def atom_mask(self) -> Array:
@@ -42,15 +45,25 @@ class Graph(NamedTuple):
         return self.n_atoms > 0
 
     @property
+    def neighbor_numbers(self) -> Array:
+        """(N, K) int32, atomic numbers of the neighbours; in empty slots that of the center."""
+        return self.atomic_numbers[self.neighbors] if self.numbers_around is None else self.numbers_around
+
+    @property
     def pair_vectors(self) -> Array:
         """(N, K, 3) r_ij = r_j - r_i + shifts @ cell, Å, or `vectors`; zero in empty slots."""
         if self.vectors is not None:
             return self.vectors
-        vectors = self.positions[self.neighbors] - self.positions[:, None, :]
-        if self.shifts is None:
-            return vectors
-        cells = self.cell[self.structure]  # a sum of three products: as a matrix product it would be one small call per atom
-        return vectors + sum(self.shifts[..., a, None] * cells[:, None, a] for a in range(3))
+        return difference(self.positions[self.neighbors], self.positions, self.cell[self.structure], self.shifts)
+
+
+def difference(neighbors: Array, positions: Array, cells: Array, shifts: Array | None) -> Array:
+    """(N, K, 3) r_j - r_i + shifts @ cell of neighbours at (N, K, 3) and atoms at (N, 3), Å, in cells (N, 3, 3), Å."""
+    vectors = neighbors - positions[:, None, :]
+    if shifts is None:
+        return vectors
+    # a sum of three products: as a matrix product it would be one small call per atom
+    return vectors + sum(shifts[..., a, None] * cells[:, None, a] for a in range(3))
 
 
 class Labels(NamedTuple):

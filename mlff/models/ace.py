@@ -21,7 +21,7 @@ from mlff.basics.numerics import dense, smooth_silu
 from mlff.config import options as config
 from mlff.graph import Graph
 from mlff.models.angular import sphere_grid, spherical_harmonics
-from mlff.models.common import PairGeometry, Statistics, atomic_energies, pair_geometry
+from mlff.models.common import PairGeometry, State, Statistics, atomic_energies, pair_geometry
 from mlff.models.contraction import sum_harmonics, sum_neighbors
 from mlff.models.radial import bond_coordinate, chebyshev_basis
 from mlff.models.saturation import norms, saturated
@@ -76,18 +76,42 @@ class ACE(nn.Module):
         )
 
     def invariants(self, graph: Graph, around: PairGeometry) -> tuple[Array, ...]:
-        degrees = max(self.options.l_max, self.options.l_message)
-        harmonics = [jnp.moveaxis(y, 0, 1) for y in spherical_harmonics(degrees, around.directions)]  # (N, 2l + 1, K)
-        radial = self.radial_features(graph, around)
+        harmonics, radial = self.harmonics(around), self.radial_features(around)
         features, scalars = [self.embedding[around.species][None]], []
         for layer in self.layer:
             features = layer(graph, around.species, features, harmonics, radial)
             scalars.append(features[0][0])
         return tuple(scalars)
 
-    def radial_features(self, graph: Graph, around: PairGeometry) -> Array:
+    @property
+    def stages(self) -> int:
+        """In how many steps `stage` computes what a call does."""
+        return self.options.layers
+
+    def stage(self, index: int, graph: Graph, own: State | None, sent: Array | None) -> State | Array:
+        """A layer for some of the atoms, see `mlff.models.common.State`; of the last one energies (N,), eV."""
+        around = self.pairs(graph)
+        if own is None:
+            features, sent = [self.embedding[around.species][None]], self.embedding[around.neighbor_species]
+            output = 0.0
+        else:
+            features, output = _by_degree(own.passed, self.options.channels), own.kept[:, 0]
+        layer = self.layer[index]
+        features = layer(graph, around.species, features, self.harmonics(around), self.radial_features(around), sent)
+        output = output + self.head[index](features[0][0])
+        if index == self.stages - 1:
+            return atomic_energies(output, graph, around, self.statistics, self.options.zbl)
+        passed = jnp.moveaxis(jnp.concatenate(features), 0, 1)
+        return State(passed.reshape(len(passed), -1), output[:, None])
+
+    def harmonics(self, around: PairGeometry) -> list[Array]:
+        """(N, 2l + 1, K) for each degree of the directions to the neighbours."""
+        degrees = max(self.options.l_max, self.options.l_message)
+        return [jnp.moveaxis(y, 0, 1) for y in spherical_harmonics(degrees, around.directions)]
+
+    def radial_features(self, around: PairGeometry) -> Array:
         """(N, K, basis): functions of distance and both species that vanish smoothly at the cutoff."""
-        species = around.species[:, None] * len(self.elements) + around.species[graph.neighbors]
+        species = around.species[:, None] * len(self.elements) + around.neighbor_species
         radii = covalent_radii[list(self.elements)]
         lengths = jnp.asarray(radii[:, None] + radii, around.distances.dtype).reshape(-1)[species]
         coordinate = bond_coordinate(around.distances, lengths)
@@ -111,22 +135,35 @@ class Interaction(nn.Module):
 
     @nn.compact
     def __call__(
-        self, graph: Graph, species: Array, features: list[Array], harmonics: list[Array], radial: Array
+        self,
+        graph: Graph,
+        species: Array,
+        features: list[Array],
+        harmonics: list[Array],
+        radial: Array,
+        sent: Array | None = None,
     ) -> list[Array]:
-        density = self.density(graph, features, harmonics, radial)
+        """`sent` (N, K, F): features of the neighbours where `features` are of some of the atoms only."""
+        density = self.density(graph, features, harmonics, radial, sent)
         products = self.products(density, species, self.options.l_message if self.passes_on else 0)
         return self.update(products, features)
 
-    def density(self, graph: Graph, features: list[Array], harmonics: list[Array], radial: Array) -> list[Array]:
+    def density(
+        self, graph: Graph, features: list[Array], harmonics: list[Array], radial: Array, sent: Array | None
+    ) -> list[Array]:
         """A_l (2l + 1, N, C) for l <= l_max: neighbours' features times radial functions, along the bond and as they are."""
         channels, degrees = self.options.channels, self.options.l_max + 1
-        if len(features) == 1:
+        if sent is not None:
+            parts = jax.lax.split(sent, [channels] * (sent.shape[2] // channels), axis=2)
+            facing = jnp.concatenate(harmonics[: len(features)], axis=1)
+            along = sum(facing[:, m, :, None] * part for m, part in enumerate(parts)) if len(parts) > 1 else sent
+        elif len(features) == 1:
             along = features[0][0][graph.neighbors]
         else:  # each atom looks along its bonds at its own features, seen from the neighbour in the opposite direction
             opposite = jnp.concatenate([(-1) ** l * harmonics[l] for l in range(len(features))], axis=1)
             seen = sum_harmonics(opposite, jnp.moveaxis(jnp.concatenate(features), 0, 1))
-            sent = seen.reshape(-1, channels).at[graph.reverse.reshape(-1)]
-            along = sent.get(unique_indices=True, mode="promise_in_bounds").reshape(seen.shape)
+            turned = seen.reshape(-1, channels).at[graph.reverse.reshape(-1)]
+            along = turned.get(unique_indices=True, mode="promise_in_bounds").reshape(seen.shape)
         radial = radial * (1 / self.mean_neighbors)
         directions = jnp.concatenate(harmonics[:degrees], axis=1)
         together = jnp.moveaxis(sum_neighbors(directions, linear(self, "radial", radial, channels) * along), 1, 0)
@@ -135,10 +172,11 @@ class Interaction(nn.Module):
         if passed > 1:
             weight = linear(self, "radial_messages", radial, channels)
         for l in range(1, passed):
-            components = jax.lax.split(features[l], [1] * (2 * l + 1), axis=0)
-            densities[l] = densities[l] + jnp.stack(
-                [jnp.sum(weight * part[0][graph.neighbors], axis=1) for part in components]
-            )
+            if sent is None:
+                seen_as_is = [part[0][graph.neighbors] for part in jax.lax.split(features[l], [1] * (2 * l + 1), axis=0)]
+            else:
+                seen_as_is = parts[l * l : (l + 1) ** 2]
+            densities[l] = densities[l] + jnp.stack([jnp.sum(weight * part, axis=1) for part in seen_as_is])
         return densities
 
     def products(self, density: list[Array], species: Array, l_out: int) -> list[Array]:
@@ -197,6 +235,13 @@ class Head(nn.Module):
         if self.hidden:
             scalars = smooth_silu(linear(self, "hidden", scalars, self.hidden))
         return READOUT * linear(self, "output", scalars, 1)[..., 0]
+
+
+def _by_degree(passed: Array, channels: int) -> list[Array]:
+    """(N, M C) to features (2l + 1, N, C) of each degree."""
+    features = jnp.moveaxis(passed.reshape(len(passed), -1, channels), 1, 0)
+    degrees = round(len(features) ** 0.5)
+    return jax.lax.split(features, [2 * l + 1 for l in range(degrees)], axis=0)
 
 
 def linear(module: nn.Module, name: str, x: Array, size: int) -> Array:

@@ -28,10 +28,23 @@ class Statistics(NamedTuple):
     ] = ()  #: Å per pair of elements, row by row: at shorter distances the network is asked about this one; () for none
 
 
+class State(NamedTuple):
+    """What is known of each atom between two stages of a model, where a graph is computed in chunks of atoms.
+
+    `model.stage(index, graph, own, sent)` computes stage `index` of `model.stages`. The graph holds n of the atoms: their
+    `neighbors` count all atoms, `vectors` and `numbers_around` are given. `own` is their state and `sent` (n, K, F) what their
+    neighbours pass; both None in the first stage. The last stage returns energies (n,), eV, the others a new state.
+    """
+
+    passed: Array  #: (N, F): neighbours see it
+    kept: Array  #: (N, G): the atom alone sees it
+
+
 class PairGeometry(NamedTuple):
     """Species, distances and directions of the pairs of a graph."""
 
     species: Array  #: (N,) int32: index into the elements; 0 for padding
+    neighbor_species: Array  #: (N, K) int32: the same of the neighbours
     lengths: Array  #: (N, K) Å; 0 in empty slots and beyond the cutoff
     distances: Array  #: the same as a network sees them: hardly below the inner cutoff
     directions: Array  #: (N, K, 3) unit vectors from center to neighbour; 0 in empty slots
@@ -54,10 +67,10 @@ def pair_geometry(
     inside = (distances > 0) & (distances < cutoff)
     r = jnp.where(inside, distances, 1.0)
     directions = jnp.where(inside[..., None], vectors / r[..., None], 0.0)
-    species = jnp.asarray(table)[graph.atomic_numbers]
+    species, neighbor_species = jnp.asarray(table)[graph.atomic_numbers], jnp.asarray(table)[graph.neighbor_numbers]
     repulsion = jnp.zeros(distances.shape[:1], distances.dtype)
     if inner_cutoff:
-        ends = jnp.asarray(inner_cutoff, distances.dtype)[species[:, None] * len(elements) + species[graph.neighbors]]
+        ends = jnp.asarray(inner_cutoff, distances.dtype)[species[:, None] * len(elements) + neighbor_species]
         depth = jnp.maximum(1 - r / ends, 0.0)
         repulsion = 0.5 * WALL * jnp.sum(jnp.where(inside, envelope(r, cutoff) * depth**4, 0.0), axis=1)
         t = jnp.minimum(depth / WIDTH, 1.0)
@@ -66,6 +79,7 @@ def pair_geometry(
         )  # its slope falls from 1 to 0 as 1 - 3t² + 2t³
     return PairGeometry(
         species=species,
+        neighbor_species=neighbor_species,
         lengths=jnp.where(inside, distances, 0.0),
         distances=jnp.where(inside, r, 0.0),
         directions=directions,

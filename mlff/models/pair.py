@@ -55,7 +55,7 @@ def zbl_energies(graph: Graph, distances: Array) -> Array:
     charge = np.arange(119.0)
     table = jnp.asarray(np.stack([charge, charge**0.23 / 0.46850, covalent_radii]), distances.dtype)
     z_i, inverse_i, radius_i = table[:, graph.atomic_numbers[:, None]]
-    z_j, inverse_j, radius_j = table[:, graph.atomic_numbers[graph.neighbors]]
+    z_j, inverse_j, radius_j = table[:, graph.neighbor_numbers]
     reach = radius_i + radius_j
     inside = (distances > 0) & (distances < reach)
     r = jnp.where(inside, distances, 1.0)

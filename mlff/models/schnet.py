@@ -10,7 +10,7 @@ from jax import Array
 from mlff.basics.numerics import dense
 from mlff.config import options as config
 from mlff.graph import Graph
-from mlff.models.common import PairGeometry, Statistics, atomic_energies, pair_geometry
+from mlff.models.common import PairGeometry, State, Statistics, atomic_energies, pair_geometry
 from mlff.models.radial import gaussian_basis
 
 
@@ -50,6 +50,27 @@ class SchNet(nn.Module):
             features = layer(graph, around.envelope, features, basis)
         return (features,)
 
+    @property
+    def stages(self) -> int:
+        """In how many steps `stage` computes what a call does."""
+        return self.options.layers
+
+    def stage(self, index: int, graph: Graph, own: State | None, sent: Array | None) -> State | Array:
+        """A layer for some of the atoms, see `mlff.models.common.State`; of the last one energies (N,), eV."""
+        around = self.pairs(graph)
+        if own is None:
+            own = State(None, self.embedding[around.species])
+            sent = self.sent(0, self.embedding)[around.neighbor_species]
+        basis = gaussian_basis(around.distances, self.options.cutoff, self.options.radial_basis)
+        features = self.layer[index](graph, around.envelope, own.kept, basis, sent)
+        if index == self.stages - 1:
+            return self.energies(graph, around, (features,))
+        return State(self.sent(index + 1, features), features)
+
+    def sent(self, index: int, features: Array) -> Array:
+        """(N, channels): what neighbours see of features in a layer."""
+        return dense(features, self.layer[index].get_variable("params", "in"))
+
     def energies(self, graph: Graph, around: PairGeometry, features: tuple[Array, ...]) -> Array:
         return atomic_energies(self.head(features[0]), graph, around, self.statistics, self.options.zbl)
 
@@ -61,11 +82,13 @@ class Interaction(nn.Module):
     mean_neighbors: float
 
     @nn.compact
-    def __call__(self, graph: Graph, envelope: Array, features: Array, basis: Array) -> Array:
+    def __call__(self, graph: Graph, envelope: Array, features: Array, basis: Array, sent: Array | None = None) -> Array:
+        """`sent` (N, K, C): what the neighbours pass where `features` are of some of the atoms only."""
         hidden = shifted_softplus(linear(self, "filter_0", basis, self.channels))
         filters = linear(self, "filter_1", hidden, self.channels) * envelope[..., None]
-        atoms = linear(self, "in", features, self.channels, bias=False)
-        messages = jnp.sum(filters * atoms[graph.neighbors], axis=1) / jnp.sqrt(self.mean_neighbors)
+        if sent is None:
+            sent = linear(self, "in", features, self.channels, bias=False)[graph.neighbors]
+        messages = jnp.sum(filters * sent, axis=1) / jnp.sqrt(self.mean_neighbors)
         hidden = shifted_softplus(linear(self, "out_0", messages, self.channels))
         return features + linear(self, "out_1", hidden, self.channels)
 

@@ -2,7 +2,8 @@
 
 A small structure's first energies and forces come from a program that compiles in half a second instead of three to five;
 when it has been used so often that its slowness would cost about as much, the one that optimises in full follows. Which of
-the two a call gets depends on the number of calls before it alone. The two differ by rounding.
+the two a call gets depends on the number of calls before it alone. The two differ by rounding. Large graphs are computed in
+chunks of atoms (`mlff.potential.chunks`), smaller ones where memory runs out.
 """
 
 from __future__ import annotations
@@ -10,8 +11,8 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
@@ -19,9 +20,13 @@ from mlff.basics import compiler
 from mlff.basics.errors import StructureError
 from mlff.basics.runtime import compilation_cache, free_memory
 from mlff.graph import Graph, Prediction
-from mlff.potential import derivatives
+from mlff.potential import chunks, derivatives
 
-_LARGE = 500_000  #: padded pairs from which on a program's memory is looked at before it runs
+_LARGE = 500_000  #: padded pairs from which on energies and forces are computed in chunks, and a program's memory is looked at before it runs
+_CHUNK = 512  #: atoms of a chunk on a CPU, little enough for its caches
+_LARGEST_CHUNK = 2**16  #: the same on other devices, which first try all atoms at once
+_SMALLEST_CHUNK = 32  #: smaller ones save no memory that counts
+_MARGIN = 0.9  #: of the free memory that a chunked program may take
 _SHARE = 0.5  #: of the free memory that a batch may take by the account of smaller ones
 _EARLY = 100_000  #: padded pairs in all calls of a shape together: as long as there are fewer the hasty program will do
 _OFTEN = "forces", "stress"  #: what is computed again and again, so that the number of calls decides
@@ -52,14 +57,15 @@ def memory_errors(graph: Graph) -> Iterator[None]:
 class Programs:
     """`run(name, params, graph, ...)` for the names `forces`, `stress`, `hessian` and `hessian_vector_product`."""
 
-    def __init__(self, apply: Callable[[dict, Graph], Any], members: int = 1):
-        """`apply`: parameters and graph to energies per atom; of `members` above 1 the parameters have an axis in front."""
-        self._apply = apply
+    def __init__(self, model: nn.Module, members: int = 1):
+        """Of `members` above 1 the parameters have an axis in front."""
+        self._model = model
         self._members = members
-        self._jitted: dict[tuple[str, bool], Callable] = {}
+        self._jitted: dict[tuple, Callable] = {}
         self._ready: dict[tuple, Callable] = {}
         self._hasty: dict[tuple, Callable] = {}
         self._calls: dict[tuple, int] = {}
+        self._chunks: dict[tuple, int] = {}
         self._measured = 0
         self._slot_bytes: dict[str, float] = {}
         #: never a hasty program: every call of a shape computes the same bits (a simulation and its restart)
@@ -80,7 +86,10 @@ class Programs:
         return _SHARE * _free() / self._slot_bytes[name] if name in self._slot_bytes else None
 
     def _run(self, name: str, params: dict, graph: Graph, *arguments):
-        key = name, graph.neighbors.shape, graph.n_atoms.shape, graph.shifts is None
+        kinds = graph.reverse is None, graph.shifts is not None and graph.shifts.dtype
+        key = name, graph.neighbors.shape, graph.n_atoms.shape, kinds
+        if name in _OFTEN and graph.vectors is None and (graph.neighbors.size >= _LARGE or graph.reverse is None):
+            return self._in_chunks(key, params, graph)
         program = self._ready.get(key)
         if program is not None:
             return program(params, graph, *arguments)
@@ -99,6 +108,38 @@ class Programs:
         (self._hasty if hasty else self._ready)[key] = program
         return result
 
+    def _in_chunks(self, key: tuple, params: dict, graph: Graph) -> Prediction:
+        """In the largest chunks, from those that are fastest on, for which there is memory."""
+        atoms = len(graph.positions)
+        if key not in self._chunks:
+            whole = jax.default_backend() != "cpu" and graph.reverse is not None
+            self._chunks[key] = atoms if whole else _CHUNK if jax.default_backend() == "cpu" else _LARGEST_CHUNK
+        while True:
+            try:
+                with memory_errors(graph):
+                    if key not in self._ready:
+                        self._ready[key] = self._compile_chunks(key[0], self._chunks[key], params, graph)
+                    return jax.block_until_ready(self._ready[key](params, graph))
+            except OutOfMemory:
+                size = min(_LARGEST_CHUNK, self._chunks[key] // 2, atoms // 2)
+                if size < _SMALLEST_CHUNK:
+                    raise
+                self._ready.pop(key, None)
+                self._chunks[key] = size
+
+    def _compile_chunks(self, name: str, size: int, params: dict, graph: Graph) -> Callable:
+        """A program for chunks of `size` atoms, of all atoms at once for size N. Raises OutOfMemory."""
+        compiler.check()
+        whole = size >= len(graph.positions) and graph.reverse is not None
+        program = self.jitted(name) if whole else self.jitted(name, size=size)
+        with compilation_cache():
+            program = program.lower(params, graph).compile()
+        self._measured += 1
+        needed = check_memory(program, *graph.neighbors.shape, _SHARE if whole else _MARGIN)
+        if whole:
+            self._slot_bytes[name] = needed / graph.neighbors.size
+        return program
+
     def _early(self, key: tuple, graph: Graph) -> bool:
         """Whether this call of a shape is among its first few, for which a hasty program will do."""
         calls = self._calls[key] = self._calls.get(key, 0) + 1
@@ -106,19 +147,21 @@ class Programs:
         wanted = few > 1 and calls <= few and not self.steady and key[0] in _OFTEN
         return wanted and jax.default_backend() == "cpu" and bool(compiler.hasty())
 
-    def jitted(self, name: str, hasty: bool = False) -> Callable:
-        """The function that JAX compiles for each shape."""
-        if (name, hasty) not in self._jitted:
+    def jitted(self, name: str, hasty: bool = False, size: int | None = None) -> Callable:
+        """The function that JAX compiles for each shape; `size`: in chunks of so many atoms."""
+        if (name, hasty, size) not in self._jitted:
 
             def program(params, *arguments):
                 def derive(member):
-                    return _DERIVATIVES[name](functools.partial(self._apply, member), *arguments)
+                    if size is not None:
+                        return chunks.predict(self._model, member, *arguments, size, stress=name == "stress")
+                    return _DERIVATIVES[name](functools.partial(self._model.apply, member), *arguments)
 
                 return derive(params) if self._members == 1 else _mean(jax.lax.map(derive, params))
 
             options = compiler.hasty() if hasty else compiler.quick()
-            self._jitted[name, hasty] = jax.jit(program, compiler_options=options)
-        return self._jitted[name, hasty]
+            self._jitted[name, hasty, size] = jax.jit(program, compiler_options=options)
+        return self._jitted[name, hasty, size]
 
 
 def _mean(results):
@@ -131,12 +174,15 @@ def _mean(results):
     )
 
 
-def check_memory(program, atoms: int, neighbors: int) -> float:
-    """Bytes, at least 1, that a compiled program of so many atoms and neighbours takes. Raises OutOfMemory if they are not free."""
+def check_memory(program, atoms: int, neighbors: int, share: float = 1.0) -> float:
+    """Bytes, at least 1, that a compiled program of so many atoms and neighbours takes.
+
+    Raises OutOfMemory if they are more than this share of what is free.
+    """
     sizes = program.memory_analysis()
     needed = 0 if sizes is None else sizes.temp_size_in_bytes + sizes.output_size_in_bytes
     free = _free()
-    if needed > free:
+    if needed > share * free:
         amounts = f"{needed / 2**30:.1f} GiB of memory, {free / 2**30:.1f} GiB are free"
         raise OutOfMemory(f"{_size(atoms, neighbors)} need {amounts}: {_ADVICE}")
     return max(1.0, needed)

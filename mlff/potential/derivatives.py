@@ -17,7 +17,7 @@ from mlff.graph import Graph, Prediction
 EnergyFunction = Callable[[Graph], Array]  #: Graph -> (N,) eV per atom, 0 for padding
 
 
-def _unrounded(function: Callable) -> Callable:
+def unrounded(function: Callable) -> Callable:
     """Matrix products within in the precision of their factors; by default an accelerator rounds those of float32 to 10 bits (TF32)."""
 
     @functools.wraps(function)
@@ -33,7 +33,7 @@ def structure_energies(energies: Array, graph: Graph) -> Array:
     return jax.ops.segment_sum(energies, graph.structure, graph.n_atoms.shape[0], indices_are_sorted=True)
 
 
-@_unrounded
+@unrounded
 def predict(energy_function: EnergyFunction, graph: Graph, forces: bool = True, stress: bool = False) -> Prediction:
     """Energy, forces -dE/dR and, if asked, stress +(1/V) dE/dε with V = abs(det cell), from one reverse pass.
 
@@ -53,13 +53,17 @@ def predict(energy_function: EnergyFunction, graph: Graph, forces: bool = True, 
         return Prediction(structure_energies(energies, graph), -gradient, None, energies)
     strain = jnp.zeros_like(graph.cell)
     (_, energies), (gradient, virial) = jax.value_and_grad(total, argnums=(0, 1), has_aux=True)(graph.positions, strain)
+    return Prediction(structure_energies(energies, graph), -gradient, stresses(graph, virial), energies)
+
+
+def stresses(graph: Graph, virial: Array) -> Array:
+    """(B, 3, 3), eV/Å³, from dE/dε (B, 3, 3), eV; zero where there is no cell."""
     volume = jnp.abs(jnp.linalg.det(graph.cell))[:, None, None]
     has_volume = volume > 0
-    stresses = jnp.where(has_volume, virial / jnp.where(has_volume, volume, 1.0), 0.0)
-    return Prediction(structure_energies(energies, graph), -gradient, stresses, energies)
+    return jnp.where(has_volume, virial / jnp.where(has_volume, volume, 1.0), 0.0)
 
 
-@_unrounded
+@unrounded
 def pair_gradient(energy_function: EnergyFunction, graph: Graph) -> tuple[Array, Array]:
     """Energies of the atoms (N,), eV, and dE/dr_ij (N, K, 3), eV/Å, of the sum of all energies; zero in empty slots.
 
@@ -75,14 +79,14 @@ def pair_gradient(energy_function: EnergyFunction, graph: Graph) -> tuple[Array,
     return energies, gradient
 
 
-@_unrounded
+@unrounded
 def hessian_vector_product(energy_function: EnergyFunction, graph: Graph, vector: Array) -> Array:
     """H v for v (N, 3): reverse-over-reverse (H is symmetric), the cost of a few gradients; eV/Å² times the unit of v."""
     (product,) = jax.vjp(lambda positions: _gradient(energy_function, graph, positions), graph.positions)[1](vector)
     return product
 
 
-@_unrounded
+@unrounded
 def hessian(energy_function: EnergyFunction, graph: Graph) -> Array:
     """d²E/dR² (N, 3, N, 3) in eV/Å², row by row (memory of one Hessian-vector product at a time)."""
     shape = graph.positions.shape

@@ -164,7 +164,7 @@ class Potential:
     @functools.cached_property
     def programs(self) -> Programs:
         """What is compiled for it."""
-        return Programs(self.model.apply, self.members)
+        return Programs(self.model, self.members)
 
     def _run(self, name: str, graph: Graph, *arguments):
         refuse_forked()
