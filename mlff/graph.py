@@ -23,10 +23,12 @@ class Graph(NamedTuple):
     pbc: Array  #: (B, 3) bool: periodic along which cell vectors
     neighbors: Array  #: (N, K) int32: atom j of slot k of center i; in empty slots the center itself
     neighbor_mask: Array  #: (N, K) bool: False in empty slots
-    reverse: Array  #: (N, K) int32: where the same pair stands seen from its neighbour, i as a neighbor of j, as an index into (N * K,)
+    reverse: (
+        Array | None
+    )  #: (N, K) int32: where the same pair stands seen from its neighbour, i as a neighbor of j, as an index into (N * K,); None where a large graph is computed in chunks only
     shifts: (
         Array | None
-    )  #: (N, K, 3) float, whole cell vectors: r_ij = r_j - r_i + shifts @ cell. None: no pair crosses a cell
+    )  #: (N, K, 3) float or int8, whole cell vectors: r_ij = r_j - r_i + shifts @ cell. None: no pair crosses a cell
     vectors: Array | None = (
         None  #: (N, K, 3) Å, r_ij where someone else owns the neighbour list; positions then count nothing
     )

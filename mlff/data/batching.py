@@ -43,8 +43,8 @@ class Sample(NamedTuple):
     neighbors: np.ndarray  #: (n, k) int32, empty slots hold the atom itself
     mask: np.ndarray  #: (n, k) bool
     reverse: (
-        np.ndarray
-    )  #: (n, k) int32, index into (n * k,) of the same pair in its other direction; of empty slots the slot itself
+        np.ndarray | None
+    )  #: (n, k) int32, index into (n * k,) of the same pair in its other direction; of empty slots the slot itself; None of large structures
     shifts: np.ndarray | None  #: (n, k, 3) whole cell vectors; None when no pair crosses a cell
     labels: Mapping[str, float | np.ndarray] = {}  #: those that there are, see `Structure.labels`; baseline removed
     weight: float = 1.0
@@ -54,14 +54,16 @@ class Sample(NamedTuple):
         return Sizes(1, *self.neighbors.shape)
 
 
-def make_sample(structure: Structure, cutoff: float, baseline: dict[int, float] | None = None) -> Sample:
-    """Neighbour arrays of one structure; `baseline` (Z -> eV) is taken off the energy in float64.
+def make_sample(
+    structure: Structure, cutoff: float, baseline: dict[int, float] | None = None, reverse: bool = True
+) -> Sample:
+    """Neighbour arrays of one structure; `baseline` (Z -> eV) is taken off the energy in float64; `reverse`: see `find_pairs`.
 
     Raises StructureError when two atoms are on top of each other, or when there are too many pairs.
     """
     positions = _wrap(structure)
     try:
-        found = find_pairs(positions, structure.cell, structure.pbc, cutoff)
+        found = find_pairs(positions, structure.cell, structure.pbc, cutoff, reverse)
     except StructureError as error:
         raise StructureError(f"{structure.source}: {error}") from None
     labels = structure.labels
@@ -89,7 +91,10 @@ def _wrap(structure: Structure) -> np.ndarray:
 
 
 def make_graph(samples: list[Sample], sizes: Sizes, dtype=np.float32, shifts: bool = True) -> Graph:
-    """Copy samples into one padded graph of numpy arrays; without `shifts` no sample may cross a cell."""
+    """Copy samples into one padded graph of numpy arrays; without `shifts` no sample may cross a cell.
+
+    A graph with a sample that has no `reverse` has none.
+    """
     B, N, K = sizes
     positions = np.zeros((N, 3), dtype)
     numbers = np.zeros(N, np.int32)
@@ -98,8 +103,10 @@ def make_graph(samples: list[Sample], sizes: Sizes, dtype=np.float32, shifts: bo
     cell, pbc = np.zeros((B, 3, 3), dtype), np.zeros((B, 3), bool)
     neighbors = np.repeat(np.arange(N, dtype=np.int32)[:, None], K, axis=1)
     mask = np.zeros((N, K), bool)
-    reverse = np.arange(N * K, dtype=np.int32).reshape(N, K)
-    images = np.zeros((N, K, 3), dtype) if shifts else None
+    whole = all(sample.reverse is not None for sample in samples)
+    reverse = np.arange(N * K, dtype=np.int32).reshape(N, K) if whole else None
+    small = all(sample.shifts is not None and sample.shifts.dtype == np.int8 for sample in samples)
+    images = np.zeros((N, K, 3), np.int8 if small else dtype) if shifts else None
     start = 0
     for index, sample in enumerate(samples):
         n, k = sample.neighbors.shape
@@ -111,8 +118,9 @@ def make_graph(samples: list[Sample], sizes: Sizes, dtype=np.float32, shifts: bo
         cell[index], pbc[index] = sample.cell, sample.pbc
         np.add(sample.neighbors, start, out=neighbors[start:stop, :k])
         mask[start:stop, :k] = sample.mask
-        atoms, slots = np.divmod(sample.reverse, k)
-        reverse[start:stop, :k] = (atoms + start) * K + slots
+        if whole:
+            atoms, slots = np.divmod(sample.reverse, k)
+            reverse[start:stop, :k] = (atoms + start) * K + slots
         if sample.shifts is not None:
             images[start:stop, :k] = sample.shifts
         start = stop

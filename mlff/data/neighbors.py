@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Iterator
 
 import numpy as np
 import scipy.spatial
@@ -58,6 +59,42 @@ def neighbor_list(positions, cell, pbc, cutoff: float) -> tuple[np.ndarray, np.n
     i, j, shifts = calculator.compute(points=wrapped, box=box, periodic=pbc, quantities="ijS", copy=False)
     i, j = i.astype(np.int32), j.astype(np.int32)
     return i, j, _unwrap(shifts, home, i, j)
+
+
+def neighbor_slabs(positions, cell, pbc, cutoff: float, atoms: int = 2**16) -> Iterator[tuple[np.ndarray, ...]]:
+    """The same pairs in parts, so that large systems need little memory: slab by slab of up to so many atoms.
+
+    Yields atoms (m,), the centers of a slab; the pairs' centers (P,) as places among those, ascending; neighbors (P,) and
+    shifts (P, 3) as `neighbor_list` does. Every atom is in one slab.
+    """
+    positions, pbc = np.ascontiguousarray(positions, dtype=np.float64), np.asarray(pbc, dtype=bool)
+    box, inverse, heights = _box(positions, cell, pbc)
+    if not pbc.any():
+        box = inverse = np.eye(3)
+    axis = int(heights.argmax())
+    others = pbc & (np.arange(3) != axis)
+    along = positions @ inverse[:, axis]
+    turns = np.floor(along).astype(np.int64) * pbc[axis]
+    order = np.argsort(along - turns, kind="stable")
+    along = (along - turns)[order]
+    margin = (1 + 1e-9) * cutoff * np.linalg.norm(inverse[:, axis]) + 1e-12
+    for first in range(0, len(positions), atoms):
+        last = min(first + atoms, len(positions))
+        low, high = along[first] - margin, along[last - 1] + margin
+        members, images = [order[first:last]], [np.zeros(last - first, np.int64)]
+        for image in range(math.floor(low), math.floor(high) + 1) if pbc[axis] else (0,):
+            begin, end = np.searchsorted(along, low - image), np.searchsorted(along, high - image, side="right")
+            parts = ((begin, min(end, first)), (max(begin, last), end)) if image == 0 else ((begin, end),)
+            for a, b in parts:
+                members.append(order[a:b] if a < b else order[:0])
+                images.append(np.full(len(members[-1]), image, np.int64))
+        member = np.concatenate(members)
+        image = np.concatenate(images) - turns[member]
+        i, j, shifts = neighbor_list(positions[member] + image[:, None] * box[axis], cell, others, cutoff)
+        count = int(np.searchsorted(i, last - first))
+        i, j, shifts = i[:count], j[:count], shifts[:count]
+        shifts[:, axis] += (image[j] - image[i]).astype(np.int32)
+        yield order[first:last], i, member[j].astype(np.int32), shifts
 
 
 def pair_vectors(positions, cell, i, j, shifts) -> np.ndarray:

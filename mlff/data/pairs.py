@@ -8,11 +8,12 @@ import numpy as np
 from scipy.spatial import cKDTree
 
 from mlff.basics.errors import StructureError
-from mlff.data.neighbors import neighbor_list, pair_vectors
+from mlff.data.neighbors import neighbor_list, neighbor_slabs, pair_vectors
 from mlff.data.placement import recenter_fragments
 from mlff.data.structure import COINCIDENT
 from mlff.graph import Graph
 
+MANY = 100_000  #: atoms from which on arrays of all pairs are not made where that can be
 _SAME = 1e-3  #: Å: a pair and its reverse are as long to that; engines give vectors in float32
 
 
@@ -23,17 +24,20 @@ class Pairs(NamedTuple):
     neighbors: np.ndarray  #: (n, k) int32
     mask: np.ndarray  #: (n, k) bool
     reverse: (
-        np.ndarray
+        np.ndarray | None
     )  #: (n, k) int32, index into (n * k,) of the same pair in its other direction; of empty slots the slot itself
     shifts: np.ndarray  #: (n, k, 3) whole cell vectors
     moves: tuple[np.ndarray, np.ndarray] | None  #: by which positions were moved, see `recenter_fragments`
 
 
-def find_pairs(positions: np.ndarray, cell: np.ndarray, pbc: np.ndarray, reach: float) -> Pairs:
+def find_pairs(positions: np.ndarray, cell: np.ndarray, pbc: np.ndarray, reach: float, reverse: bool = True) -> Pairs:
     """All pairs up to `reach` (Å) of positions (n, 3), Å, wrapped into the cell (3, 3) along periodic directions.
 
-    Raises StructureError when two atoms are on top of each other, or when there are too many pairs.
+    Without `reverse`, `MANY` atoms and more get no `Pairs.reverse`, and are searched in little memory. Raises StructureError
+    when two atoms are on top of each other, or when there are too many pairs.
     """
+    if not reverse and len(positions) >= MANY:
+        return _find_many(positions, cell, pbc, reach)
     i, j, shifts = neighbor_list(positions, cell, pbc, reach)
     vectors = pair_vectors(positions, cell, i, j, shifts)
     refuse_coincident(i, j, vectors)
@@ -41,6 +45,35 @@ def find_pairs(positions: np.ndarray, cell: np.ndarray, pbc: np.ndarray, reach: 
         positions = positions + moves[0] @ cell + moves[1]
         shifts = shifts + (moves[0][i] - moves[0][j]).astype(np.int32)
     return Pairs(positions, *to_dense(len(positions), i, j, shifts), moves)
+
+
+def _find_many(positions: np.ndarray, cell: np.ndarray, pbc: np.ndarray, reach: float) -> Pairs:
+    """Slab by slab; shifts are int8 where that is enough."""
+    n = len(positions)
+    neighbors, mask, shifts = (np.zeros((n, 0, *rest), kind) for rest, kind in (((), np.int32), ((), bool), ((3,), np.int8)))
+    for atoms, i, j, images in neighbor_slabs(positions, cell, pbc, reach):
+        refuse_coincident(atoms[i], j, pair_vectors(positions, cell, atoms[i], j, images))
+        counts = np.bincount(i, minlength=len(atoms))
+        if (wider := int(counts.max(initial=0)) - mask.shape[1]) > 0:
+            neighbors, mask, shifts = (_widened(array, wider) for array in (neighbors, mask, shifts))
+        slots = np.arange(len(i)) - np.repeat(np.cumsum(counts) - counts, counts)
+        shifts = shifts if np.abs(images).max(initial=0) < 100 else shifts.astype(np.int32)
+        neighbors[atoms] = atoms[:, None]
+        neighbors[atoms[i], slots], mask[atoms[i], slots], shifts[atoms[i], slots] = j, True, images
+    centers, slots = np.nonzero(mask & (neighbors > np.arange(n, dtype=np.int32)[:, None]))  # each pair once
+    if moves := recenter_fragments(positions, cell, pbc, centers.astype(np.int32), neighbors[centers, slots]):
+        positions = positions + moves[0] @ cell + moves[1]
+        cells = moves[0].astype(np.int32)
+        shifts = shifts if np.ptp(cells) < 27 else shifts.astype(np.int32)
+        for start in range(0, n, 2**16):
+            rows = slice(start, start + 2**16)
+            shifts[rows] += (cells[rows, None] - cells[neighbors[rows]]).astype(shifts.dtype)
+    return Pairs(positions, neighbors, mask, None, shifts, moves)
+
+
+def _widened(array: np.ndarray, by: int) -> np.ndarray:
+    """With more slots (n, k + by, ...), empty."""
+    return np.concatenate([array, np.zeros((len(array), by, *array.shape[2:]), array.dtype)], axis=1)
 
 
 def refuse_coincident(centers: np.ndarray, neighbors: np.ndarray, vectors: np.ndarray) -> None:

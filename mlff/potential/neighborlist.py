@@ -46,7 +46,7 @@ class VerletList:
         self._positions, self._cell = np.array(positions, np.float64), np.array(cell, np.float64)
         self._pbc, self._numbers = np.array(pbc, bool), np.array(numbers, np.int32)
         wrapped = self._wrap()
-        found = find_pairs(wrapped, self._cell, self._pbc, self.cutoff + self.skin)
+        found = find_pairs(wrapped, self._cell, self._pbc, self.cutoff + self.skin, reverse=False)
         if found.moves is not None:
             self._lattice, self._center = self._lattice + found.moves[0], self._center - found.moves[1]
             self._offsets = self._lattice @ self._cell - self._center

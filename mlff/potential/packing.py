@@ -8,6 +8,7 @@ import jax
 import numpy as np
 
 from mlff.data.batching import Batches, Sample, Sizes, make_graph, round_up
+from mlff.data.pairs import MANY
 from mlff.graph import Prediction
 from mlff.potential.compiled import OutOfMemory, Programs, memory_errors
 
@@ -33,7 +34,7 @@ def pack(samples: list[Sample], atoms: int, dtype, times: float = 1.0) -> Batche
 
 def rungs(sizes: Sizes) -> Sizes:
     """The shape, a little larger, that other sets of structures share; coarse where a call costs next to nothing."""
-    share = 0.25 if sizes.atoms > 128 else 0.5
+    share = 0.0625 if sizes.atoms >= MANY else 0.25 if sizes.atoms > 128 else 0.5
     return Sizes(round_up(sizes.structures, 1.0), round_up(sizes.atoms, share), round_up(sizes.neighbors, share))
 
 

@@ -202,7 +202,7 @@ class Potential:
         if not filled:
             return results
         listed = track(filled, "neighbours", disable=not progress, transient=True)
-        samples = [make_sample(structures[i], self.cutoff) for i in listed]
+        samples = [make_sample(structures[i], self.cutoff, reverse=False) for i in listed]
         with Progress(disable=not progress) as bar:
             task = bar.add_task("evaluating", total=len(filled))
             for indices, prediction in predictions(self, samples, with_stress, [structures[i].source for i in filled]):
