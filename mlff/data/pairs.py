@@ -13,7 +13,7 @@ from mlff.data.placement import recenter_fragments
 from mlff.data.structure import COINCIDENT
 from mlff.graph import Graph
 
-MANY = 100_000  #: atoms from which on arrays of all pairs are not made where that can be
+MANY = 50_000  #: atoms from which on arrays of all pairs are not made where that can be
 _SAME = 1e-3  #: Å: a pair and its reverse are as long to that; engines give vectors in float32
 
 
@@ -33,7 +33,7 @@ class Pairs(NamedTuple):
 def find_pairs(positions: np.ndarray, cell: np.ndarray, pbc: np.ndarray, reach: float, reverse: bool = True) -> Pairs:
     """All pairs up to `reach` (Å) of positions (n, 3), Å, wrapped into the cell (3, 3) along periodic directions.
 
-    Without `reverse`, `MANY` atoms and more get no `Pairs.reverse`, and are searched in little memory. Raises StructureError
+    Without `reverse`, from `MANY` atoms on they get no `Pairs.reverse`, and are searched in little memory. Raises StructureError
     when two atoms are on top of each other, or when there are too many pairs.
     """
     if not reverse and len(positions) >= MANY:

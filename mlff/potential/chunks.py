@@ -14,12 +14,17 @@ from typing import NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
 from mlff.graph import Graph, Prediction, difference
 from mlff.models.common import State
 from mlff.potential.derivatives import stresses, unrounded
 
+SMALLEST = 32  #: atoms of a chunk; fewer save no memory that counts
+_LARGEST = 512  #: on a CPU; more gain nothing
+_CACHES = 2**25  #: bytes; 512 atoms of 16 channels, 64 of 64 channels with quadrupoles
+_COPIES = 4  #: of what neighbours pass that a program makes, about
 Stage = Callable[[Graph, State | None, Array | None], State | Array]  #: see `mlff.models.common.State`
 
 
@@ -59,6 +64,22 @@ def predict(model: nn.Module, params: dict, graph: Graph, size: int, stress: boo
         slopes, virial = slopes + gradient.atoms[:, :3], virial + gradient.virial
     symmetric = 0.5 * (virial + jnp.swapaxes(virial, 1, 2))
     return Prediction(total, -slopes, stresses(graph, symmetric) if stress else None, energies)
+
+
+def cached_size(model: nn.Module, params: dict, graph: Graph) -> int:
+    """Atoms of a chunk whose pairs stay in the caches of a CPU: a power of 2, estimated from what neighbours pass."""
+
+    state, width = None, 0
+    for index in range(getattr(model, "stages", 1) - 1):
+
+        def stage(params, graph, state, index=index):
+            return _stage(model, params, index)(*_chunk(graph, state, jnp.int32(0), 1)[2:])
+
+        new = jax.eval_shape(stage, params, graph, state)
+        state = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((len(graph.positions), *leaf.shape[1:]), leaf.dtype), new)
+        width = max(width, state.passed.shape[1])
+    pairs = _COPIES * graph.neighbors.shape[1] * max(width, 1) * graph.positions.dtype.itemsize
+    return int(2 ** np.clip(np.floor(np.log2(_CACHES / pairs)), np.log2(SMALLEST), np.log2(_LARGEST)))
 
 
 def _stage(model: nn.Module, params: dict, index: int) -> Stage:

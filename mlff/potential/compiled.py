@@ -23,9 +23,7 @@ from mlff.graph import Graph, Prediction
 from mlff.potential import chunks, derivatives
 
 _LARGE = 500_000  #: padded pairs from which on energies and forces are computed in chunks, and a program's memory is looked at before it runs
-_CHUNK = 512  #: atoms of a chunk on a CPU, little enough for its caches
-_LARGEST_CHUNK = 2**16  #: the same on other devices, which first try all atoms at once
-_SMALLEST_CHUNK = 32  #: smaller ones save no memory that counts
+_LARGEST_CHUNK = 2**16  #: atoms of a chunk on other devices than a CPU, which first try all atoms at once
 _MARGIN = 0.9  #: of the free memory that a chunked program may take
 _SHARE = 0.5  #: of the free memory that a batch may take by the account of smaller ones
 _EARLY = 100_000  #: padded pairs in all calls of a shape together: as long as there are fewer the hasty program will do
@@ -112,8 +110,7 @@ class Programs:
         """In the largest chunks, from those that are fastest on, for which there is memory."""
         atoms = len(graph.positions)
         if key not in self._chunks:
-            whole = jax.default_backend() != "cpu" and graph.reverse is not None
-            self._chunks[key] = atoms if whole else _CHUNK if jax.default_backend() == "cpu" else _LARGEST_CHUNK
+            self._chunks[key] = self._first_chunk(params, graph)
         while True:
             try:
                 with memory_errors(graph):
@@ -122,10 +119,17 @@ class Programs:
                     return jax.block_until_ready(self._ready[key](params, graph))
             except OutOfMemory:
                 size = min(_LARGEST_CHUNK, self._chunks[key] // 2, atoms // 2)
-                if size < _SMALLEST_CHUNK:
+                if size < chunks.SMALLEST:
                     raise
                 self._ready.pop(key, None)
                 self._chunks[key] = size
+
+    def _first_chunk(self, params: dict, graph: Graph) -> int:
+        """Atoms at once if memory were no matter."""
+        if jax.default_backend() == "cpu":
+            member = params if self._members == 1 else jax.tree.map(lambda leaf: leaf[0], params)
+            return chunks.cached_size(self._model, member, graph)
+        return _LARGEST_CHUNK if graph.reverse is None else len(graph.positions)
 
     def _compile_chunks(self, name: str, size: int, params: dict, graph: Graph) -> Callable:
         """A program for chunks of `size` atoms, of all atoms at once for size N. Raises OutOfMemory."""

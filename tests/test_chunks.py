@@ -1,0 +1,124 @@
+"""Large graphs are computed in chunks: of what size, with how much memory, in which programs."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+from ase.build import bulk
+
+from mlff import MLFFCalculator
+from mlff.data import pairs
+from mlff.data.batching import make_graph, make_sample
+from mlff.data.structure import Structure
+from mlff.potential import chunks, compiled, packing
+from mlff.potential.committee import committee
+from mlff.potential.compiled import OutOfMemory
+from tests.conftest import make_potential
+
+
+@pytest.fixture
+def crystal():
+    """64 silicon atoms, displaced."""
+    atoms = bulk("Si", cubic=True).repeat(2)
+    atoms.rattle(0.05, seed=0)
+    return atoms
+
+
+@pytest.fixture
+def large(monkeypatch):
+    """64 atoms are many."""
+    monkeypatch.setattr(compiled, "_LARGE", 500)
+    for module in (pairs, packing):
+        monkeypatch.setattr(module, "MANY", 60)
+
+
+def agree(result, expected):
+    assert result.energy == pytest.approx(expected.energy, rel=1e-12)
+    for name in ("energies", "forces", "stress"):
+        np.testing.assert_allclose(getattr(result, name), getattr(expected, name), rtol=0, atol=1e-11, err_msg=name)
+
+
+def test_predict_and_the_calculator_take_chunks_and_say_the_same(crystal, large, monkeypatch):
+    potential = make_potential("ace", "float64")
+    graph = potential.graph_of(crystal)
+    with potential.scope():
+        whole = jax.device_get(potential.programs.jitted("stress")(potential.device_params, graph))
+    (expected,) = potential.results(whole, [Structure.from_atoms(crystal)])
+    monkeypatch.setattr(chunks, "_CACHES", 2**19)
+    (result,) = potential.predict([crystal])
+    agree(result, expected)
+    assert list(potential.programs._chunks.values()) == [32]
+    crystal.calc = MLFFCalculator(potential)
+    np.testing.assert_allclose(crystal.get_forces(), expected.forces, atol=1e-11)
+    np.testing.assert_allclose(crystal.get_stress(voigt=False), expected.stress, atol=1e-12)
+    count = potential.programs.compilations
+    for _ in range(3):
+        crystal.rattle(1e-3)
+        crystal.get_forces()
+    assert potential.programs.compilations == count <= 4
+
+
+def test_a_committee_is_computed_in_chunks_too(crystal, large, monkeypatch):
+    members = [make_potential("schnet", "float64"), make_potential("schnet", "float64")]
+    members[1] = dataclasses.replace(members[1], params=jax.tree.map(lambda leaf: 1.01 * leaf, members[1].params))
+    both = committee(members)
+    found = both.predict([crystal])[0]
+    assert both.programs._chunks and found.energy_std > 0
+    monkeypatch.setattr(compiled, "_LARGE", 10**9)
+    monkeypatch.setattr(pairs, "MANY", 10**9)
+    expected = dataclasses.replace(both).predict([crystal])[0]
+    agree(found, expected)
+    np.testing.assert_allclose(found.forces_std, expected.forces_std, atol=1e-11)
+
+
+def test_chunks_halve_when_memory_runs_out(crystal, large, monkeypatch):
+    crystal = crystal.repeat((2, 2, 1))
+    potential, tried = make_potential("morse", "float64"), []
+    original = compiled.Programs._compile_chunks
+
+    def limited(programs, name, size, params, graph):
+        tried.append(size)
+        if size > 64:
+            raise MemoryError
+        return original(programs, name, size, params, graph)
+
+    monkeypatch.setattr(compiled.Programs, "_compile_chunks", limited)
+    (result,) = potential.predict([crystal], stress=False)
+    assert tried == [512, 128, 64] and np.isfinite(result.forces).all()
+    potential.predict([crystal], stress=False)
+    assert len(tried) == 3, "what fits is kept"
+    monkeypatch.setattr(compiled, "free_memory", lambda: 1.0)
+    with pytest.raises(OutOfMemory, match=r"structure 0: 256 atoms x \d+ neighbours need .* GiB are free"):
+        make_potential("morse", "float64").predict([crystal], stress=False)
+
+
+def test_other_devices_take_all_atoms_at_once_while_half_of_the_memory_holds_them(crystal, large, monkeypatch):
+    monkeypatch.setattr("jax.default_backend", lambda: "gpu")
+    monkeypatch.setattr(pairs, "MANY", 10**9)
+    potential, graph = make_potential("morse"), make_potential("morse").graph_of(crystal)
+    potential.compute(graph)
+    assert list(potential.programs._chunks.values()) == [64] and potential.programs.slots("forces") > 0
+    whole = potential.programs.jitted("forces").lower(potential.device_params, graph).compile().memory_analysis()
+    needed = whole.temp_size_in_bytes + whole.output_size_in_bytes
+    monkeypatch.setattr(compiled, "_free", lambda: 1.9 * needed)
+    potential = make_potential("morse")
+    potential.compute(graph)
+    assert list(potential.programs._chunks.values()) == [32]
+
+
+def test_memory_grows_by_what_is_kept_of_each_atom_alone(crystal):
+    """Of an atom its features and their derivatives are kept, 64 numbers each, and some: not 50 times as many for its pairs."""
+    potential, needed = make_potential("ace"), {}
+    for repeats in (2, 6):
+        sample = make_sample(Structure.from_atoms(crystal.repeat((repeats, 1, 1))), potential.cutoff)
+        graph = make_graph([sample], sample.sizes, np.float32)
+        program = potential.programs.jitted("stress", size=32).lower(potential.device_params, graph).compile()
+        needed[len(graph.positions)] = program.memory_analysis().temp_size_in_bytes
+    (few, less), (many, more) = needed.items()
+    features = 4 * 8 + 1  # channels of scalars and vectors, and the energy so far
+    assert (more - less) / (many - few) < 4 * (3 * features + 20), "bytes per atom"
+    whole = potential.programs.jitted("stress").lower(potential.device_params, graph).compile().memory_analysis()
+    assert whole.temp_size_in_bytes > 5 * more
