@@ -93,6 +93,19 @@ def test_the_tree_agrees_with_brute_force(system):
         neighbors._MOST_CELLS, neighbors._FEWEST_ACROSS = most, 2.0
 
 
+@given(systems(), st.integers(1, 4))
+@settings(max_examples=60, deadline=None)
+def test_slabs_have_the_same_pairs(system, atoms):
+    positions, cell, pbc, cutoff = system
+    expected = as_dict(positions, cell, neighbor_list(*system))
+    parts = list(neighbors.neighbor_slabs(*system, atoms=atoms))
+    assert sorted(np.concatenate([centers for centers, *_ in parts]).tolist()) == list(range(len(positions)))
+    assert all((np.diff(i) >= 0).all() for _, i, _, _ in parts)
+    found = as_dict(positions, cell, [np.concatenate(p) for p in zip(*((c[i], j, s) for c, i, j, s in parts), strict=True)])
+    edge = 1e-9 * cutoff
+    assert {p for p, d in found.items() if d < cutoff - edge} == {p for p, d in expected.items() if d < cutoff - edge}
+
+
 @pytest.mark.parametrize("pbc", [(0, 0, 0), (0, 0, 1), (1, 1, 0), (1, 1, 1)])
 @pytest.mark.parametrize("lengths", [(1e7, 4, 4), (1550, 1550, 5), (2000, 2000, 1), (11, 11, 1.1e6), (1e9, 1e9, 1e9)])
 def test_long_flat_and_exploded_systems(lengths, pbc):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import ase
 import jax
 import numpy as np
@@ -9,6 +11,7 @@ import pytest
 from ase.build import bulk, molecule
 
 from mlff.basics.errors import StructureError
+from mlff.data import pairs
 from mlff.data.neighbors import neighbor_list, pair_vectors
 from mlff.data.pairs import graph_of_vectors
 from mlff.potential.derivatives import pair_gradient
@@ -77,3 +80,41 @@ def test_pairs_twice_or_of_atoms_that_are_not_there_are_errors():
 def test_no_pairs_at_all():
     graph = graph_of_vectors(np.array([1, 1]), [], [], np.zeros((0, 3)), 3.0)
     assert graph.neighbors.tolist() == [[0], [1]] and not graph.neighbor_mask.any() and graph.reverse.tolist() == [[0], [1]]
+
+
+@pytest.mark.parametrize("far", [0.0, 400.0], ids=["near", "wide"])
+@pytest.mark.parametrize("periodic", [True, False])
+def test_large_structures_have_the_same_pairs_in_small_arrays(periodic, far, monkeypatch):
+    """Some atoms lie apart, or around the corner of the cell: fragments are moved together as those of small structures."""
+    atoms = bulk("Si", cubic=True).repeat(2)
+    atoms.rattle(0.05, seed=0)
+    if periodic:
+        atoms = atoms.repeat((1, 1, 25))  # 272 Å
+    else:
+        atoms += ase.Atoms("H2", [[far, 1, 1], [far, 1, 1.7]])
+    atoms.pbc = periodic
+    given = atoms.positions, atoms.cell.array, atoms.pbc, 4.0
+    whole = pairs.find_pairs(*given)
+    monkeypatch.setattr(pairs, "MANY", 60)
+    monkeypatch.setattr(pairs, "neighbor_slabs", functools.partial(pairs.neighbor_slabs, atoms=20))
+    lean = pairs.find_pairs(*given, reverse=False)
+    assert lean.reverse is None and lean.shifts.dtype == np.int8 and lean.neighbors.dtype == np.int32
+    assert (lean.moves is None) == (whole.moves is None) == (not periodic and far == 0.0)
+    np.testing.assert_allclose(lean.positions, whole.positions, atol=1e-9)
+    rows = []
+    for found in (whole, lean):
+        vectors = found.positions[found.neighbors] - found.positions[:, None] + found.shifts @ atoms.cell.array
+        centers = np.broadcast_to(np.arange(len(atoms))[:, None], found.mask.shape)
+        table = np.column_stack([centers[found.mask], found.neighbors[found.mask], vectors[found.mask].round(6) + 0.0])
+        rows.append(table[np.lexsort(table.T[::-1])])
+        assert (found.neighbors[~found.mask] == centers[~found.mask]).all() and not found.shifts[~found.mask].any()
+    np.testing.assert_allclose(*rows, atol=1e-5)
+    assert pairs.find_pairs(*given).reverse is not None
+
+
+def test_atoms_on_top_of_each_other_are_found_in_large_structures_too(monkeypatch):
+    monkeypatch.setattr(pairs, "MANY", 8)
+    atoms = bulk("Si", cubic=True).repeat(2)
+    atoms.positions[40] = atoms.positions[3] + 1e-4
+    with pytest.raises(StructureError, match="atoms 3 and 40 are on top of each other"):
+        pairs.find_pairs(atoms.positions, atoms.cell.array, atoms.pbc, 4.0, reverse=False)
