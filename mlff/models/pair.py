@@ -14,7 +14,17 @@ from mlff.graph import Graph
 from mlff.models.radial import envelope
 
 
-class LennardJones(nn.Module):
+class _Pairwise(nn.Module):
+    """A model whose energies depend on an atom's own pairs alone."""
+
+    stages = 1
+
+    def stage(self, index: int, graph: Graph, own: None, sent: None) -> Array:
+        """Energies (N,), eV, of some of the atoms, see `mlff.models.common.State`."""
+        return self(graph)
+
+
+class LennardJones(_Pairwise):
     """4ε[(σ/r)¹² - (σ/r)⁶], smoothly cut off; every element alike. Parameters: none to learn."""
 
     options: config.LennardJones
@@ -31,7 +41,7 @@ class LennardJones(nn.Module):
         return 0.5 * jnp.sum(jnp.where(inside, pairs, 0.0), axis=1)
 
 
-class Morse(nn.Module):
+class Morse(_Pairwise):
     """D [(1 - exp(-a (r - r0)))² - 1], smoothly cut off; every element alike. Parameters: none to learn."""
 
     options: config.Morse

@@ -52,7 +52,7 @@ def predict(model: nn.Module, params: dict, graph: Graph, size: int, stress: boo
 
     The memory for pairs is that of one chunk, whatever the number of atoms. Positions must count: `graph.vectors` is None.
     """
-    stages = [_stage(model, params, index) for index in range(getattr(model, "stages", 1))]
+    stages = [_stage(model, params, index) for index in range(model.stages)]
     size = min(size, len(graph.positions))
     states: list[State | None] = [None]
     for stage in stages[:-1]:
@@ -70,7 +70,7 @@ def cached_size(model: nn.Module, params: dict, graph: Graph) -> int:
     """Atoms of a chunk whose pairs stay in the caches of a CPU: a power of 2, estimated from what neighbours pass."""
 
     state, width = None, 0
-    for index in range(getattr(model, "stages", 1) - 1):
+    for index in range(model.stages - 1):
 
         def stage(params, graph, state, index=index):
             return _stage(model, params, index)(*_chunk(graph, state, jnp.int32(0), 1)[2:])
@@ -83,9 +83,6 @@ def cached_size(model: nn.Module, params: dict, graph: Graph) -> int:
 
 
 def _stage(model: nn.Module, params: dict, index: int) -> Stage:
-    """A model without stages has one: pairs alone decide."""
-    if not hasattr(model, "stage"):
-        return lambda graph, own, sent: model.apply(params, graph)
     return lambda graph, own, sent: model.apply(params, index, graph, own, sent, method="stage")
 
 
@@ -109,7 +106,7 @@ def _last(stage: Stage, graph: Graph, state: State | None, size: int, stress: bo
     def step(number: Array, carry):
         energies, total, gradient = carry
         chunk = _chunk(graph, state, number, size)
-        said, slopes = _pull(stage, chunk, lambda _: chunk.fresh.astype(dtype))
+        said, slopes = _pull(stage, chunk, chunk.fresh.astype(dtype))
         # sums of chunks are added: a float32 to which a million terms are added one by one is not good to its last digits
         sums = jax.ops.segment_sum(jnp.where(chunk.fresh, said, 0), chunk.graph.structure, count, indices_are_sorted=True)
         return _put(energies, said, chunk.start), total + sums, _add(gradient, chunk, *slopes, stress)
@@ -125,20 +122,20 @@ def _backward(stage: Stage, graph: Graph, state: State | None, above: _Gradient,
         chunk = _chunk(graph, state, number, size)
         passed, kept = _rows((above.atoms, above.kept), chunk.start, size)
         seed = jax.tree.map(lambda rows: jnp.where(chunk.fresh[:, None], rows, 0), State(passed[:, 3:], kept))
-        _, slopes = _pull(stage, chunk, lambda _: seed)
+        _, slopes = _pull(stage, chunk, seed)
         return _add(gradient, chunk, *slopes, stress)
 
     return jax.lax.fori_loop(0, _count(graph, size), step, _nothing(graph, state))
 
 
-def _pull(stage: Stage, chunk: _Chunk, seed: Callable) -> tuple[State | Array, tuple]:
-    """What a stage says of a chunk, and the derivatives by vectors, own state and what neighbours sent."""
+def _pull(stage: Stage, chunk: _Chunk, seed: State | Array) -> tuple[State | Array, tuple]:
+    """What a stage says of a chunk, and from the derivatives by that (`seed`) those by vectors, own state and what was sent."""
 
     def of_vectors(vectors: Array, own: State | None, sent: Array | None):
         return stage(chunk.graph._replace(vectors=vectors), own, sent)
 
     said, pull = jax.vjp(of_vectors, chunk.graph.vectors, chunk.own, chunk.sent)
-    return said, pull(seed(said))
+    return said, pull(seed)
 
 
 def _nothing(graph: Graph, state: State | None) -> _Gradient:
