@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import subprocess
+import sys
 
 import jax
 import numpy as np
@@ -121,3 +123,39 @@ def test_memory_grows_by_what_is_kept_of_each_atom_alone(crystal):
     state = 2 * 8  # numbers of one layer
     assert (more - less) / (many - few) < 4 * (3 * state + 12), "bytes per atom"
     assert less / few > 4 * 8 * 10, "the pairs of a chunk alone are more"
+
+
+MANY = """
+import resource
+import numpy as np
+from ase.build import bulk
+from mlff.config import options
+from mlff.models import registry
+from mlff.models.common import Statistics
+from mlff.models.parameters import initial_params
+from mlff.potential.potential import Potential
+
+config, statistics = options.ACE(channels=16, l_max=2, l_message=1), Statistics(0.3, 43.0, (-3.5,), inner_cutoff=(1.8,))
+params = initial_params(registry.build(config, (29,), statistics), 0)
+potential = Potential(config, params, (29,), {29: -1.0}, statistics)
+small = bulk("Cu", cubic=True).repeat(5)
+small.rattle(0.05, seed=0)
+(expected,) = potential.predict([small])
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+many = small.repeat((4, 5, 10))
+assert len(many) == 100_000
+(found,) = potential.predict([many])
+assert np.abs(found.forces - np.tile(expected.forces, (200, 1))).max() < 1e-4, "eV/Å"
+assert np.abs(found.stress - expected.stress).max() < 1e-5, "eV/Å³"
+assert abs(found.energy / 200 - expected.energy) < 1e-3
+assert list(potential.programs._chunks.values()) == [512]
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 2**20)
+"""
+
+
+@pytest.mark.slow
+def test_slow_a_hundred_thousand_atoms_of_a_network_need_a_gibibyte():
+    """Copies of a crystal of 500 atoms, whose forces one piece has; in one piece they would need 6 GiB."""
+    done = subprocess.run([sys.executable, "-c", MANY], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert float(done.stdout) < 1.0, f"{done.stdout} GiB"

@@ -107,9 +107,8 @@ def _last(stage: Stage, graph: Graph, state: State | None, size: int, stress: bo
         energies, total, gradient = carry
         chunk = _chunk(graph, state, number, size)
         said, slopes = _pull(stage, chunk, chunk.fresh.astype(dtype))
-        # sums of chunks are added: a float32 to which a million terms are added one by one is not good to its last digits
-        sums = jax.ops.segment_sum(jnp.where(chunk.fresh, said, 0), chunk.graph.structure, count, indices_are_sorted=True)
-        return _put(energies, said, chunk.start), total + sums, _add(gradient, chunk, *slopes, stress)
+        total = total + _by_structure(chunk, jnp.where(chunk.fresh, said, 0))
+        return _put(energies, said, chunk.start), total, _add(gradient, chunk, *slopes, stress)
 
     start = jnp.zeros(len(graph.positions), dtype), jnp.zeros(count, dtype), _nothing(graph, state)
     return jax.lax.fori_loop(0, _count(graph, size), step, start)
@@ -156,8 +155,13 @@ def _add(gradient: _Gradient, chunk: _Chunk, by_vectors: Array, by_own: State | 
     atoms = atoms.at[neighbors].add(there.reshape(len(neighbors), -1), mode="promise_in_bounds")
     if stress:
         strain = jnp.sum(chunk.graph.vectors[..., :, None] * by_vectors[..., None, :], axis=1)
-        virial = virial.at[chunk.graph.structure].add(strain, indices_are_sorted=True)
+        virial = virial + _by_structure(chunk, strain)
     return _Gradient(atoms, kept, virial)
+
+
+def _by_structure(chunk: _Chunk, rows: Array) -> Array:
+    """(B, ...) sums of a chunk, to be added to those of others: added one by one, a million float32 lose their last digits."""
+    return jax.ops.segment_sum(rows, chunk.graph.structure, len(chunk.graph.n_atoms), indices_are_sorted=True)
 
 
 def _count(graph: Graph, size: int) -> int:
