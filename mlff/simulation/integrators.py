@@ -147,21 +147,31 @@ def _drift(at: Conditions, state: State, share: float) -> State:
     return state._replace(positions=state.positions + share * at.timestep * state.momenta / at.masses)
 
 
-def _key(at: Conditions, state: State) -> Array:
-    return jax.random.fold_in(jax.random.wrap_key_data(at.key, impl="threefry2x32"), state.step.astype(jnp.uint32))
+def _key(at: Conditions, step: Array) -> Array:
+    return jax.random.fold_in(jax.random.wrap_key_data(at.key, impl="threefry2x32"), step.astype(jnp.uint32))
+
+
+def friction(at: Conditions, step: Array) -> tuple[Array, Array]:
+    """Langevin's friction in a step: () the share of the momenta that is kept, and (n, 3) what the noise adds, whoever moves."""
+    kept = jnp.exp(-at.timestep / at.tau)
+    noise = jax.random.normal(_key(at, step), (len(at.masses), 3), jnp.float64)
+    return kept, jnp.sqrt(at.masses * KB * at.temperature * (1 - kept**2)) * noise
+
+
+def at_rest(at: Conditions, momenta: Array) -> Array:
+    """Momenta (n, 3) of the atoms that move, without the motion of their center of mass where that rests."""
+    momenta = jnp.where(at.moving, momenta, 0.0)
+    drifting = at.masses * (jnp.sum(momenta, axis=0) / jnp.sum(at.masses))
+    return momenta - jnp.where(at.resting, drifting, 0.0)
 
 
 def _friction(at: Conditions, state: State) -> State:
-    kept = jnp.exp(-at.timestep / at.tau)
-    noise = jax.random.normal(_key(at, state), state.momenta.shape, jnp.float64)
-    width = jnp.sqrt(at.masses * KB * at.temperature * (1 - kept**2))
-    momenta = jnp.where(at.moving, kept * state.momenta + width * noise, 0.0)
-    drifting = at.masses * (jnp.sum(momenta, axis=0) / jnp.sum(at.masses))
-    return _with_momenta(at, state, momenta - jnp.where(at.resting, drifting, 0.0))
+    kept, noise = friction(at, state.step)
+    return _with_momenta(at, state, at_rest(at, kept * state.momenta + noise))
 
 
 def _rescale_momenta(at: Conditions, state: State) -> State:
-    first, rest, _ = jax.random.split(_key(at, state), 3)
+    first, rest, _ = jax.random.split(_key(at, state.step), 3)
     normal = jax.random.normal(first, (), jnp.float64)
     others = jax.random.normal(rest, (state.momenta.size,), jnp.float64)
     others = jnp.sum(jnp.where(jnp.arange(others.size) < at.freedom - 1, others**2, 0.0))
@@ -174,7 +184,7 @@ def _rescale_momenta(at: Conditions, state: State) -> State:
 
 
 def _rescale_cell(at: Conditions, state: State) -> State:
-    key = jax.random.split(_key(at, state), 3)[2]
+    key = jax.random.split(_key(at, state.step), 3)[2]
     volume = jnp.abs(jnp.linalg.det(state.cell))
     thermal = KB * at.temperature
     pressure = 2 * kinetic_energy(at, state) / (3 * volume) - jnp.trace(state.stress) / 3

@@ -1,0 +1,251 @@
+"""The gradient of a run by its adjoint: the run is taken back step by step, and memory does not grow with its length.
+
+Forwards nothing is kept but the state, whose positions and momenta are whole numbers (`fixed_point`). Backwards every step is
+undone to the last bit, and the vector-Jacobian product of that step carries the gradient with respect to its end over to its
+beginning (the discrete adjoint; of neural networks, backpropagation through time). Noise is made again from its key. What
+friction loses is kept: 64 bits a coordinate for some thousand steps.
+
+Both ways are one compiled loop, so that forces are the same bits in both directions whatever the compiler fuses. A state is
+left between the first half of a kick and the drift; an iteration has the forces at one step's positions.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from mlff.basics.units import FEMTOSECOND
+from mlff.simulation import fixed_point, integrators
+from mlff.simulation.differentiable import Frame, Inputs, Objective, System
+from mlff.simulation.fixed_point import real, whole
+from mlff.simulation.integrators import Conditions
+
+NORMS = 200  #: of the gradient along the way back that are recorded at most
+
+
+class Plan(NamedTuple):
+    """What a loop is compiled for, besides its system and objective."""
+
+    remainders: int  #: how many there is room for
+    wanted: tuple[str, ...]  #: names of `Inputs`
+    backward: bool = True  #: False: the forward run alone
+
+
+class Draw(NamedTuple):
+    """The random numbers of a run."""
+
+    key: Array  #: (2,) uint32
+    lifetime: Array  #: () int64, steps after which a remainder of the friction is put aside
+
+
+class Loop(NamedTuple):
+    """The state of the loop; integers as in `fixed_point`."""
+
+    back: Array  #: () bool: on the way back
+    index: Array  #: () int64, the step whose positions these are
+    sound: Array  #: () bool: the neighbour list holds, numbers are finite
+    done: Array  #: () bool
+    positions: Array  #: (n, 3) int64
+    momenta: Array  #: (n, 3) int64
+    remainder: Array  #: (n, 3) int64, of the friction
+    kept: Array  #: (W, n, 3) int64, remainders that were put aside
+    mean: Array  #: of the observable
+    adjoint: Frame  #: the gradient with respect to the state
+    gradient: Inputs  #: what has come together so far
+    norms: Array  #: (NORMS,)
+
+
+class Outcome(NamedTuple):
+    """What a run gives."""
+
+    value: Array  #: () the loss of the mean
+    mean: Array  #: of the observable
+    gradient: Inputs  #: zeros for what was not wanted
+    norms: Array  #: (NORMS,) lengths of the gradient with respect to the positions, from the end; NaN where there is none
+    sound: Array  #: () bool: False where the list lost pairs or a number was not finite
+    reached: Array  #: () the last step
+    exact: Array  #: () bool: whether the way back has led to the very bits of the start
+
+
+def run(system: System, objective: Objective, plan: Plan, inputs: Inputs, draw: Draw, steps: Array, cut: Array) -> Outcome:
+    """The gradient of an objective over `steps` steps; pure, for JAX to compile.
+
+    `cut`: after each so many steps of the way back the gradient with respect to the state is forgotten.
+    """
+    frame, to_inputs = jax.vjp(system.start, inputs)
+    walk = _Walk(system, objective, plan, inputs, draw, steps, cut)
+    begin = walk.begin(frame)
+    loop = jax.lax.while_loop(lambda loop: loop.sound & ~loop.done, walk.iterate, begin)
+    exact = jnp.array_equal(loop.positions, begin.positions) & jnp.array_equal(loop.momenta, begin.momenta)
+    (of_start,) = to_inputs(loop.adjoint)
+    gradient = jax.tree.map(jnp.add, of_start, loop.gradient)
+    return Outcome(objective.loss(loop.mean), loop.mean, gradient, loop.norms, loop.sound, loop.index, exact)
+
+
+class _Walk(NamedTuple):
+    """One run, there and back."""
+
+    system: System
+    objective: Objective
+    plan: Plan
+    inputs: Inputs
+    draw: Draw
+    steps: Array
+    cut: Array
+
+    def begin(self, frame: Frame) -> Loop:
+        """At step 0; the momenta have not been kicked."""
+        zeros = jax.tree.map(lambda array: jnp.zeros(jnp.shape(array)), (frame, self.inputs))
+        shape = jax.eval_shape(self.objective.observable, frame).shape
+        return Loop(
+            back=jnp.bool_(False),
+            index=jnp.int64(0),
+            sound=jnp.bool_(True),
+            done=jnp.bool_(False),
+            positions=whole(frame.positions),
+            momenta=whole(frame.momenta),
+            remainder=jnp.zeros(frame.positions.shape, jnp.int64),
+            kept=jnp.zeros((self.plan.remainders, *frame.positions.shape), jnp.int64),
+            mean=jnp.zeros(shape),
+            adjoint=zeros[0],
+            gradient=zeros[1],
+            norms=jnp.full(NORMS, jnp.nan),
+        )
+
+    def iterate(self, loop: Loop) -> Loop:
+        """Go on by one step, in the direction that the loop has."""
+        positions, cell = real(loop.positions), self.inputs.cell
+        forces = self.system.forces(self.inputs.params, positions, cell)
+        kick = whole(0.5 * self._at.timestep * forces)
+        sound = self.system.listed(positions, cell) & jnp.all(jnp.isfinite(forces))
+        sound &= jnp.all(jnp.abs(loop.positions) < whole(fixed_point.LARGEST))
+        sound &= jnp.all(jnp.abs(loop.momenta) < whole(fixed_point.LARGEST))
+        return jax.lax.cond(loop.back, self._backward, self._forward, loop._replace(sound=sound), forces, kick)
+
+    def _forward(self, loop: Loop, forces: Array, kick: Array) -> Loop:
+        k, last = loop.index, loop.index == self.steps
+        momenta = loop.momenta + jnp.where(k > 0, kick, 0)
+        frame = Frame(real(loop.positions), real(momenta), self.inputs.cell)
+        mean = self.objective.add(loop.mean, frame, k, self.steps)
+        loop = loop._replace(momenta=momenta, mean=mean)
+
+        def on() -> Loop:
+            return self._middle(loop._replace(momenta=momenta + kick))._replace(index=k + 1)
+
+        return jax.lax.cond(last, lambda: loop._replace(back=last, done=jnp.bool_(not self.plan.backward)), on)
+
+    def _backward(self, loop: Loop, forces: Array, kick: Array) -> Loop:
+        k, half = loop.index, 0.5 * FEMTOSECOND * self.inputs.timestep
+        first, later = k == 0, k < self.steps
+        momenta = loop.momenta - jnp.where(later, kick, 0)
+        frame = Frame(real(loop.positions), real(momenta), self.inputs.cell)
+        by_timestep = 0.5 * FEMTOSECOND * jnp.sum(loop.adjoint.momenta * forces)
+        forgotten = later & ~first & ((self.steps - k) % self.cut == 0)
+        adjoint = loop.adjoint._replace(
+            positions=jnp.where(forgotten, 0.0, loop.adjoint.positions),
+            momenta=jnp.where(forgotten, 0.0, loop.adjoint.momenta),
+        )
+        push = half * adjoint.momenta
+        observed = self.objective.pull(loop.mean, frame, k, self.steps)
+        adjoint = jax.tree.map(jnp.add, adjoint, observed)
+        before = jnp.where(first, 0.0, adjoint.momenta)
+        by_timestep += 0.5 * FEMTOSECOND * jnp.sum(before * forces)
+        params, positions, cell = self._of_forces(frame, push + half * before)
+        adjoint = Frame(adjoint.positions + positions, adjoint.momenta, adjoint.cell + cell)
+        gradient = loop.gradient._replace(
+            params=jax.tree.map(jnp.add, loop.gradient.params, params), timestep=loop.gradient.timestep + by_timestep
+        )
+        stride = -(-(self.steps + 1) // NORMS)
+        norms = loop.norms.at[(self.steps - k) // stride].set(jnp.sqrt(jnp.sum(adjoint.positions**2)))
+        loop = loop._replace(momenta=momenta, adjoint=adjoint, gradient=gradient, norms=norms)
+
+        def on() -> Loop:
+            undone = self._undo_middle(loop._replace(momenta=momenta - kick, index=k - 1))
+            return self._pull_middle(undone)
+
+        return jax.lax.cond(first, lambda: loop._replace(done=first), on)
+
+    def _of_forces(self, frame: Frame, vector: Array) -> tuple[dict, Array, Array]:
+        """The gradient of the scalar product of `vector` (n, 3) and the forces by parameters, positions and cell.
+
+        Reverse over forward: the product is minus the derivative of the energy along the vector.
+        """
+        size = jnp.max(jnp.abs(vector))
+        along = jnp.where(size > 0, vector / jnp.where(size > 0, size, 1.0), 0.0)
+
+        def slope(wanted: tuple) -> Array:
+            params, positions, cell = wanted if len(wanted) == 3 else (self.inputs.params, wanted[0], self.inputs.cell)
+
+            def energy(moved: Array) -> Array:
+                return self.system.energy(params, moved, cell)
+
+            return jax.jvp(energy, (positions,), (along,))[1]
+
+        zeros = jax.tree.map(jnp.zeros_like, self.inputs.params), jnp.zeros((3, 3))
+        if {"params", "cell"} & set(self.plan.wanted):
+            found = jax.grad(slope)((self.inputs.params, frame.positions, self.inputs.cell))
+        else:
+            found = zeros[0], *jax.grad(slope)((frame.positions,)), zeros[1]
+        return jax.tree.map(lambda array: -size * array.astype(jnp.float64), found)
+
+    @property
+    def _at(self) -> Conditions:
+        return self.system.conditions(self.inputs.temperature, self.inputs.timestep, self.draw.key)
+
+    def _friction(self, at: Conditions, step: Array) -> tuple[Array, Array]:
+        kept, noise = integrators.friction(at, step)
+        return kept, integrators.at_rest(at, noise)
+
+    def _drift(self, share: float, momenta: Array) -> Array:
+        return whole(share * self._at.timestep * real(momenta) / self._at.masses)
+
+    def _middle(self, loop: Loop) -> Loop:
+        """Between the two kicks of a step: drift, or half a drift, friction and half a drift."""
+        if self.system.integrator == "nve":
+            return loop._replace(positions=loop.positions + self._drift(1.0, loop.momenta))
+        kept, noise = self._friction(self._at, loop.index)
+        positions = loop.positions + self._drift(0.5, loop.momenta)
+        momenta, remainder = fixed_point.squeeze(kept, loop.momenta, loop.remainder)
+        momenta = momenta + whole(noise)
+        positions = positions + self._drift(0.5, momenta)
+        full, slot = self._slot(loop.index)
+        aside = loop.kept.at[slot].set(jnp.where(full, remainder, loop.kept[slot]))
+        return loop._replace(positions=positions, momenta=momenta, remainder=jnp.where(full, 0, remainder), kept=aside)
+
+    def _undo_middle(self, loop: Loop) -> Loop:
+        """From the positions after `_middle` of the step `loop.index`, and momenta without the kick, to those before it."""
+        if self.system.integrator == "nve":
+            return loop._replace(positions=loop.positions - self._drift(1.0, loop.momenta))
+        kept, noise = self._friction(self._at, loop.index)
+        full, slot = self._slot(loop.index)
+        positions = loop.positions - self._drift(0.5, loop.momenta)
+        remainder = jnp.where(full, loop.kept[slot], loop.remainder)
+        momenta, remainder = fixed_point.stretch(kept, loop.momenta - whole(noise), remainder)
+        positions = positions - self._drift(0.5, momenta)
+        return loop._replace(positions=positions, momenta=momenta, remainder=remainder)
+
+    def _slot(self, step: Array) -> tuple[Array, Array]:
+        """Whether the remainder is put aside after this step, and where."""
+        return (step + 1) % self.draw.lifetime == 0, (step + 1) // self.draw.lifetime - 1
+
+    def _pull_middle(self, loop: Loop) -> Loop:
+        """The adjoint before `_middle`, whose state the loop has."""
+
+        def middle(temperature: Array, timestep: Array, positions: Array, momenta: Array) -> tuple[Array, Array]:
+            at = self.system.conditions(temperature, timestep, self.draw.key)
+            if self.system.integrator == "nve":
+                return positions + at.timestep * momenta / at.masses, momenta
+            kept, noise = self._friction(at, loop.index)
+            positions = positions + 0.5 * at.timestep * momenta / at.masses
+            momenta = kept * momenta + noise
+            return positions + 0.5 * at.timestep * momenta / at.masses, momenta
+
+        state = self.inputs.temperature, self.inputs.timestep, real(loop.positions), real(loop.momenta)
+        temperature, timestep, positions, momenta = jax.vjp(middle, *state)[1](tuple(loop.adjoint[:2]))
+        gradient = loop.gradient._replace(
+            temperature=loop.gradient.temperature + temperature, timestep=loop.gradient.timestep + timestep
+        )
+        return loop._replace(adjoint=loop.adjoint._replace(positions=positions, momenta=momenta), gradient=gradient)

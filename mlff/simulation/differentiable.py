@@ -1,0 +1,169 @@
+"""A run of molecular dynamics as a function of what it starts from: the inputs that a gradient is taken of, and the forces.
+
+Nothing here takes a step; `backpropagation`, `adjoint` and `reweighting` do.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import NamedTuple
+
+import ase
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ase.constraints import FixAtoms
+from jax import Array
+
+from mlff.basics.errors import ConfigError
+from mlff.basics.units import FEMTOSECOND
+from mlff.data.structure import Structure
+from mlff.potential import device_list
+from mlff.potential.device_list import NeighborList, Search
+from mlff.potential.potential import Potential
+from mlff.simulation import fixed_point, integrators
+from mlff.simulation.integrators import Conditions
+from mlff.simulation.settings import Settings
+from mlff.simulation.velocities import degrees_of_freedom
+
+SKIN = 2.0  #: Å beyond the cutoff that the list of a periodic structure reaches
+_ALL = 1e4  #: Å: a reach that holds every pair of a molecule
+
+
+class Frame(NamedTuple):
+    """What an observable sees of one step."""
+
+    positions: Array  #: (n, 3) Å, not wrapped
+    momenta: Array  #: (n, 3) in ASE's unit, sqrt(amu eV)
+    cell: Array  #: (3, 3) Å
+
+
+class Inputs(NamedTuple):
+    """What a run depends on smoothly; a gradient with respect to them has the same form."""
+
+    params: dict  #: parameters of the potential
+    temperature: Array  #: () K, of the thermostat
+    positions: Array  #: (n, 3) Å, at the start
+    momenta: Array  #: (n, 3) in ASE's unit, at the start
+    cell: Array  #: (3, 3) Å; the atoms move with it at the start, as shares of its vectors
+    timestep: Array  #: () fs
+
+
+class Objective(NamedTuple):
+    """A number that a run gives: loss(mean of observable(frame))."""
+
+    observable: Callable[[Frame], Array]
+    loss: Callable[[Array], Array]
+    every: int  #: the mean is over each so manyth step; 0: the last frame alone
+
+    def counts(self, step: Array, steps: Array) -> Array:
+        """() bool: whether the frame of this step is among those that are averaged."""
+        return (step % self.every == 0) & (step > 0) if self.every else step == steps
+
+    def add(self, mean: Array, frame: Frame, step: Array, steps: Array) -> Array:
+        """The mean of a run of `steps` steps with the share of this frame added."""
+        count = jnp.maximum(steps // self.every, 1) if self.every else 1
+        return jax.lax.cond(
+            self.counts(step, steps), lambda: mean + self.observable(frame).astype(jnp.float64) / count, lambda: mean
+        )
+
+    def pull(self, mean: Array, frame: Frame, step: Array, steps: Array) -> Frame:
+        """The gradient of the loss of the mean, by what this frame adds to it."""
+
+        def counted() -> Frame:
+            weight = jax.grad(self.loss)(mean)
+            return jax.grad(lambda frame: jnp.sum(weight * self.add(jnp.zeros_like(mean), frame, step, steps)))(frame)
+
+        return jax.lax.cond(self.counts(step, steps), counted, lambda: jax.tree.map(jnp.zeros_like, frame))
+
+
+class System:
+    """The atoms of a run with their potential, and a neighbour list that must last for the whole run."""
+
+    def __init__(self, potential: Potential, atoms: ase.Atoms, settings: Settings, skin: float | None = None):
+        """`atoms` with momenta; `skin` in Å, by default every pair of a molecule, `SKIN` of what is periodic.
+
+        Raises ConfigError (npt, constraints other than FixAtoms), StructureError.
+        """
+        if settings.ensemble == "npt":
+            raise ConfigError("gradients through npt are not there: take nve or nvt, and the cell as an input")
+        potential.check(Structure.from_atoms(atoms))
+        moving = np.ones(len(atoms), bool)
+        for constraint in atoms.constraints:
+            if type(constraint) is not FixAtoms:
+                raise ConfigError(f"gradients through a run do not know the constraint {type(constraint).__name__}")
+            moving[constraint.index] = False
+        self.potential, self.settings, self.numbers = potential, settings, atoms.numbers.astype(np.int32)
+        self.integrator = integrators.kind(settings)
+        freedom = degrees_of_freedom(atoms, settings.keeps_rotation)
+        self._at = integrators.conditions(settings, 0, atoms.get_masses(), moving, freedom)
+        self._positions, self._cell = atoms.positions.copy(), atoms.cell.array.copy()
+        pbc = tuple(bool(periodic) for periodic in atoms.pbc)
+        reach = skin if skin is not None else SKIN if any(pbc) else _ALL
+        self._search = Search(pbc, potential.cutoff, float(reach), potential.dtype)
+        self._box = device_list.box_of(pbc, self._cell)
+        self._listed = self._list()
+        self.inputs = Inputs(
+            potential.device_params,
+            np.float64(settings.temperature),
+            self._positions,
+            atoms.get_momenta(),
+            self._cell,
+            np.float64(settings.timestep),
+        )  #: as atoms, potential and settings give them
+
+    @property
+    def periodic(self) -> bool:
+        """Whether there is a cell."""
+        return any(self._search.pbc)
+
+    def start(self, inputs: Inputs) -> Frame:
+        """The first frame: the cell carries the atoms along; under Langevin's friction the center of mass rests."""
+        positions = self.carried(inputs.positions, self._cell, inputs.cell)
+        resting = self._at._replace(resting=self._at.resting & (self.integrator == "langevin"))
+        return Frame(positions, integrators.at_rest(resting, inputs.momenta), inputs.cell)
+
+    def carried(self, positions: Array, cell: Array, new: Array) -> Array:
+        """Positions (n, 3) of a `cell` in a `new` one, at the same shares of its vectors; no derivative is taken of the shares."""
+        pbc = np.array(self._search.pbc)
+        box = jnp.where(pbc[:, None], cell, self._box)
+        shares = jax.lax.stop_gradient(positions @ jnp.linalg.inv(box)) * pbc
+        return positions + shares @ (new - cell)
+
+    def kinetic_energy(self, momenta: Array) -> Array:
+        """() eV."""
+        return 0.5 * jnp.sum(momenta**2 / self._at.masses)
+
+    def lifetime(self, timestep: float) -> int:
+        """Steps of `timestep` fs after which the remainder of the friction must be put aside (`fixed_point`)."""
+        if self.integrator != "langevin":
+            return 2**62
+        return fixed_point.lifetime(float(np.exp(-timestep * FEMTOSECOND / self._at.tau)))
+
+    def conditions(self, temperature: Array, timestep: Array, key: Array) -> Conditions:
+        """At a temperature in K, with a time step in fs and a key (2,) of random numbers."""
+        return self._at._replace(temperature=temperature, timestep=timestep * FEMTOSECOND, key=key)
+
+    def energy(self, params: dict, positions: Array, cell: Array) -> Array:
+        """() eV, float64, reference energies not added; of positions (n, 3) and cell (3, 3), float64, Å."""
+        box = jnp.where(np.array(self._search.pbc)[:, None], cell, self._box)
+        graph = device_list.graph_at(self._search, self._listed, self.numbers, positions[None], cell[None], box[None])
+        with jax.enable_x64(self.potential.precision == "float64"), jax.default_matmul_precision("float32"):
+            energy = jnp.sum(self.potential.energy(params, graph))
+        return energy.astype(jnp.float64)
+
+    def forces(self, params: dict, positions: Array, cell: Array) -> Array:
+        """(n, 3) eV/Å, float64; zero on fixed atoms."""
+        return jnp.where(self._at.moving, -jax.grad(self.energy, argnums=1)(params, positions, cell), 0.0)
+
+    def listed(self, positions: Array, cell: Array) -> Array:
+        """() bool: whether the list still has every pair within the cutoff; False too for what is not finite."""
+        return device_list.holds(self._search, self._listed, positions[None], cell[None])[0]
+
+    def _list(self) -> NeighborList:
+        room = device_list.allocate(self._search, self._positions, self._cell)
+        build = functools.partial(device_list.build, self._search, room)
+        with jax.enable_x64(True):
+            arrays = self._positions[None], self._cell[None], self._box[None]
+            return jax.device_get(jax.jit(build)(*arrays)[0])

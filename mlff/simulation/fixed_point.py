@@ -1,0 +1,56 @@
+"""Positions and momenta as whole numbers, whose steps can be undone to the last bit.
+
+A float loses digits whenever it is added to; an integer does not. A step that adds to positions a function of the momenta, or
+to momenta a function of the positions, is undone by taking the same integer away (Levesque & Verlet, J. Stat. Phys. 72, 519
+(1993)). Friction multiplies momenta by a factor below one, which no integer survives: `squeeze` gives what is lost to a second
+integer, the remainder, in four such additions (Daubechies & Sweldens, J. Fourier Anal. Appl. 4, 247 (1998)).
+"""
+
+from __future__ import annotations
+
+import math
+
+import jax.numpy as jnp
+from jax import Array
+
+QUANTUM = 2.0**-44  #: Å, or ASE's unit of momenta: 6e-14
+LARGEST = 2.0**17  #: Å, or ASE's unit of momenta: half of what int64 holds
+_ROOM = 44  #: bits that a remainder may grow by; the sum of what each step adds needs a few more, of 63
+
+
+def whole(values: Array) -> Array:
+    """Floats as multiples of the quantum, int64."""
+    return jnp.rint(values / QUANTUM).astype(jnp.int64)
+
+
+def real(numbers: Array) -> Array:
+    """Multiples of the quantum as floats, float64."""
+    return numbers.astype(jnp.float64) * QUANTUM
+
+
+def squeeze(kept: Array, momenta: Array, remainder: Array) -> tuple[Array, Array]:
+    """Momenta times `kept`, and the remainder divided by it; all int64. `stretch` undoes it to the bit."""
+    remainder = remainder + momenta
+    momenta = momenta + _scaled(kept - 1, remainder)
+    remainder = remainder + _scaled(-1 / kept, momenta)
+    return momenta + _scaled(kept - kept**2, remainder), remainder
+
+
+def stretch(kept: Array, momenta: Array, remainder: Array) -> tuple[Array, Array]:
+    """What `squeeze` was given."""
+    momenta = momenta - _scaled(kept - kept**2, remainder)
+    remainder = remainder - _scaled(-1 / kept, momenta)
+    momenta = momenta - _scaled(kept - 1, remainder)
+    return momenta, remainder - momenta
+
+
+def lifetime(kept: float) -> int:
+    """How many times `squeeze` may be called before the remainder must be put aside and begun again at zero.
+
+    A remainder grows by 1/kept each time: with friction of 0.01/fs and steps of 0.5 fs, that is 6,100 times.
+    """
+    return max(1, int(_ROOM * math.log(2.0) / -math.log(kept))) if 0 < kept < 1 else 1
+
+
+def _scaled(factor: Array, numbers: Array) -> Array:
+    return jnp.rint(factor * numbers.astype(jnp.float64)).astype(jnp.int64)
