@@ -20,7 +20,7 @@ from jax import Array
 from mlff.basics.units import FEMTOSECOND
 from mlff.simulation import fixed_point, integrators
 from mlff.simulation.differentiable import Frame, Inputs, Objective, System
-from mlff.simulation.fixed_point import real, whole
+from mlff.simulation.fixed_point import real, scaled, whole
 from mlff.simulation.integrators import Conditions
 
 NORMS = 200  #: of the gradient along the way back that are recorded at most
@@ -39,6 +39,16 @@ class Draw(NamedTuple):
 
     key: Array  #: (2,) uint32
     lifetime: Array  #: () int64, steps after which a remainder of the friction is put aside
+
+
+class Numbers(NamedTuple):
+    """What the steps add, computed in one place for both directions, so that it is the same bits."""
+
+    forces: Array  #: (n, 3) eV/Å at the positions
+    kick: Array  #: (n, 3) int64, half a time step of the forces
+    rate: Array  #: (n, 1) positions per momentum in half a time step
+    factors: Array  #: (3,) of the friction (`fixed_point`)
+    noise: Array  #: (n, 3) int64, that the friction adds to the momenta
 
 
 class Loop(NamedTuple):
@@ -117,32 +127,40 @@ class _Walk(NamedTuple):
 
     def iterate(self, loop: Loop) -> Loop:
         """Go on by one step, in the direction that the loop has."""
+        at = self.system.conditions(self.inputs.temperature, self.inputs.timestep, self.draw.key)
         positions, cell = real(loop.positions), self.inputs.cell
         forces = self.system.forces(self.inputs.params, positions, cell)
-        kick = whole(0.5 * self._at.timestep * forces)
+        kept, noise = self._friction(at, jnp.where(loop.back, loop.index - 1, loop.index))
+        numbers = Numbers(
+            forces,
+            whole(0.5 * at.timestep * forces),
+            0.5 * at.timestep / at.masses,
+            fixed_point.factors(kept),
+            whole(noise),
+        )
         sound = self.system.listed(positions, cell) & jnp.all(jnp.isfinite(forces))
         sound &= jnp.all(jnp.abs(loop.positions) < whole(fixed_point.LARGEST))
         sound &= jnp.all(jnp.abs(loop.momenta) < whole(fixed_point.LARGEST))
-        return jax.lax.cond(loop.back, self._backward, self._forward, loop._replace(sound=sound), forces, kick)
+        return jax.lax.cond(loop.back, self._backward, self._forward, loop._replace(sound=sound), numbers)
 
-    def _forward(self, loop: Loop, forces: Array, kick: Array) -> Loop:
+    def _forward(self, loop: Loop, numbers: Numbers) -> Loop:
         k, last = loop.index, loop.index == self.steps
-        momenta = loop.momenta + jnp.where(k > 0, kick, 0)
+        momenta = loop.momenta + jnp.where(k > 0, numbers.kick, 0)
         frame = Frame(real(loop.positions), real(momenta), self.inputs.cell)
         mean = self.objective.add(loop.mean, frame, k, self.steps)
         loop = loop._replace(momenta=momenta, mean=mean)
 
         def on() -> Loop:
-            return self._middle(loop._replace(momenta=momenta + kick))._replace(index=k + 1)
+            return self._middle(loop._replace(momenta=momenta + numbers.kick), numbers)._replace(index=k + 1)
 
         return jax.lax.cond(last, lambda: loop._replace(back=last, done=jnp.bool_(not self.plan.backward)), on)
 
-    def _backward(self, loop: Loop, forces: Array, kick: Array) -> Loop:
+    def _backward(self, loop: Loop, numbers: Numbers) -> Loop:
         k, half = loop.index, 0.5 * FEMTOSECOND * self.inputs.timestep
         first, later = k == 0, k < self.steps
-        momenta = loop.momenta - jnp.where(later, kick, 0)
+        momenta = loop.momenta - jnp.where(later, numbers.kick, 0)
         frame = Frame(real(loop.positions), real(momenta), self.inputs.cell)
-        by_timestep = 0.5 * FEMTOSECOND * jnp.sum(loop.adjoint.momenta * forces)
+        by_timestep = 0.5 * FEMTOSECOND * jnp.sum(loop.adjoint.momenta * numbers.forces)
         forgotten = later & ~first & ((self.steps - k) % self.cut == 0)
         adjoint = loop.adjoint._replace(
             positions=jnp.where(forgotten, 0.0, loop.adjoint.positions),
@@ -152,7 +170,7 @@ class _Walk(NamedTuple):
         observed = self.objective.pull(loop.mean, frame, k, self.steps)
         adjoint = jax.tree.map(jnp.add, adjoint, observed)
         before = jnp.where(first, 0.0, adjoint.momenta)
-        by_timestep += 0.5 * FEMTOSECOND * jnp.sum(before * forces)
+        by_timestep += 0.5 * FEMTOSECOND * jnp.sum(before * numbers.forces)
         params, positions, cell = self._of_forces(frame, push + half * before)
         adjoint = Frame(adjoint.positions + positions, adjoint.momenta, adjoint.cell + cell)
         gradient = loop.gradient._replace(
@@ -163,7 +181,7 @@ class _Walk(NamedTuple):
         loop = loop._replace(momenta=momenta, adjoint=adjoint, gradient=gradient, norms=norms)
 
         def on() -> Loop:
-            undone = self._undo_middle(loop._replace(momenta=momenta - kick, index=k - 1))
+            undone = self._undo_middle(loop._replace(momenta=momenta - numbers.kick, index=k - 1), numbers)
             return self._pull_middle(undone)
 
         return jax.lax.cond(first, lambda: loop._replace(done=first), on)
@@ -191,40 +209,33 @@ class _Walk(NamedTuple):
             found = zeros[0], *jax.grad(slope)((frame.positions,)), zeros[1]
         return jax.tree.map(lambda array: -size * array.astype(jnp.float64), found)
 
-    @property
-    def _at(self) -> Conditions:
-        return self.system.conditions(self.inputs.temperature, self.inputs.timestep, self.draw.key)
-
     def _friction(self, at: Conditions, step: Array) -> tuple[Array, Array]:
+        if self.system.integrator == "nve":
+            return jnp.float64(1.0), jnp.zeros((len(at.masses), 3))
         kept, noise = integrators.friction(at, step)
         return kept, integrators.at_rest(at, noise)
 
-    def _drift(self, share: float, momenta: Array) -> Array:
-        return whole(share * self._at.timestep * real(momenta) / self._at.masses)
-
-    def _middle(self, loop: Loop) -> Loop:
-        """Between the two kicks of a step: drift, or half a drift, friction and half a drift."""
+    def _middle(self, loop: Loop, numbers: Numbers) -> Loop:
+        """Between the two kicks of a step: half a drift, friction, half a drift."""
+        positions = loop.positions + scaled(numbers.rate, loop.momenta)
         if self.system.integrator == "nve":
-            return loop._replace(positions=loop.positions + self._drift(1.0, loop.momenta))
-        kept, noise = self._friction(self._at, loop.index)
-        positions = loop.positions + self._drift(0.5, loop.momenta)
-        momenta, remainder = fixed_point.squeeze(kept, loop.momenta, loop.remainder)
-        momenta = momenta + whole(noise)
-        positions = positions + self._drift(0.5, momenta)
+            return loop._replace(positions=positions + scaled(numbers.rate, loop.momenta))
+        momenta, remainder = fixed_point.squeeze(numbers.factors, loop.momenta, loop.remainder)
+        momenta = momenta + numbers.noise
+        positions = positions + scaled(numbers.rate, momenta)
         full, slot = self._slot(loop.index)
         aside = loop.kept.at[slot].set(jnp.where(full, remainder, loop.kept[slot]))
         return loop._replace(positions=positions, momenta=momenta, remainder=jnp.where(full, 0, remainder), kept=aside)
 
-    def _undo_middle(self, loop: Loop) -> Loop:
+    def _undo_middle(self, loop: Loop, numbers: Numbers) -> Loop:
         """From the positions after `_middle` of the step `loop.index`, and momenta without the kick, to those before it."""
+        positions = loop.positions - scaled(numbers.rate, loop.momenta)
         if self.system.integrator == "nve":
-            return loop._replace(positions=loop.positions - self._drift(1.0, loop.momenta))
-        kept, noise = self._friction(self._at, loop.index)
+            return loop._replace(positions=positions - scaled(numbers.rate, loop.momenta))
         full, slot = self._slot(loop.index)
-        positions = loop.positions - self._drift(0.5, loop.momenta)
         remainder = jnp.where(full, loop.kept[slot], loop.remainder)
-        momenta, remainder = fixed_point.stretch(kept, loop.momenta - whole(noise), remainder)
-        positions = positions - self._drift(0.5, momenta)
+        momenta, remainder = fixed_point.stretch(numbers.factors, loop.momenta - numbers.noise, remainder)
+        positions = positions - scaled(numbers.rate, momenta)
         return loop._replace(positions=positions, momenta=momenta, remainder=remainder)
 
     def _slot(self, step: Array) -> tuple[Array, Array]:
@@ -236,8 +247,6 @@ class _Walk(NamedTuple):
 
         def middle(temperature: Array, timestep: Array, positions: Array, momenta: Array) -> tuple[Array, Array]:
             at = self.system.conditions(temperature, timestep, self.draw.key)
-            if self.system.integrator == "nve":
-                return positions + at.timestep * momenta / at.masses, momenta
             kept, noise = self._friction(at, loop.index)
             positions = positions + 0.5 * at.timestep * momenta / at.masses
             momenta = kept * momenta + noise

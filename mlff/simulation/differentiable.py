@@ -5,7 +5,6 @@ Nothing here takes a step; `backpropagation`, `adjoint` and `reweighting` do.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -29,6 +28,7 @@ from mlff.simulation.velocities import degrees_of_freedom
 
 SKIN = 2.0  #: Å beyond the cutoff that the list of a periodic structure reaches
 _ALL = 1e4  #: Å: a reach that holds every pair of a molecule
+_build = jax.jit(device_list.build, static_argnums=(0, 1))
 
 
 class Frame(NamedTuple):
@@ -163,7 +163,5 @@ class System:
 
     def _list(self) -> NeighborList:
         room = device_list.allocate(self._search, self._positions, self._cell)
-        build = functools.partial(device_list.build, self._search, room)
         with jax.enable_x64(True):
-            arrays = self._positions[None], self._cell[None], self._box[None]
-            return jax.device_get(jax.jit(build)(*arrays)[0])
+            return jax.device_get(_build(self._search, room, self._positions[None], self._cell[None], self._box[None])[0])

@@ -28,19 +28,24 @@ def real(numbers: Array) -> Array:
     return numbers.astype(jnp.float64) * QUANTUM
 
 
-def squeeze(kept: Array, momenta: Array, remainder: Array) -> tuple[Array, Array]:
-    """Momenta times `kept`, and the remainder divided by it; all int64. `stretch` undoes it to the bit."""
+def factors(kept: Array) -> Array:
+    """(3,) what `squeeze` and `stretch` multiply with, to keep the share `kept` of the momenta."""
+    return jnp.stack([kept - 1, -1 / kept, kept * (1 - kept)])
+
+
+def squeeze(factors: Array, momenta: Array, remainder: Array) -> tuple[Array, Array]:
+    """Momenta times the share that is kept, and the remainder divided by it; all int64. `stretch` undoes it to the bit."""
     remainder = remainder + momenta
-    momenta = momenta + _scaled(kept - 1, remainder)
-    remainder = remainder + _scaled(-1 / kept, momenta)
-    return momenta + _scaled(kept - kept**2, remainder), remainder
+    momenta = momenta + scaled(factors[0], remainder)
+    remainder = remainder + scaled(factors[1], momenta)
+    return momenta + scaled(factors[2], remainder), remainder
 
 
-def stretch(kept: Array, momenta: Array, remainder: Array) -> tuple[Array, Array]:
-    """What `squeeze` was given."""
-    momenta = momenta - _scaled(kept - kept**2, remainder)
-    remainder = remainder - _scaled(-1 / kept, momenta)
-    momenta = momenta - _scaled(kept - 1, remainder)
+def stretch(factors: Array, momenta: Array, remainder: Array) -> tuple[Array, Array]:
+    """What `squeeze` was given, if the factors are the same bits."""
+    momenta = momenta - scaled(factors[2], remainder)
+    remainder = remainder - scaled(factors[1], momenta)
+    momenta = momenta - scaled(factors[0], remainder)
     return momenta, remainder - momenta
 
 
@@ -52,5 +57,6 @@ def lifetime(kept: float) -> int:
     return max(1, int(_ROOM * math.log(2.0) / -math.log(kept))) if 0 < kept < 1 else 1
 
 
-def _scaled(factor: Array, numbers: Array) -> Array:
+def scaled(factor: Array, numbers: Array) -> Array:
+    """Integers times a float: one product and one rounding, the same bits wherever it is compiled."""
     return jnp.rint(factor * numbers.astype(jnp.float64)).astype(jnp.int64)

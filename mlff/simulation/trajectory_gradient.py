@@ -26,6 +26,7 @@ from mlff.simulation.settings import Settings
 Method = Literal["adjoint", "checkpointed", "reweighting"]
 METHODS = ("adjoint", "checkpointed", "reweighting")
 _NEVER = 2**62  #: steps
+_REMAINDERS = 32  #: that there is room for at least, so that runs of up to 200,000 steps share a program
 
 
 @dataclass(frozen=True)
@@ -95,8 +96,8 @@ class DifferentiableRun:
         refuse_forked()
         self._check(steps, with_respect_to, method, truncate)
         inputs = self.inputs if inputs is None else inputs
-        key = np.asarray(jax.random.key_data(jax.random.key(seed % 2**63, impl="threefry2x32")))
-        wanted, cut = tuple(sorted(with_respect_to)), np.int64(truncate or _NEVER)
+        key, wanted = _key(seed), tuple(sorted(with_respect_to))
+        cut = np.int64(truncate or _NEVER)
         with jax.enable_x64(True):
             if method == "adjoint":
                 return self._adjoint(steps, wanted, inputs, key, cut)
@@ -104,14 +105,16 @@ class DifferentiableRun:
                 return self._checkpointed(steps, wanted, inputs, key, cut)
             return self._reweighted(steps, wanted, inputs, key, least)
 
+    def value(self, steps: int, inputs: Inputs | None = None, seed: int = 0) -> float:
+        """The number alone, of the run that the adjoint takes forwards. Raises as `gradient`."""
+        self._check(steps, ("params",), "adjoint", None)
+        inputs = self.inputs if inputs is None else inputs
+        with jax.enable_x64(True):
+            found = self._walked(steps, ("params",), inputs, _key(seed), np.int64(_NEVER), backward=False)
+        return float(found.value)
+
     def _adjoint(self, steps: int, wanted: tuple[str, ...], inputs: Inputs, key: np.ndarray, cut) -> TrajectoryGradient:
-        lifetime = self.system.lifetime(float(inputs.timestep))
-        plan = Plan(remainders=1 << (steps // lifetime).bit_length(), wanted=wanted)
-        run = functools.partial(adjoint.run, self.system, self._objective, plan)
-        arguments = inputs, Draw(key, np.int64(lifetime)), np.int64(steps), cut
-        found = jax.device_get(self._program(("adjoint", plan), run, arguments)(*arguments))
-        if not found.sound:
-            raise self._unsound(f"step {int(found.reached)}")
+        found = self._walked(steps, wanted, inputs, key, cut)
         if not found.exact:
             raise SimulationError("the run backwards did not end where it had begun; take the method checkpointed")
         stride = -(-(steps + 1) // adjoint.NORMS)
@@ -119,6 +122,19 @@ class DifferentiableRun:
         there = np.isfinite(found.norms)
         norms = np.stack([back[there], found.norms[there]], axis=1)
         return TrajectoryGradient(*_said(found, wanted), norms=norms)
+
+    def _walked(
+        self, steps: int, wanted: tuple[str, ...], inputs: Inputs, key: np.ndarray, cut, backward: bool = True
+    ) -> adjoint.Outcome:
+        """There and back, or there alone."""
+        lifetime = self.system.lifetime(float(inputs.timestep))
+        plan = Plan(max(_REMAINDERS, 1 << (steps // lifetime).bit_length()), wanted, backward)
+        run = functools.partial(adjoint.run, self.system, self._objective, plan)
+        arguments = inputs, Draw(key, np.int64(lifetime)), np.int64(steps), cut
+        found = jax.device_get(self._program(("adjoint", plan), run, arguments)(*arguments))
+        if not found.sound:
+            raise self._unsound(f"step {int(found.reached)}")
+        return found
 
     def _checkpointed(self, steps: int, wanted: tuple[str, ...], inputs: Inputs, key: np.ndarray, cut) -> TrajectoryGradient:
         run = functools.partial(backpropagation.run, self.system, self._objective, steps)
@@ -151,6 +167,11 @@ class DifferentiableRun:
         average = functools.partial(reweighting.average, self.system, self._objective)
         arguments = self._frames, self._sampled_at.cell, inputs
         return jax.device_get(self._program(("average", len(self._frames.exponents)), average, arguments)(*arguments))
+
+    def memory(self) -> int:
+        """Bytes that the programs compiled so far need for what they compute, the largest of them."""
+        sizes = [program.memory_analysis() for program in self._programs.values()]
+        return max((size.temp_size_in_bytes + size.output_size_in_bytes for size in sizes if size is not None), default=0)
 
     def _program(self, key: tuple, function: Callable, arguments: tuple):
         if key not in self._programs:
@@ -212,6 +233,10 @@ def trajectory_gradient(
     """
     run = DifferentiableRun(observable, potential, atoms, settings, every, loss, skin)
     return run.gradient(steps, with_respect_to, method, seed=seed, truncate=truncate)
+
+
+def _key(seed: int) -> np.ndarray:
+    return np.asarray(jax.random.key_data(jax.random.key(seed % 2**63, impl="threefry2x32")))
 
 
 def _said(found, wanted: tuple[str, ...]) -> tuple[float, np.ndarray, dict]:
