@@ -105,7 +105,7 @@ class System:
         self._box = device_list.box_of(pbc, self._cell)
         self._listed = self._list()
         self.inputs = Inputs(
-            potential.device_params,
+            jax.tree.map(lambda array: np.asarray(array, potential.dtype), potential.params),
             np.float64(settings.temperature),
             self._positions,
             atoms.get_momenta(),

@@ -95,7 +95,7 @@ class DifferentiableRun:
         """
         refuse_forked()
         self._check(steps, with_respect_to, method, truncate)
-        inputs = self.inputs if inputs is None else inputs
+        inputs = self._checked(inputs)
         key, wanted = _key(seed), tuple(sorted(with_respect_to))
         cut = np.int64(truncate or _NEVER)
         with jax.enable_x64(True):
@@ -108,7 +108,7 @@ class DifferentiableRun:
     def value(self, steps: int, inputs: Inputs | None = None, seed: int = 0) -> float:
         """The number alone, of the run that the adjoint takes forwards. Raises as `gradient`."""
         self._check(steps, ("params",), "adjoint", None)
-        inputs = self.inputs if inputs is None else inputs
+        inputs = self._checked(inputs)
         with jax.enable_x64(True):
             found = self._walked(steps, ("params",), inputs, _key(seed), np.int64(_NEVER), backward=False)
         return float(found.value)
@@ -186,6 +186,16 @@ class DifferentiableRun:
             f"{where}: an atom has moved farther than the neighbour list reaches, or a number is not finite; take a larger skin "
             "(or fewer steps), or a shorter time step"
         )
+
+    def _checked(self, inputs: Inputs | None) -> Inputs:
+        """In the types and shapes of `self.inputs`. Raises ConfigError."""
+        if inputs is None:
+            return self.inputs
+        for name, given, own in zip(Inputs._fields, inputs, self.inputs, strict=True):
+            shapes = [jax.tree.map(np.shape, value) for value in (given, own)]
+            if shapes[0] != shapes[1]:
+                raise ConfigError(f"inputs: {name} has the shape {shapes[0]}, where {shapes[1]} is expected")
+        return jax.tree.map(lambda given, own: np.asarray(given, own.dtype), inputs, self.inputs)
 
     def _check(self, steps: int, with_respect_to: Sequence[str], method: str, truncate: int | None) -> None:
         every, name = self._objective.every, self.system.integrator

@@ -56,7 +56,7 @@ def difference(run, name, direction, steps, size, **options):
     """The slope of the value along a direction of one input, by runs on both sides."""
 
     def at(side):
-        moved = jax.tree.map(lambda x, d: np.asarray(x + side * size * d), getattr(run.inputs, name), direction)
+        moved = jax.tree.map(lambda x, d: x + side * size * d, getattr(run.inputs, name), direction)
         return run.gradient(steps, inputs=run.inputs._replace(**{name: moved}), **options).value
 
     return (at(1) - at(-1)) / (2 * size)
@@ -122,7 +122,6 @@ def test_parameters_of_a_network(potentials):
     result = run.gradient(6, ("params",), seed=2)
     rng = np.random.default_rng(0)
     direction = jax.tree.map(lambda x: rng.normal(size=np.shape(x)), run.inputs.params)
-    direction["ranges"] = jax.tree.map(np.zeros_like, direction["ranges"])  # constants of the training data
     slope = sum(jax.tree.leaves(jax.tree.map(lambda g, d: float(np.sum(g * d)), result.gradient["params"], direction)))
     assert slope == pytest.approx(difference(run, "params", direction, 6, 1e-6, seed=2), rel=1e-6)
 
@@ -276,6 +275,7 @@ def test_a_list_that_an_atom_has_left_is_an_error():
             r"the observable has the shape \(3, 3\); the loss must make one number",
         ),
         ({"steps": 0}, "a run of 0 steps"),
+        ({"with_respect_to": ()}, "with_respect_to holds names of"),
         ({"every": -1}, "every must be a number of steps"),
     ],
 )
@@ -290,6 +290,12 @@ def test_other_constraints_are_refused():
     atoms.set_constraint(FixBondLengths([[0, 1]]))
     with pytest.raises(ConfigError, match="do not know the constraint FixBondLengths"):
         trajectory_gradient(apart, morse(), atoms, LANGEVIN, 5)
+
+
+def test_inputs_of_another_shape_are_named():
+    run = DifferentiableRun(apart, morse(), water(), LANGEVIN)
+    with pytest.raises(ConfigError, match=r"inputs: positions has the shape \(2, 3\), where \(3, 3\) is expected"):
+        run.gradient(5, inputs=run.inputs._replace(positions=np.zeros((2, 3))))
 
 
 def test_nothing_compiles_anew_in_a_loop():
