@@ -25,7 +25,7 @@ ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 GUIDES = sorted((DOCS / "guides").glob("*.md"))
 TUTORIALS = sorted((DOCS / "tutorials").glob("*.md"))
-PAGES = [ROOT / "README.md", *GUIDES, *TUTORIALS]  #: whose code is run
+PAGES = [ROOT / "README.md", *GUIDES, *TUTORIALS, DOCS / "theory" / "reverse_mode.md"]  #: whose code is run
 TEXTS = {page: page.read_text(encoding="utf-8") for page in PAGES}
 MODEL = """
 model: {architecture: schnet, cutoff: 3.0, channels: 4, layers: 1, radial_basis: 4}

@@ -27,6 +27,8 @@ PRINTS = {
     "free_energy.md": r'"cv_h": -?\d',
     "dynamics.md": r"O-O distance \d\.\d\d ± \d\.\d\d Å",
     "few_structures.md": r"compute these frames: \[\d",
+    "reverse_mode.md": r"largest difference \de-1[5-7], largest derivative \d\.\d\d",
+    "trajectory_gradients.md": r"O-O distance \d\.\d{4} Å, its slope .*\n.*of 40 frames count",
     "periodic_solid.md": r"bulk modulus -?\d+ GPa",
 }  #: something that the Python of a page prints
 

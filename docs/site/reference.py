@@ -35,6 +35,8 @@ MORE = {
     "mlff.simulation.relax": ["relax", "Relaxation"],
     "mlff.simulation.relaxations": ["relax_many"],
     "mlff.simulation.sampling": ["sample"],
+    "mlff.simulation.trajectory_gradient": ["trajectory_gradient", "DifferentiableRun", "TrajectoryGradient"],
+    "mlff.simulation.differentiable": ["Frame", "Inputs"],
     "mlff.basics.errors": ["DataError", "ConfigError", "ModelFileError", "StructureError", "TrainingError", "FileError"],
 }
 SIGNS = {Gt: ">", Ge: "≥", Lt: "<", Le: "≤"}
