@@ -15,7 +15,7 @@ FLOORS = {
     "models": "graph to energies of atoms: `ace`, `schnet`, pair potentials",
     "potential": "energy to forces, stress, Hessian; compiled, saved, loaded, checked on a new machine; distance from the training data",
     "training": "losses, optimisers, steps, checkpoints, metrics",
-    "simulation": "molecular dynamics, relaxation, sampling",
+    "simulation": "molecular dynamics and its gradients, relaxation, sampling",
     "interfaces": "the potential in other programs: ASE",
     "properties": "vibrations, phonons, elastic constants, equations of state, reaction paths, free energies; analysis of trajectories",
     "certificate": "checks of a potential before it is used",
