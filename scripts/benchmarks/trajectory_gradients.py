@@ -132,15 +132,22 @@ def main() -> None:
     if arguments.case:
         print(json.dumps(case(arguments.model, arguments.case[0], int(arguments.case[1]))))
         return
-    rows = []
-    for steps in [10**power for power in range(2, 7) if 10**power <= arguments.longest]:
-        for method in ("forward", "adjoint", "checkpointed"):
+    content = {"machine": machine(), "model": repr(Potential.load(arguments.model, verify=False)), "rows": [], "norms": {}}
+
+    def keep() -> None:
+        arguments.out.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+    lengths = [10**power for power in range(2, 7) if 10**power <= arguments.longest]
+    for method in ("forward", "adjoint", "checkpointed"):
+        for steps in lengths:
             if method != "checkpointed" or steps <= LONGEST_CHECKPOINTED:
-                rows.append(apart(arguments.model, method, steps))
-                print(rows[-1], flush=True)
-    content = {"machine": machine(), "model": repr(Potential.load(arguments.model, verify=False)), "rows": rows}
-    content["norms"] = norms(arguments.model)
-    arguments.out.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+                content["rows"].append(apart(arguments.model, method, steps))
+                print(content["rows"][-1], flush=True)
+                keep()
+        if method == "adjoint":
+            content["norms"] = norms(arguments.model)
+            keep()
+    rows = content["rows"]
     plot(rows, content["norms"], arguments.plot)
     print(arguments.out, arguments.plot)
 
