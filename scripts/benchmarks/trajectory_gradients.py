@@ -37,11 +37,10 @@ ROOT = Path(__file__).resolve().parents[2]
 INPUTS = ("params", "temperature", "positions", "momenta", "timestep")
 SETTINGS = {
     "friction of 1/(100 fs)": Settings(temperature=300.0, timestep=0.5, tau=100.0),
-    "friction of 1/(1 ps)": Settings(temperature=300.0, timestep=0.5, tau=1000.0),
     "no friction": Settings(ensemble="nve", temperature=300.0, timestep=0.5),
 }
 LONGEST_CHECKPOINTED = 10_000  #: steps; a hundred states of a stretch and their residuals
-NORMS = 8_000  #: steps of the runs whose gradients are followed
+NORMS = 4_000  #: steps of the runs whose gradients are followed
 
 
 def oxygens(frame):
