@@ -5,8 +5,9 @@
 MODEL is trained on `data/malonaldehyde` (as ./scripts/quickstart leaves it). The observable is the distance between the two
 oxygen atoms at 300 K. Each case is a process of its own with one thread: Langevin dynamics of 100, 1,000, ... steps forwards
 alone, with its gradient by the adjoint, and by backpropagation with checkpoints up to 10,000 steps. Rows give the peak resident
-memory of the process, that which the compiled program says it needs, and CPU seconds without compilation. Then the length of
-the gradient with respect to the positions is followed back from the last frame of runs with and without friction.
+memory of the process (of checkpoints with what compiling takes), that which the compiled program says it needs, and CPU
+seconds without compilation. Then the length of the gradient with respect to the positions is followed back from the last frame
+of runs with and without friction.
 """
 
 from __future__ import annotations
@@ -138,6 +139,9 @@ def main() -> None:
 
     lengths = [10**power for power in range(2, 7) if 10**power <= arguments.longest]
     for method in ("forward", "adjoint", "checkpointed"):
+        apart(
+            arguments.model, method, lengths[0]
+        )  # compiles; later processes find the program, and their memory is that of the run
         for steps in lengths:
             if method != "checkpointed" or steps <= LONGEST_CHECKPOINTED:
                 content["rows"].append(apart(arguments.model, method, steps))
