@@ -35,7 +35,7 @@ from mlff.potential.potential import Potential
 
 ROOT = Path(__file__).resolve().parents[2]
 ATOMS = 833
-AT_ONCE = (1, 4, 16)  #: directions that forward mode carries
+AT_ONCE = (1, 8)  #: directions that forward mode carries
 STEP = 1e-3  #: Å, of the finite differences: float32 has seven digits
 
 
