@@ -32,6 +32,8 @@ MORE = {
     "mlff.simulation.settings": ["Settings"],
     "mlff.config.bias": ["Bias", "load_bias", "make_bias"],
     "mlff.properties.free_energy": ["free_energy", "FreeEnergy"],
+    "mlff.simulation.replica_run": ["run_replicas"],
+    "mlff.simulation.tempering": ["Tempering"],
     "mlff.simulation.relax": ["relax", "Relaxation"],
     "mlff.simulation.relaxations": ["relax_many"],
     "mlff.simulation.sampling": ["sample"],

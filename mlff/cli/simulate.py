@@ -169,7 +169,7 @@ def _relax_many(found: list, potential, structure: Path, out: Path, options: dic
 def md(
     model: Model,
     structure: StructureFile,
-    out: Annotated[Path, typer.Option(help="trajectory to write: .traj, .xyz or .extxyz", show_default=False)],
+    out: Annotated[Path, typer.Option(help="trajectory to write: .traj, .xyz, .extxyz or .h5md", show_default=False)],
     ensemble: Annotated[
         Literal["nve", "nvt", "npt"] | None,
         typer.Option(help="what is kept: energy, temperature, or temperature and pressure", show_default="nvt"),
@@ -189,6 +189,14 @@ def md(
     tau_pressure: Annotated[
         float | None, typer.Option(help="relaxation time of the barostat, fs, for npt", show_default="1000")
     ] = None,
+    barostat: Annotated[
+        Literal["isotropic", "full"] | None,
+        typer.Option(help="for npt: the volume changes, or all lengths and angles of the cell", show_default="isotropic"),
+    ] = None,
+    temperature_end: Annotated[
+        float | None, typer.Option(help="K; the temperature goes there in a straight line over --steps", show_default=False)
+    ] = None,
+    pressure_end: Annotated[float | None, typer.Option(help="GPa, the same for npt", show_default=False)] = None,
     interval: Annotated[int | None, typer.Option(help="steps between frames and log lines", show_default="10")] = None,
     log: Annotated[Path | None, typer.Option(help="log: .jsonl, or .csv", show_default="OUT with .jsonl")] = None,
     plot: Annotated[Path | None, typer.Option(help="write temperature and energy over time to this PNG file")] = None,
@@ -219,6 +227,20 @@ def md(
         Path | None,
         typer.Option(help="YAML file of collective variables, restraints and metadynamics; hills go to OUT with .hills"),
     ] = None,
+    temperatures: Annotated[
+        str | None,
+        typer.Option(
+            help="K, of replicas: 300,350,400, or 300:900 for a geometric ladder of --replicas", show_default=False
+        ),
+    ] = None,
+    swap_every: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="parallel tempering: neighbours in --temperatures try to exchange every so many steps",
+            show_default=False,
+        ),
+    ] = None,
     skin: Annotated[float, typer.Option(help="skin of the neighbour list, Å")] = 0.5,
     max_force: Annotated[float, typer.Option(help="stop when a force gets larger, eV/Å")] = 300.0,
     max_temperature: Annotated[
@@ -248,16 +270,27 @@ def md(
     from mlff.simulation.flagged import flagged_path
     from mlff.simulation.guard import Limits
     from mlff.simulation.md import run_md
-    from mlff.simulation.record import LOGS, SUFFIXES
+    from mlff.simulation.record import H5MD, LOGS, SUFFIXES
     from mlff.simulation.replica_run import run_replicas
+    from mlff.simulation.tempering import Tempering, read_temperatures
     from mlff.simulation.velocities import take_velocities
 
-    check_outputs([(out, SUFFIXES), (log, LOGS), (plot, PNG)], [model, structure, *([] if bias is None else [bias])])
+    check_outputs(
+        [(out, (*SUFFIXES, H5MD)), (log, LOGS), (plot, PNG)], [model, structure, *([] if bias is None else [bias])]
+    )
     biased = None if bias is None else load_bias(bias)
     if restart and force:
         raise DataError(f"{out}: --restart continues it, --force overwrites it; leave one of them out")
     if keep_velocities and length not in (None, "Angstrom"):
         raise DataError(f"{structure}: --keep-velocities takes velocities in Å/fs, not in {length}; convert the file")
+    kelvins = None
+    if temperatures is not None:
+        kelvins = read_temperatures(temperatures, replicas)
+        replicas = len(kelvins)
+    if swap_every is not None and kelvins is None:
+        raise DataError(f"{out}: --swap-every needs --temperatures")
+    if temperature is not None and kelvins is not None:
+        raise DataError(f"{out}: --temperature does not go with --temperatures; leave one of them out")
     if replicas is not None:
         check_replicas(
             out, replicas, restart=restart, plot=plot, keep_velocities=keep_velocities, force=force, engine=engine
@@ -278,9 +311,15 @@ def md(
     options |= {"progress": not quiet, "bias": biased}
     limits = {"drift": max_drift, "distance": max_distance, "spread": max_spread, "mark": mark}
     options["limits"] = Limits(force=max_force, temperature=max_temperature, **limits)
+    options |= {"barostat": barostat, "temperature_end": temperature_end, "pressure_end": pressure_end}
     with about(structure):
         if replicas is not None:
-            many = run_replicas(atoms, calculator, replicas, interval=interval or 10, seed=seed or 0, **options)
+            tempering = None if swap_every is None else Tempering(swap_every, seed or 0)
+            options |= {"temperature": kelvins or temperature, "tempering": tempering}
+            options |= {"interval": interval, "seed": seed, "restart": restart}
+            many = run_replicas(atoms, calculator, replicas, **options)
+            if tempering is not None:
+                print(tempering.table())
             print_replicas(out, many)
             return
         options |= {"interval": interval, "seed": seed, "keep_velocities": keep_velocities, "restart": restart}
@@ -308,14 +347,14 @@ def check_replicas(out: Path, count: int, *, restart, plot, keep_velocities, for
     """Raise DataError for options that do not go with replicas, and for files that are there."""
     from mlff.simulation.replica_run import replica_path
 
-    for name, value in (("--restart", restart), ("--plot", plot), ("--keep-velocities", keep_velocities)):
+    for name, value in (("--plot", plot), ("--keep-velocities", keep_velocities)):
         if value:
             raise DataError(f"{out}: {name} does not go with --replicas; leave one of them out")
     if engine == "ase":
         raise DataError(f"{out}: --replicas needs the engine jax; leave --engine out")
     there = [path for path in (replica_path(out, index) for index in range(count)) if path.exists()]
-    if there and not force:
-        raise DataError(f"{there[0]}: exists; --force overwrites it, without --replicas --restart continues it")
+    if there and not (restart or force):
+        raise DataError(f"{there[0]}: exists; --restart continues all of them, --force overwrites them")
 
 
 def print_replicas(out: Path, results: list) -> None:

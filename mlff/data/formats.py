@@ -241,9 +241,11 @@ def _ase(name: str, index: int | str = ":") -> Callable[[Path], Reading]:
 
 
 def _read_hdf5(path: Path) -> Reading:
-    from mlff.data.readers.hdf5 import read_hdf5
+    from mlff.data.readers.h5md import is_h5md, read_h5md
+    from mlff.data.readers.hdf5 import check_heaps, read_hdf5
 
-    return read_hdf5(path)
+    check_heaps(path)
+    return read_h5md(path) if is_h5md(path) else read_hdf5(path)
 
 
 def _holds(text: str) -> Callable[[Path, bytes], bool]:

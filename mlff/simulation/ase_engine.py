@@ -135,10 +135,6 @@ def _nose_hoover(atoms: ase.Atoms, settings: Settings, freedom: int):
 
 def _npt(atoms: ase.Atoms, settings: Settings, freedom: int):
     """Martyna-Tobias-Klein: isotropic changes of the cell, Nosé-Hoover chains on atoms and cell."""
-    if not atoms.pbc.all():
-        raise ConfigError(f"npt needs a cell that is periodic in three directions, found pbc={atoms.pbc.tolist()}")
-    if atoms.constraints:
-        raise ConfigError("npt does not work with constraints; remove them or use nvt")
     dynamics = IsotropicMTKNPT(
         atoms,
         settings.timestep * FEMTOSECOND,

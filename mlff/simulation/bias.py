@@ -78,6 +78,8 @@ def check_bias(bias: Bias, atoms: ase.Atoms, settings: Sequence[Settings], steps
         return
     if settings[0].ensemble == "nve":
         raise ConfigError("metadynamics needs a thermostat: choose nvt or npt, not nve")
+    if settings[0].ramped:
+        raise ConfigError("metadynamics needs a temperature and pressure that stay; leave the ramp out")
     if steps // hills.every > _MOST:
         raise ConfigError(f"{steps // hills.every:,} hills in {steps:,} steps are too many; raise metadynamics.every")
 

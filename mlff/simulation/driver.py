@@ -162,6 +162,8 @@ class Run:
             "pressure_gpa": self.engine.pressure(),
             **self.engine.bias(),
         }
+        if self.settings.ramped:
+            line |= dict(zip(("target_k", "target_gpa"), self.settings.target(self.step), strict=True))
         self.records.append(line)
         if write:
             if self.log is not None:
@@ -234,11 +236,15 @@ class Run:
             engine=self.engine.name,
         )
 
+    def sync(self) -> None:
+        """Force what was written to disk: a state there never knows of frames that are not."""
+        for file in (self.trajectory, self.log):
+            if file is not None:
+                file.sync()
+
     def _save(self) -> None:
         if self.state_file is not None:
-            for file in (self.trajectory, self.log):
-                if file is not None:
-                    file.sync()  # a state on disk never knows of frames that are not
+            self.sync()
             save_state(self.state_file, self.good)
             self.saved_at = time.monotonic()
 

@@ -11,6 +11,8 @@ Verlet (kick B, drift A):
   87, 1117 (1996)).
 - `npt`: `bussi`, and the volume takes a random step with the positions (Bernetti & Bussi, J. Chem. Phys. 153, 114107 (2020)):
   the first-order stochastic cell rescaling of an isotropic cell.
+- `npt_full`: the same with all six lengths and angles of the cell (Del Tatto, Raiteri, Bernetti & Bussi, Appl. Sci. 12, 1139
+  (2022)), see `_strain_cell`.
 
 Units are ASE's: eV, Å, amu, and Å sqrt(amu/eV) for times.
 """
@@ -29,6 +31,7 @@ from mlff.simulation.settings import Settings
 
 CHAIN = 3  #: thermostats of a Nosé-Hoover chain
 COMPRESSIBILITY = 0.1 / STRESS["GPa"]  #: Å³/eV: sets the pace of the volume, not what is sampled
+_STRETCH = 0.1  #: largest strain that a full cell takes in one step
 _YOSHIDA = (1 / (2 - 2 ** (1 / 3)), 1 - 2 / (2 - 2 ** (1 / 3)), 1 / (2 - 2 ** (1 / 3)))
 
 
@@ -44,13 +47,14 @@ class State(NamedTuple):
     stress: Array  #: (3, 3) eV/Å³, +(1/V) dE/dε; zeros without three periodic directions
     heat: Array  #: () eV that thermostat and barostat have put in
     chain: Array  #: (2, 3) positions (no unit) and momenta of the Nosé-Hoover chain
-    growth: Array  #: () Å³ by which the barostat has changed the volume in this step
+    strain: Array  #: (3, 3) logarithm of the stretch by which the barostat has changed the cell in this step, symmetric
 
 
 class Conditions(NamedTuple):
     """What a simulation is run at. An array, so that no other value compiles anew; of R systems with an axis in front."""
 
-    temperature: Array  #: () K
+    temperature: Array  #: () K, at the start
+    temperature_end: Array  #: () K
     key: Array  #: (2,) uint32, of the random numbers; each step folds in its number
     masses: Array  #: (n, 1) amu
     moving: Array  #: (n, 1) bool, False for fixed atoms
@@ -59,7 +63,9 @@ class Conditions(NamedTuple):
     timestep: Array
     tau: Array
     tau_pressure: Array
-    pressure: Array  #: () eV/Å³
+    pressure: Array  #: () eV/Å³, at the start
+    pressure_end: Array  #: () eV/Å³
+    ramp_steps: Array  #: () steps in which temperature and pressure go to their end values
 
 
 class Outcome(NamedTuple):
@@ -71,7 +77,9 @@ class Outcome(NamedTuple):
 
 
 def kind(settings: Settings) -> str:
-    """The integrator: nve, langevin, bussi, nose_hoover or npt."""
+    """The integrator: nve, langevin, bussi, nose_hoover, npt or npt_full."""
+    if settings.ensemble == "npt":
+        return "npt_full" if settings.barostat == "full" else "npt"
     return settings.thermostat if settings.ensemble == "nvt" else settings.ensemble
 
 
@@ -79,6 +87,7 @@ def conditions(settings: Settings, seed: int, masses: np.ndarray, moving: np.nda
     """The conditions of one system: masses (n,) amu, moving (n,) bool."""
     return Conditions(
         temperature=np.float64(settings.temperature),
+        temperature_end=np.float64(settings.temperature_end),
         key=np.asarray(jax.random.key_data(jax.random.key(seed % 2**63, impl="threefry2x32"))),
         masses=np.asarray(masses, np.float64)[:, None],
         moving=np.asarray(moving, bool)[:, None],
@@ -88,35 +97,52 @@ def conditions(settings: Settings, seed: int, masses: np.ndarray, moving: np.nda
         tau=np.float64(settings.tau * FEMTOSECOND),
         tau_pressure=np.float64(settings.tau_pressure * FEMTOSECOND),
         pressure=np.float64(settings.pressure * STRESS["GPa"]),
+        pressure_end=np.float64(settings.pressure_end * STRESS["GPa"]),
+        ramp_steps=np.float64(max(settings.ramp_steps, 1)),
     )
 
 
 def begin(name: str, at: Conditions, state: State) -> State:
     """A step up to its new positions (and cell)."""
+    before, at = at_step(at, state.step - 1), at_step(at, state.step)
     if name == "nose_hoover":
-        state = _chain(at, state)
+        retuned = _chain_energy(at, state) - _chain_energy(before, state)
+        state = _chain(at, state._replace(heat=state.heat + retuned))
     state = _kick(at, state)
     if name == "langevin":
         return _drift(at, _friction(at, _drift(at, state, 0.5)), 0.5)
     state = _drift(at, state, 1.0)
+    if name == "npt_full":
+        return _strain_cell(at, state)
     return _rescale_cell(at, state) if name == "npt" else state
 
 
 def end(name: str, at: Conditions, state: State, outcome: Outcome) -> State:
     """The rest of the step, with what the potential says of the new positions."""
-    work = 0.5 * jnp.trace(state.stress + outcome.stress) / 3 * state.growth
+    at = at_step(at, state.step)
+    volume, grown = jnp.abs(jnp.linalg.det(state.cell)), jnp.exp(jnp.trace(state.strain))
+    work = 0.5 * volume * jnp.sum((state.stress / grown + outcome.stress) * state.strain)
     state = state._replace(
         step=state.step + 1,
         energy=outcome.energy,
         forces=outcome.forces,
         stress=outcome.stress,
         heat=state.heat + work,
-        growth=jnp.zeros_like(state.growth),
+        strain=jnp.zeros_like(state.strain),
     )
     state = _kick(at, state)
     if name == "nose_hoover":
         return _chain(at, state)
-    return _rescale_momenta(at, state) if name in ("bussi", "npt") else state
+    return _rescale_momenta(at, state) if name in ("bussi", "npt", "npt_full") else state
+
+
+def at_step(at: Conditions, step: Array) -> Conditions:
+    """The conditions with temperature and pressure of a step (of a ramp in a straight line, by its number alone)."""
+    share = jnp.clip(step / at.ramp_steps, 0.0, 1.0)
+    return at._replace(
+        temperature=at.temperature + (at.temperature_end - at.temperature) * share,
+        pressure=at.pressure + (at.pressure_end - at.pressure) * share,
+    )
 
 
 def kinetic_energy(at: Conditions, state: State) -> Array:
@@ -132,11 +158,7 @@ def temperature(at: Conditions, state: State) -> Array:
 def conserved(name: str, at: Conditions, state: State) -> Array:
     """() eV: energy less what thermostat and barostat have put in, which an exact integration keeps."""
     total = state.energy + kinetic_energy(at, state) - state.heat
-    if name != "nose_hoover":
-        return total
-    places, momenta = state.chain
-    energies = 0.5 * momenta**2 / _inertia(at) + KB * at.temperature * places * _shares(at)
-    return total + energies.sum()
+    return total + _chain_energy(at_step(at, state.step - 1), state) if name == "nose_hoover" else total
 
 
 def _kick(at: Conditions, state: State) -> State:
@@ -195,7 +217,49 @@ def _rescale_cell(at: Conditions, state: State) -> State:
     new = jnp.clip(root + pace * root * force * at.timestep + noise, 0.8 * root, 1.25 * root) ** 2
     scale = jnp.cbrt(new / volume)
     state = _with_momenta(at, state, state.momenta / scale)
-    return state._replace(positions=state.positions * scale, cell=state.cell * scale, growth=new - volume)
+    return state._replace(positions=state.positions * scale, cell=state.cell * scale, strain=jnp.log(scale) * jnp.eye(3))
+
+
+def _strain_cell(at: Conditions, state: State) -> State:
+    """A random step of the full cell h (rows are its vectors): h exp(ε), positions alike, momenta by exp(-ε).
+
+    ε = β/(3τ) (P_int - P) dt + sqrt(2 β kT/(3 V τ) dt) η, with P_int the inner pressure (3, 3) and η symmetric: variance 1 on
+    its diagonal and 1/2 beside it. The target is exp(-(K + U + PV)/kT) V⁻² dh = exp(-(K + U + PV)/kT) V dμ(h), where the
+    measure μ, the positions and the momenta keep their volume under such steps. The factor V gives kT/V δ to the drift, and
+    the noise, which depends on the volume, takes it away again: in the exponent no such term is left. A rotation afterwards
+    keeps the direction of the first vector and the plane of the first two.
+    """
+    volume = jnp.abs(jnp.linalg.det(state.cell))
+    inner = state.momenta.T @ (state.momenta / at.masses) / volume - state.stress
+    pace = COMPRESSIBILITY / (3 * at.tau_pressure) * at.timestep
+    normal = jax.random.normal(jax.random.split(_key(at, state), 3)[2], (3, 3), jnp.float64)
+    noise = jnp.sqrt(2 * KB * at.temperature * pace / volume) * 0.5 * (normal + normal.T)
+    strain = jnp.clip(pace * (0.5 * (inner + inner.T) - at.pressure * jnp.eye(3)) + noise, -_STRETCH, _STRETCH)
+    stretch, frame = _exponential(strain), _axes(state.cell)
+    turn = _axes(state.cell @ stretch).T @ frame
+    state = _with_momenta(at, state, state.momenta @ _exponential(-strain) @ turn)
+    return state._replace(
+        positions=state.positions @ stretch @ turn,
+        cell=state.cell @ stretch @ turn,
+        stress=turn.T @ state.stress @ turn,
+        strain=turn.T @ strain @ turn,
+    )
+
+
+def _exponential(small: Array) -> Array:
+    """Of a (3, 3) matrix with entries up to `_STRETCH`, to rounding."""
+    total = jnp.eye(3)
+    for order in range(12, 0, -1):
+        total = jnp.eye(3) + small @ total / order
+    return total
+
+
+def _axes(cell: Array) -> Array:
+    """(3, 3) right-handed orthonormal rows: along the first vector, in the plane of the first two, across it."""
+    first = cell[0] / jnp.sqrt(jnp.sum(cell[0] ** 2))
+    across = jnp.cross(cell[0], cell[1])
+    third = across / jnp.sqrt(jnp.sum(across**2))
+    return jnp.stack([first, jnp.cross(third, first), third])
 
 
 def _with_momenta(at: Conditions, state: State, momenta: Array) -> State:
@@ -211,6 +275,11 @@ def _shares(at: Conditions) -> Array:
 
 def _inertia(at: Conditions) -> Array:
     return _shares(at) * KB * at.temperature * at.tau**2
+
+
+def _chain_energy(at: Conditions, state: State) -> Array:
+    places, momenta = state.chain
+    return (0.5 * momenta**2 / _inertia(at) + KB * at.temperature * places * _shares(at)).sum()
 
 
 def _chain(at: Conditions, state: State) -> State:
@@ -240,5 +309,15 @@ def _chain(at: Conditions, state: State) -> State:
 
 def fresh(positions: np.ndarray, momenta: np.ndarray, cell: np.ndarray, outcome: Outcome) -> State:
     """The state at step 0: positions and momenta (n, 3), cell (3, 3)."""
-    arrays = (positions, momenta, cell, outcome.forces, outcome.energy, outcome.stress, 0.0, np.zeros((2, CHAIN)), 0.0)
+    arrays = (
+        positions,
+        momenta,
+        cell,
+        outcome.forces,
+        outcome.energy,
+        outcome.stress,
+        0.0,
+        np.zeros((2, CHAIN)),
+        np.zeros((3, 3)),
+    )
     return State(np.int64(0), *(np.array(array, np.float64) for array in arrays))

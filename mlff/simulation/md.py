@@ -21,20 +21,23 @@ from mlff.simulation.constraints import check_constraints, fix_lengths
 from mlff.simulation.driver import Run, Summary
 from mlff.simulation.flagged import check_limits
 from mlff.simulation.guard import Guard, Limits, SimulationError
-from mlff.simulation.jax_engine import JaxEngine
+from mlff.simulation.jax_engine import JaxEngine, check_barostat
 from mlff.simulation.progress import MDProgress
 from mlff.simulation.record import LOGS, check_state, check_trajectory_name, load_state, lock_path, record_path, state_path
 from mlff.simulation.restart import (
     Engine,
     check_chance,
+    check_engine,
+    check_ensemble,
     choose_engine,
     choose_settings,
     describe_bias,
     earlier_settings,
     identity,
     place,
+    with_ramp,
 )
-from mlff.simulation.settings import Ensemble, Settings, Thermostat
+from mlff.simulation.settings import Barostat, Ensemble, Settings, Thermostat
 from mlff.simulation.velocities import degrees_of_freedom, maxwell_boltzmann, take_velocities
 
 
@@ -50,6 +53,9 @@ def run_md(
     thermostat: Thermostat | None = None,
     tau: float | None = None,
     tau_pressure: float | None = None,
+    barostat: Barostat | None = None,
+    temperature_end: float | None = None,
+    pressure_end: float | None = None,
     trajectory: str | Path | None = None,
     log: str | Path | None = None,
     interval: int | None = None,
@@ -64,7 +70,7 @@ def run_md(
     """Simulate `steps` steps of `timestep` fs; `atoms` are left in the last state.
 
     temperature K, pressure GPa, tau and tau_pressure fs: by default those of `Settings`, with `restart` those of the earlier
-    run. Every `interval` steps (10) a frame goes to `trajectory` (.traj or .xyz) and a line to `log` (JSON lines, or .csv).
+    run. With `temperature_end` or `pressure_end` they go there in a straight line over `steps`. Every `interval` steps (10) a frame goes to `trajectory` (.traj or .xyz) and a line to `log` (JSON lines, or .csv).
     `engine`: "jax" compiles the dynamics with a potential of mlff, "ase" is ASE's loop for any calculator; "auto" takes jax where
     it can do what is asked. `bias` (engine jax): restraints and metadynamics, whose columns go to the log and whose hills go to a
     file beside `trajectory` (.hills). Momenta are drawn at `temperature` with `seed` (0), or with `keep_velocities` taken from the atoms (`take_velocities`).
@@ -92,13 +98,14 @@ def run_md(
     check_constraints(atoms)
     check_limits(limits, calculator)
     given = {"ensemble": ensemble, "temperature": temperature, "timestep": timestep, "thermostat": thermostat}
-    given |= {"tau": tau, "pressure": pressure, "tau_pressure": tau_pressure}
+    given |= {"tau": tau, "pressure": pressure, "tau_pressure": tau_pressure, "barostat": barostat}
+    given |= {"temperature_end": temperature_end, "pressure_end": pressure_end, "ramp_steps": None}
     constraints = list(atoms.constraints)
     with _sole_writer(trajectory):
         path = None if trajectory is None else state_path(trajectory)
         state = load_state(path) if restart else None
         if state is None:
-            settings = choose_settings(given, Settings())
+            settings = choose_settings(with_ramp(given, steps), Settings())
             check_chance(settings, temperature, seed, keep_velocities)
             interval, seed = interval or 10, seed or 0
             fix_lengths(atoms)
@@ -107,14 +114,18 @@ def run_md(
             place(atoms, state, settings, path)
             interval, seed = interval or int(state["interval"]), int(state["seed"])
             keep_velocities = bool(state["keep_velocities"])
+        check_ensemble(atoms, settings)
         chosen, reason = choose_engine(engine, calculator, atoms, state, path)
+        check_engine(chosen, reason, settings)
+        if chosen == "jax":
+            check_barostat(settings)
         described = describe_bias(bias, state, path, chosen, reason)
         if bias is not None:
             check_bias(bias, atoms, [settings], steps)
         if chosen == "ase" and state is not None:
             _warm_up(calculator, state, path)
         rng = np.random.default_rng(seed)
-        hottest = settings.temperature
+        hottest = max(settings.temperature, settings.temperature_end)
         if state is None and keep_velocities:
             hottest = max(hottest, take_velocities(atoms, settings.keeps_rotation)[1])
         elif state is None:

@@ -17,8 +17,10 @@ from mlff.basics.errors import DataError
 from mlff.basics.files import replacing, sync, write_text, writing
 from mlff.data.readers.npz import array_shapes
 from mlff.data.writing import write_frames
+from mlff.simulation import h5md
 
 SUFFIXES = (".traj", ".xyz", ".extxyz")
+H5MD = ".h5md"
 LOGS = (".jsonl", ".json", ".csv")
 GO_ON = "go on with --restart (with --force where there is no state yet)"
 
@@ -26,8 +28,8 @@ GO_ON = "go on with --restart (with --force where there is no state yet)"
 def check_trajectory_name(path: str | Path) -> Path:
     """The path, if its suffix is one that can be written and it is no directory; DataError otherwise."""
     path = Path(path)
-    if path.suffix not in SUFFIXES:
-        raise DataError(f"{path}: the trajectory's name must end in {', '.join(SUFFIXES)}")
+    if path.suffix not in (*SUFFIXES, H5MD):
+        raise DataError(f"{path}: the trajectory's name must end in {', '.join((*SUFFIXES, H5MD))}")
     if path.is_dir():
         raise DataError(f"{path}: is a directory")
     if not path.parent.is_dir():
@@ -36,19 +38,22 @@ def check_trajectory_name(path: str | Path) -> Path:
 
 
 class Trajectory:
-    """Frames appended to a .traj file (energy and forces as results of a calculator) or an extended XYZ file
-    (as mlff_energy and mlff_forces, so that they are never taken for reference labels)."""
+    """Frames appended to a .traj file (energy and forces as results of a calculator), an extended XYZ file
+    (as mlff_energy and mlff_forces, so that they are never taken for reference labels) or an .h5md file (of dynamics)."""
 
     def __init__(self, path: str | Path, append: bool = False):
         self.path = check_trajectory_name(path)
         self.frames = _count(self.path) if append else 0
-        self._text = self.path.suffix != ".traj"
+        self._text = self.path.suffix not in (".traj", H5MD)
         mode = "a" if append else "w"
         with writing(self.path, GO_ON):
-            self._file = open(self.path, mode, encoding="utf-8") if self._text else TrajectoryWriter(self.path, mode)
+            if self.path.suffix == H5MD:
+                self._file = h5md.H5MDWriter(self.path, append)
+            else:
+                self._file = open(self.path, mode, encoding="utf-8") if self._text else TrajectoryWriter(self.path, mode)
 
     def write(self, atoms: ase.Atoms, energy: float, forces: np.ndarray, **info) -> None:
-        """One frame: energy in eV, forces (n, 3) in eV/Å; info goes into the frame's info."""
+        """One frame: energy in eV, forces (n, 3) in eV/Å; info goes into the frame's info (for .h5md step and time_ps)."""
         frame = ase.Atoms(
             atoms.numbers, positions=atoms.positions, cell=atoms.cell, pbc=atoms.pbc, momenta=atoms.get_momenta(), info=info
         )
@@ -60,6 +65,8 @@ class Trajectory:
                 frame.arrays["mlff_forces"] = forces
                 write_frames(self._file, [frame])
                 self._file.flush()
+            elif self.path.suffix == H5MD:
+                self._file.write(frame, energy, forces, **info)
             else:
                 frame.calc = SinglePointCalculator(frame, energy=energy, forces=forces)
                 frame.calc.name = "mlff"
@@ -69,10 +76,12 @@ class Trajectory:
     def sync(self) -> None:
         """Force what was written to disk."""
         with writing(self.path, GO_ON):
+            if self.path.suffix == H5MD:
+                self._file.flush()
             sync(self.path)
 
     def close(self) -> None:
-        with suppress(OSError):  # frames are flushed one by one: only a failed one is left, and was told
+        with suppress(OSError):  # frames were flushed: only a failed one is left, and was told
             self._file.close()
 
 
@@ -81,22 +90,27 @@ def truncate_trajectory(path: Path, frames: int) -> None:
     there = _count(path)
     if there < frames:
         raise DataError(f"{path}: has {there} frames, but the state to restart from was saved after {frames}")
+    if path.suffix == H5MD:
+        return h5md.truncate(path, frames)
     if there == frames:
-        return
+        return None
     if path.suffix == ".traj":
         with replacing(path) as kept, TrajectoryReader(path) as reader, TrajectoryWriter(kept, "w") as writer:
             for index in range(frames):
                 writer.write(reader[index])
-        return  # text is cut where it is, which needs no space
+        return None  # text is cut where it is, which needs no space
     with writing(path, GO_ON), open(path, "rb+") as file:
         for _ in range(frames):
             for _ in range(int(file.readline()) + 1):
                 file.readline()
         file.truncate(file.tell())
+    return None
 
 
 def _count(path: Path) -> int:
     try:
+        if path.suffix == H5MD:
+            return h5md.count(path)
         if path.suffix == ".traj":
             with TrajectoryReader(path) as reader:
                 return len(reader)

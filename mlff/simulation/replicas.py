@@ -122,6 +122,29 @@ class Replicas:
         self.members[index].error = error
         self._going[index] = False
 
+    def enthalpies(self) -> np.ndarray:
+        """(R,) eV: potential energy without reference energies, in npt plus PV."""
+        volumes = np.abs(np.linalg.det(self.host.cell)) * self._plan.integrator.startswith("npt")
+        return self.host.energy + self._at.pressure * volumes
+
+    def exchange(self, pairs: Sequence[tuple[int, int]]) -> None:
+        """Members of pairs take each other's geometry, with momenta scaled to their own temperature; all else they keep.
+
+        What changes in their energy is counted as heat, so that the conserved quantity does not jump.
+        """
+        order, kelvins = np.arange(len(self.members)), self._at.temperature
+        for i, j in pairs:
+            order[[i, j]] = j, i
+        before = [self.conserved(index) for index in range(len(order))]
+        state = jax.tree.map(lambda value: value[order], self.host)
+        momenta = state.momenta * np.sqrt(kelvins / kelvins[order])[:, None, None]
+        self.host = state._replace(momenta=momenta, heat=self.host.heat, chain=self.host.chain)
+        jump = [self.conserved(index) - before[index] for index in range(len(order))]
+        self._state = self.host = self.host._replace(heat=self.host.heat + jump)
+        self._listed = jax.tree.map(lambda value: np.asarray(value)[order], self._listed)
+        for index in np.flatnonzero(order != np.arange(len(order))):
+            self.members[index].show()
+
     def conserved(self, index: int) -> float:
         """eV, without reference energies."""
         return float(integrators.conserved(self._plan.integrator, _one(self._at, index), _one(self.host, index)))

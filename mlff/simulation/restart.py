@@ -8,6 +8,7 @@ from typing import Literal
 
 import ase
 import numpy as np
+from ase.constraints import FixAtoms
 
 from mlff.basics.errors import ConfigError, DataError
 from mlff.config.bias import Bias
@@ -18,6 +19,7 @@ from mlff.simulation.record import check_state
 from mlff.simulation.settings import Settings
 
 Engine = Literal["auto", "jax", "ase"]
+_LONGEST = 2.0  #: fs for 1 amu: the stiffest bonds of hydrogen, of 9 to 10 fs a period, are then lost
 _SINGLE = (
     "interval",
     "seed",
@@ -28,10 +30,19 @@ _SINGLE = (
 )  #: of a state, besides what `check_state` knows
 
 
+def with_ramp(given: dict[str, object], steps: int) -> dict[str, object]:
+    """`given`, where a temperature or pressure to end at is among it with the steps of the run as length of the ramp."""
+    ramped = given["temperature_end"] is not None or given["pressure_end"] is not None
+    return given | {"ramp_steps": steps if ramped else None}
+
+
 def choose_settings(given: dict[str, object], others: Settings) -> Settings:
     """`given`, where not None, and for the rest `others`. Raises ConfigError: something given has no effect."""
-    settings = replace(others, **{name: value for name, value in given.items() if value is not None})
-    of = {"npt": ("pressure", "tau_pressure"), "nvt": ("thermostat",), "nvt or npt": ("tau",)}
+    told = {name: value for name, value in given.items() if value is not None}
+    constant = {f"{name}_end": None for name in ("temperature", "pressure") if name in told}
+    settings = replace(others, **constant | told)
+    of = {"npt": ("pressure", "pressure_end", "tau_pressure", "barostat"), "nvt": ("thermostat",)}
+    of["nvt or npt"] = ("tau", "temperature_end")
     for ensembles, names in of.items():
         for name in names:
             if given[name] is not None and settings.ensemble not in ensembles.split(" or "):
@@ -39,6 +50,36 @@ def choose_settings(given: dict[str, object], others: Settings) -> Settings:
                     f"{name} has no effect in the ensemble {settings.ensemble}: leave it out, or choose {ensembles}"
                 )
     return settings
+
+
+def check_ensemble(atoms: ase.Atoms, settings: Settings) -> None:
+    """Raise ConfigError where ensemble or time step do not fit the atoms."""
+    if settings.ensemble == "npt" and not atoms.pbc.all():
+        raise ConfigError(f"npt needs a cell that is periodic in three directions, found pbc={atoms.pbc.tolist()}")
+    if settings.ensemble == "npt" and atoms.constraints:
+        raise ConfigError("npt does not work with constraints; remove them or use nvt")
+    moving = np.ones(len(atoms), bool)
+    for constraint in atoms.constraints:
+        if isinstance(constraint, FixAtoms):
+            moving[constraint.index] = False
+    if not moving.any():
+        return
+    lightest = int(np.flatnonzero(moving)[atoms.get_masses()[moving].argmin()])
+    mass = float(atoms.get_masses()[lightest])
+    longest = _LONGEST * np.sqrt(mass)
+    if settings.timestep > longest:
+        raise ConfigError(
+            f"a time step of {settings.timestep:g} fs is too long for {atoms.symbols[lightest]} {lightest} of {mass:.3g} amu: "
+            f"take {longest / 4:.2g} fs, at most {longest:.2g}"
+        )
+
+
+def check_engine(name: str, reason: str | None, settings: Settings) -> None:
+    """Raise ConfigError where an engine lacks what is asked for; `reason`: why it is not the other one."""
+    if name == "ase" and (settings.ramped or settings.barostat != "isotropic"):
+        what = "ramps of temperature or pressure" if settings.ramped else "barostat of the full cell"
+        why = "" if reason is None else f", and jax cannot do this: {reason}"
+        raise ConfigError(f"the engine ase has no {what}{why}")
 
 
 def check_chance(settings: Settings, temperature: float | None, seed: int | None, keep_velocities: bool) -> None:
@@ -62,7 +103,9 @@ def earlier_settings(
     except (ConfigError, TypeError):
         raise DataError(f"{path}: the settings of the earlier run are damaged; start without restart") from None
     told = {name: value for name, value in given.items() if value is not None and value != getattr(before, name)}
-    fixed = ["ensemble", "thermostat", "timestep"] + (["temperature"] if before.ensemble == "nve" else [])
+    fixed = ["ensemble", "thermostat", "barostat", "timestep", "temperature_end", "pressure_end"]
+    fixed += ["temperature"] if before.ensemble == "nve" or before.ramped else []
+    fixed += ["pressure"] if before.ramped else []
     for name in fixed:
         if name in told:
             was = getattr(before, name)

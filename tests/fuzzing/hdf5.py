@@ -9,6 +9,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 
+from mlff.simulation.h5md import H5MDWriter
 from tests import samples
 from tests.fuzzing.mutations import mutate_bytes, some
 
@@ -24,6 +25,7 @@ _KEYS = [
     "dft_total_energy",
     "smiles",
 ]
+_KEYS += ["particles", "position", "value", "box", "edges", "velocity", "time", "observables", "mass"]
 _KEYS += ["dft_total_gradient", "x", "\x1b[31m", "[/x]", "stress", "virial", "positions", "numbers"]
 _SHAPES = [
     (),
@@ -43,7 +45,7 @@ _SHAPES = [
 
 
 def prepare(folder: Path) -> list[bytes]:
-    """Both manners, in the old and in the newest version of the file format; the canary."""
+    """Both manners, in the old and in the newest version of the file format; a trajectory in H5MD; the canary."""
     seeds = []
     for make in (samples.ani, samples.spice):
         path, _ = make(folder)
@@ -53,6 +55,12 @@ def prepare(folder: Path) -> list[bytes]:
             for key in old:
                 old.copy(key, new)
         seeds.append(buffer.getvalue())
+    writer = H5MDWriter(folder / "a.h5md", append=False)
+    for step, atoms in enumerate(samples.frames()):
+        atoms.set_velocities(atoms.positions)
+        writer.write(atoms, atoms.get_potential_energy(), atoms.get_forces(), step, 1e-3 * step)
+    writer.close()
+    seeds.append((folder / "a.h5md").read_bytes())
     with h5py.File(folder.parent / CANARY, "w") as file:
         group = file.create_group("g")
         group["species"], group["coordinates"] = np.array([b"H"]), np.zeros((1, 1, 3))

@@ -13,6 +13,10 @@ from mlff.simulation import integrators
 from mlff.simulation.integrators import Outcome
 from mlff.simulation.settings import Settings
 
+METRIC = np.array([[9.0, 2.0, 1.0], [2.0, 8.0, -1.0], [1.0, -1.0, 10.0]])  # Å²
+STIFFNESS_CELL = 0.05 * np.array([[1.0, 0.6, 0.8], [0.6, 1.5, 0.7], [0.8, 0.7, 1.2]])  # eV/Å⁴
+TURNED = np.linalg.qr(np.array([[1.0, 2.0, 0.5], [0.3, -1.0, 2.0], [1.5, 0.2, 1.0]]))[0]
+TURNED *= np.linalg.det(TURNED)
 COPIES, ATOMS, KELVIN = 600, 3, 400.0
 STIFFNESS, COUPLING = 4.0, 60.0  # eV/Å², eV/Å⁴: strongly coupled, so that energy flows between all coordinates
 
@@ -33,26 +37,38 @@ def nothing(positions):
     return 0.0 * jnp.sum(positions)
 
 
-def sample(settings, energy, freedom, steps, start=0.5, masses=(1.0, 4.0, 12.0), moving=(True, True, True), cell=None):
+def elastic(cell):
+    """Energy, eV, of a cell that resists changes of its lengths and angles."""
+    metric = cell @ cell.T
+    return 0.5 * jnp.sum(STIFFNESS_CELL * (metric - METRIC) ** 2)
+
+
+def sample(
+    settings, energy, freedom, steps, start=0.5, masses=(1.0, 4.0, 12.0), moving=(True, True, True), cell=None, elastic=None
+):
     """The states of `COPIES` systems after `steps`, begun at `start` times the temperature, and the conditions."""
     name, masses = integrators.kind(settings), np.array(masses)
     n, rng = len(masses), np.random.default_rng(1)
     at = integrators.conditions(settings, 0, masses, np.array(moving), freedom)
 
-    def outcome(positions):
+    def outcome(positions, cell):
         value, slope = jax.value_and_grad(energy)(positions)
-        return Outcome(value, -slope, jnp.zeros((3, 3)))
+        if elastic is None:
+            return Outcome(value, -slope, jnp.zeros((3, 3)))
+        more, strained = jax.value_and_grad(lambda strain: elastic(cell @ (jnp.eye(3) + strain)))(jnp.zeros((3, 3)))
+        return Outcome(value + more, -slope, 0.5 * (strained + strained.T) / jnp.abs(jnp.linalg.det(cell)))
 
     def run(key, positions, momenta, cell):
         mine = at._replace(key=key)
         zero = Outcome(0.0, np.zeros((n, 3)), np.zeros((3, 3)))
         state = jax.tree.map(jnp.asarray, integrators.fresh(np.zeros((n, 3)), np.zeros((n, 3)), np.eye(3), zero))
-        first = outcome(positions)
-        state = state._replace(positions=positions, momenta=momenta, cell=cell, energy=first.energy, forces=first.forces)
+        first = outcome(positions, cell)
+        state = state._replace(positions=positions, momenta=momenta, cell=cell)
+        state = state._replace(energy=first.energy, forces=first.forces, stress=first.stress)
 
         def step(_, state):
             moved = integrators.begin(name, mine, state)
-            return integrators.end(name, mine, moved, outcome(moved.positions))
+            return integrators.end(name, mine, moved, outcome(moved.positions, moved.cell))
 
         before = integrators.conserved(name, mine, state)
         state = jax.lax.fori_loop(0, steps, step, state)
@@ -126,11 +142,13 @@ def test_fixed_atoms_stay_and_the_others_have_the_temperature():
     assert kinetic_law(states, at, 6) > 1e-3
 
 
-def test_the_volume_of_an_ideal_gas_follows_its_law():
+@pytest.mark.parametrize("barostat", ["isotropic", "full"])
+def test_the_volume_of_an_ideal_gas_follows_its_law(barostat):
     """p(V) ~ V^N exp(-PV/kT), a gamma distribution; the kinetic energy stays canonical beside it."""
     gigapascal, masses = 2.0, (1.0, 4.0, 2.0, 3.0)
     n = len(masses)
     options = {"ensemble": "npt", "pressure": gigapascal, "tau_pressure": 30.0, "temperature": 1500.0, "timestep": 0.5}
+    options["barostat"] = barostat
     expected = stats.gamma(n + 1, scale=KB * 1500.0 / (gigapascal * STRESS["GPa"]))
     start = np.cbrt(0.5 * expected.mean()) * np.eye(3)
     run = functools.partial(sample, settings("langevin", **options), nothing, 3 * n, masses=masses, moving=(True,) * n)
@@ -139,6 +157,48 @@ def test_the_volume_of_an_ideal_gas_follows_its_law():
     assert stats.kstest(volumes, expected.cdf).pvalue > 1e-3
     assert kinetic_law(states, at, 3 * n) > 1e-3
     assert np.abs(drift).max() < 1e-9  # all energy is kinetic, and all its changes are heat
+
+
+def shapes(cells):
+    """(k, 6): lengths and cosines of the angles of cells (k, 3, 3)."""
+    metric = cells @ cells.transpose(0, 2, 1)
+    lengths = np.sqrt(np.diagonal(metric, axis1=1, axis2=2))
+    cosines = [metric[:, i, j] / lengths[:, i] / lengths[:, j] for i, j in ((1, 2), (0, 2), (0, 1))]
+    return np.column_stack([lengths, *cosines])
+
+
+def shape_law(gigapascal, kelvin, n, count=200_000):
+    """Lengths and cosines drawn from exp(-(U + PV)/kT) V^(N-2) dh by weights, with lower triangular cells: dh ~ a² b dL."""
+    rng, lower = np.random.default_rng(5), np.tril_indices(3)
+    centre, spread = np.linalg.cholesky(METRIC)[lower], 0.15 * np.eye(6)
+    for _ in range(4):  # the weights of one round are the proposal of the next
+        drawn, cells = rng.normal(size=(count, 6)), np.zeros((count, 3, 3))
+        entries = centre + drawn @ spread.T
+        cells[:, *lower] = entries
+        volumes, diagonal = np.linalg.det(cells), np.diagonal(cells, axis1=1, axis2=2)
+        energies = 0.5 * np.sum(STIFFNESS_CELL * (cells @ cells.transpose(0, 2, 1) - METRIC) ** 2, axis=(1, 2))
+        logs = -(energies + gigapascal * STRESS["GPa"] * volumes) / (KB * kelvin) + (n - 2) * np.log(np.abs(volumes))
+        logs += np.log(np.abs(diagonal)) @ [2, 1, 0] + 0.5 * np.sum(drawn**2, axis=1)
+        weights = np.exp(logs - logs.max()) * (diagonal > 0).all(axis=1)
+        centre = np.average(entries, axis=0, weights=weights)
+        spread = 1.1 * np.linalg.cholesky(np.cov(entries.T, aweights=weights))
+    assert weights.sum() ** 2 / np.sum(weights**2) > 50_000  # as good as so many draws
+    return shapes(cells[rng.choice(count, 20_000, p=weights / weights.sum())])
+
+
+def test_the_shape_of_a_cell_follows_its_law():
+    """Lengths and angles of a skewed, elastic cell with an ideal gas in it, at a pressure; the cell does not turn."""
+    gigapascal, kelvin, masses = 3.0, 1500.0, (1.0, 4.0, 2.0, 3.0)
+    options = {"ensemble": "npt", "barostat": "full", "pressure": gigapascal, "tau_pressure": 30.0, "timestep": 0.5}
+    start = np.linalg.cholesky(METRIC) @ TURNED
+    run = functools.partial(sample, settings("langevin", **options | {"temperature": kelvin}), nothing, 12, 600)
+    states, drift, at = run(masses=masses, moving=(True,) * 4, cell=start, elastic=elastic, start=1.0)
+    pvalues = stats.ks_2samp(shapes(states.cell), shape_law(gigapascal, kelvin, len(masses))).pvalue
+    assert pvalues.min() > 1e-3, pvalues
+    assert kinetic_law(states, at._replace(temperature=kelvin), 12) > 1e-3
+    turned = states.cell @ TURNED.T
+    assert np.abs(turned[:, [0, 0, 1], [1, 2, 2]]).max() < 1e-9  # still lower triangular
+    assert np.sqrt(np.mean(drift**2)) < 0.05 * KB * kelvin * 12
 
 
 def test_without_a_thermostat_energy_errors_fall_with_the_square_of_the_time_step_and_time_can_turn_back():

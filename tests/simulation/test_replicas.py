@@ -90,8 +90,13 @@ def test_the_command(tmp_path):
     result = call()
     assert result.exit_code == 0, result.stderr
     assert "2 of 2 replicas done" in result.stdout and len(read(tmp_path / "md.1.xyz", ":")) == 3
-    assert "md.0.xyz: exists; --force overwrites it" in call().stderr
-    assert "--restart does not go with --replicas" in call("--restart").stderr
+    assert "md.0.xyz: exists; --restart continues all of them, --force overwrites them" in call().stderr
+    result = call("--restart", "--steps", 40)
+    assert result.exit_code == 0 and len(read(tmp_path / "md.1.xyz", ":")) == 5, result.stderr
+    assert (
+        "the earlier run had no parallel tempering"
+        in call("--restart", "--steps", 60, "--temperatures", "300,310", "--swap-every", 5).stderr
+    )
     result = call("--force", "--max-temperature", 10)
     assert (
         result.exit_code == 1 and "stopped before the end" in result.stderr and "md.0.xyz: stopped at step" in result.stderr

@@ -107,6 +107,13 @@ def test_without_velocities_the_command_says_so_before_anything(folder):
     [
         ({"pressure": 0.0}, "pressure has no effect in the ensemble nvt: leave it out, or choose npt"),
         ({"tau_pressure": 500.0}, "tau_pressure has no effect in the ensemble nvt"),
+        ({"barostat": "full"}, "barostat has no effect in the ensemble nvt: leave it out, or choose npt"),
+        ({"pressure_end": 1.0}, "pressure_end has no effect in the ensemble nvt: leave it out, or choose npt"),
+        ({"ensemble": "nve", "temperature_end": 500.0}, "temperature_end has no effect in the ensemble nve"),
+        ({"temperature_end": 500.0, "steps": 0}, "a ramp of temperature or pressure needs at least one step"),
+        ({"temperature_end": 500.0}, "the engine ase has no ramps of temperature or pressure, and jax cannot do this"),
+        ({"temperature_end": 0.0}, "nvt needs a temperature above 0 K"),
+        ({"timestep": 2.1}, r"a time step of 2.1 fs is too long for H 2 of 1.01 amu: take 0.5 fs, at most 2"),
         ({"ensemble": "nve", "tau": 50.0}, "tau has no effect in the ensemble nve: leave it out, or choose nvt or npt"),
         ({"ensemble": "nve", "thermostat": "bussi"}, "thermostat has no effect in the ensemble nve"),
         (

@@ -30,9 +30,9 @@ def read_hdf5(path: Path) -> Reading:
     """Groups in alphabetical order; `info` of a frame has its group as `molecule`.
 
     SPICE is in Hartree and Bohr with gradients, in its own words where they stand there, Transition1x in eV and Å; the units
-    of others are the user's business. What lies in other files (links, external or virtual storage) is not read.
+    of others are the user's business. What lies in other files (links, external or virtual storage) is not read. To be
+    called after `check_heaps`.
     """
-    _check_heaps(path)
     with h5py.File(path, "r", locking=False) as file:
         found: dict[str, tuple[str, str]] = {}
 
@@ -57,7 +57,7 @@ def read_hdf5(path: Path) -> Reading:
         first = file[next(iter(found))]
         if "conformations" in manners:
             facts = _spice(file, found)
-        elif _dataset(first, f"{_T1X}.energy") is not None:
+        elif dataset(first, f"{_T1X}.energy") is not None:
             facts = Facts(
                 by_format={"energy": "eV", "length": "Angstrom"},
                 keys={"energy": f"{_T1X}.energy", "forces": f"{_T1X}.forces"},
@@ -87,29 +87,36 @@ def _molecule(group, positions_key, species_key) -> Iterator[ase.Atoms]:
         raise DataError(
             f"{species_key!r} has the shape {group[species_key].shape} where {(size,)} or {(n, size)} is expected"
         )
-    species = elements(_values(group, species_key), repr(species_key))
+    species = elements(values(group, species_key), repr(species_key))
     if not species.all():
         raise DataError(f"{species_key!r}: atomic numbers between 1 and 118 are expected")
-    positions = numbers(_values(group, positions_key), shape, repr(positions_key))
+    positions = numbers(values(group, positions_key), shape, repr(positions_key))
     columns = {}
     for key in group:
-        data = _dataset(group, key)
+        data = dataset(group, key)
         if key in (positions_key, species_key) or data is None or data.dtype.kind not in "biuf":
             continue
         usual = next((kind for kind in ("energ", "forces", "gradient") if kind in key.lower()), None)
         expected = ((n,), (n, 1)) if usual == "energ" else (shape,)
         if data.shape in expected or data.shape in ((n,), (n, 1), (n, 3), (n, 6), (n, 9), (n, 3, 3), shape):
-            columns[key] = _values(group, key)
+            columns[key] = values(group, key)
         elif key in ("energies", "energy", "forces", "force", *_SPICE):
             raise DataError(f"{key!r} has the shape {data.shape} where {expected[0]} is expected")
     return rows(species, positions, columns)
 
 
 def _first(group: h5py.Group, keys: tuple[str, ...]) -> str | None:
-    return next((key for key in keys if _dataset(group, key) is not None), None)
+    return next((key for key in keys if dataset(group, key) is not None), None)
 
 
-def _dataset(group: h5py.Group, key: str) -> h5py.Dataset | None:
+def subgroup(group: h5py.Group, key: str) -> h5py.Group | None:
+    """A group that lies in this very file."""
+    if not isinstance(group.get(key, getlink=True), h5py.HardLink):
+        return None
+    return group[key] if isinstance(group[key], h5py.Group) else None
+
+
+def dataset(group: h5py.Group, key: str) -> h5py.Dataset | None:
     """A data set that lies in this very file."""
     if not isinstance(group.get(key, getlink=True), h5py.HardLink):
         return None
@@ -119,18 +126,19 @@ def _dataset(group: h5py.Group, key: str) -> h5py.Dataset | None:
     return item
 
 
-def _unit(data: h5py.Dataset | None) -> str | None:
-    """The attribute `units` if it is one string."""
-    if data is None or "units" not in data.attrs:
+def text(item: h5py.Dataset | h5py.Group | None, name: str, shape: tuple[int, ...] = ()):
+    """An attribute if it is one string (or strings of this shape): what the HDF5 library reads without crashing."""
+    if item is None or name not in item.attrs:
         return None
-    attribute = data.attrs.get_id("units")
-    if attribute.shape != () or not isinstance(attribute.get_type(), h5py.h5t.TypeStringID):
+    attribute = item.attrs.get_id(name)
+    if attribute.shape != shape or not isinstance(attribute.get_type(), h5py.h5t.TypeStringID):
         return None
-    text = data.attrs["units"]
-    return text if isinstance(text, str) else None
+    words = [word.decode("utf-8", "replace") if isinstance(word, bytes) else word for word in np.ravel(item.attrs[name])]
+    return words if shape else words[0]
 
 
-def _values(group, key) -> np.ndarray:
+def values(group, key) -> np.ndarray:
+    """All of a data set. Raises DataError: other things than numbers and strings, or more than the file can hold."""
     data = group[key]
     if not isinstance(data.id.get_type(), _PLAIN):  # the HDF5 library crashes on broken lists
         raise DataError(f"{key!r}: {data.dtype} is not an element, a number or a string")
@@ -148,10 +156,10 @@ def _spice(file, found) -> Facts:
     stated: dict[str, str] = {}
     for name in found:
         for key, unit in _SPICE.items():
-            data = _dataset(file[name], key)
-            text = _unit(data)
-            if text is not None and stated.setdefault(unit, text) != text:
-                raise DataError(f"group {name!r}: {key!r} is in {text}, in another group in {stated[unit]}")
+            data = dataset(file[name], key)
+            word = text(data, "units")
+            if word is not None and stated.setdefault(unit, word) != word:
+                raise DataError(f"group {name!r}: {key!r} is in {word}, in another group in {stated[unit]}")
     return Facts(
         by_format={"energy": "Hartree", "length": "Bohr", "forces_sign": "gradient"},
         in_file=stated,
@@ -159,7 +167,7 @@ def _spice(file, found) -> Facts:
     )
 
 
-def _check_heaps(path: Path) -> None:
+def check_heaps(path: Path) -> None:
     """Raise DataError for a heap of strings in which the HDF5 library (2.0.0) would loop for ever: an entry of size 0, or of
     one that does not fit."""
     with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
