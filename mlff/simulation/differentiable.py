@@ -84,10 +84,12 @@ class System:
     def __init__(self, potential: Potential, atoms: ase.Atoms, settings: Settings, skin: float | None = None):
         """`atoms` with momenta; `skin` in Å, by default every pair of a molecule, `SKIN` of what is periodic.
 
-        Raises ConfigError (npt, constraints other than FixAtoms), StructureError.
+        Raises ConfigError (npt, ramps, constraints other than FixAtoms), StructureError.
         """
         if settings.ensemble == "npt":
             raise ConfigError("gradients through npt are not there: take nve or nvt, and the cell as an input")
+        if settings.ramped:
+            raise ConfigError("gradients through a ramp of the temperature are not there: leave temperature_end out")
         potential.check(Structure.from_atoms(atoms))
         moving = np.ones(len(atoms), bool)
         for constraint in atoms.constraints:

@@ -232,7 +232,7 @@ def _strain_cell(at: Conditions, state: State) -> State:
     volume = jnp.abs(jnp.linalg.det(state.cell))
     inner = state.momenta.T @ (state.momenta / at.masses) / volume - state.stress
     pace = COMPRESSIBILITY / (3 * at.tau_pressure) * at.timestep
-    normal = jax.random.normal(jax.random.split(_key(at, state), 3)[2], (3, 3), jnp.float64)
+    normal = jax.random.normal(jax.random.split(_key(at, state.step), 3)[2], (3, 3), jnp.float64)
     noise = jnp.sqrt(2 * KB * at.temperature * pace / volume) * 0.5 * (normal + normal.T)
     strain = jnp.clip(pace * (0.5 * (inner + inner.T) - at.pressure * jnp.eye(3)) + noise, -_STRETCH, _STRETCH)
     stretch, frame = _exponential(strain), _axes(state.cell)
