@@ -46,7 +46,7 @@ def begin(system: System, inputs: Inputs) -> tuple[State, Array]:
     """The state at step 0, and () bool: whether the list has its pairs."""
     frame = system.start(inputs)
     said = _outcome(system, inputs, frame.positions)
-    nothing = said.stress, jnp.float64(0.0), jnp.zeros((2, integrators.CHAIN)), jnp.float64(0.0)
+    nothing = said.stress, jnp.float64(0.0), jnp.zeros((2, integrators.CHAIN)), jnp.zeros((3, 3))
     state = State(jnp.int64(0), *frame, said.forces, said.energy, *nothing)
     return state, system.listed(frame.positions, frame.cell)
 

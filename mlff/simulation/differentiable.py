@@ -145,7 +145,9 @@ class System:
 
     def conditions(self, temperature: Array, timestep: Array, key: Array) -> Conditions:
         """At a temperature in K, with a time step in fs and a key (2,) of random numbers."""
-        return self._at._replace(temperature=temperature, timestep=timestep * FEMTOSECOND, key=key)
+        return self._at._replace(
+            temperature=temperature, temperature_end=temperature, timestep=timestep * FEMTOSECOND, key=key
+        )
 
     def energy(self, params: dict, positions: Array, cell: Array) -> Array:
         """() eV, float64, reference energies not added; of positions (n, 3) and cell (3, 3), float64, Å."""

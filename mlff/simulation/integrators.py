@@ -120,15 +120,15 @@ def begin(name: str, at: Conditions, state: State) -> State:
 def end(name: str, at: Conditions, state: State, outcome: Outcome) -> State:
     """The rest of the step, with what the potential says of the new positions."""
     at = at_step(at, state.step)
-    volume, grown = jnp.abs(jnp.linalg.det(state.cell)), jnp.exp(jnp.trace(state.strain))
-    work = 0.5 * volume * jnp.sum((state.stress / grown + outcome.stress) * state.strain)
+    if name in ("npt", "npt_full"):
+        volume, grown = jnp.abs(jnp.linalg.det(state.cell)), jnp.exp(jnp.trace(state.strain))
+        work = 0.5 * volume * jnp.sum((state.stress / grown + outcome.stress) * state.strain)
+        state = state._replace(heat=state.heat + work, strain=jnp.zeros_like(state.strain))
     state = state._replace(
         step=state.step + 1,
         energy=outcome.energy,
         forces=outcome.forces,
         stress=outcome.stress,
-        heat=state.heat + work,
-        strain=jnp.zeros_like(state.strain),
     )
     state = _kick(at, state)
     if name == "nose_hoover":
