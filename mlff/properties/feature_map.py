@@ -126,7 +126,8 @@ def nearest_kinds(known: np.ndarray, kinds: np.ndarray, rows: np.ndarray, neighb
 
     Distances are Euclidean. `itself` False: rows are the known ones, and none votes for itself.
     """
-    found = []
+    found, mean = [], known.mean(axis=0)
+    known, rows = known - mean, rows - mean  # so that differences of squares keep their digits
     block = max(1, _BLOCK // max(1, len(known)))
     squares = np.einsum("mf,mf->m", known, known)
     for start in range(0, len(rows), block):
