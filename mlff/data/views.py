@@ -141,9 +141,17 @@ class ViewBatches(Batches):
     Raises StructureError: a structure in which atoms are on top of each other, or that has too many pairs.
     """
 
-    def __init__(self, structures: Sequence[Structure], cutoff: float, options: Pretraining, *sizes, dtype=np.float32):
+    def __init__(
+        self,
+        structures: Sequence[Structure],
+        cutoff: float,
+        options: Pretraining,
+        batch_size: int | None = None,
+        max_atoms: int | None = None,
+        dtype=np.float32,
+    ):
         self.structures, self.cutoff, self.options = list(structures), cutoff, options
-        super().__init__([self._template(structure) for structure in self.structures], *sizes, dtype)
+        super().__init__([self._template(structure) for structure in self.structures], batch_size, max_atoms, dtype)
         self.shifts = any(structure.pbc.any() for structure in self.structures)
 
     def views(self, structure: Structure, seed: int, scale: float = 1.0) -> Sequence[View]:

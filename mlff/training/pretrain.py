@@ -138,7 +138,7 @@ def prepare(config: Config, splits: Splits) -> Task:
     sizes = config.training.batch_size, config.training.max_atoms
     make = NoisyBatches if noise else PairsOfViews
     train, valid = (
-        make(part.structures, config.model.cutoff, config.pretraining, *sizes, dtype=dtype)
+        make(part.structures, config.model.cutoff, config.pretraining, *sizes, dtype)
         for part in (splits.train, splits.valid)
     )
     module = registry.build(config.model.model_copy(update={"zbl": False}), elements, statistics)
