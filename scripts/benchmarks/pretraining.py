@@ -3,7 +3,7 @@
 
     .venv/bin/python scripts/benchmarks/pretraining.py --plot docs/images/pretraining.png
 
-Phases: copper, silver and aluminium as diamond, fcc, bcc, hcp, liquid (molecular dynamics with ASE's EMT at 2,500 K) and gas.
+Phases: copper, nickel and aluminium as diamond, fcc, bcc, hcp, liquid (molecular dynamics with ASE's EMT at 2,500 K) and gas.
 A model learns by InfoNCE alone from structures without labels. Held-out structures take the phase of the five nearest
 in the features: with all phases of the training structures known, with one structure of each phase and element, and with
 those of two elements for the third; beside random weights. Curves: the force RMSE (meV/Å) on 300 K structures of
@@ -37,7 +37,7 @@ from mlff.training.train import train
 
 ROOT = Path(__file__).parents[2]
 PHASES = ("diamond", "fcc", "bcc", "hcp", "liquid", "gas")
-NEAREST = {"Cu": 2.56, "Ag": 2.89, "Al": 2.86}  #: Å, of the fcc metals
+NEAREST = {"Cu": 2.56, "Ni": 2.49, "Al": 2.86}  #: Å, of the fcc metals
 EACH = 16  #: structures of a phase of an element, in training and held out
 MODEL = {"channels": 16, "cutoff": 4.5}
 STARTS = ("random", "contrastive", "denoising")
@@ -105,7 +105,7 @@ def phases(folder: Path) -> None:
                         atoms = gas(element, rng)
                     else:
                         atoms = crystal(phase, element, rng.uniform(0.97, 1.03) * distance)
-                        atoms.positions += rng.normal(0, rng.uniform(0.02, 0.07) * distance, (len(atoms), 3))
+                        atoms.positions += rng.normal(0, rng.uniform(0.02, 0.05) * distance, (len(atoms), 3))
                     atoms.info = {"phase": phase}
                     frames.append(atoms)
         write(folder / f"{name}.xyz", frames, format="extxyz")
@@ -165,8 +165,8 @@ def phase_rows(args: argparse.Namespace, content: dict, keep) -> None:
             {
                 "seed": seed,
                 "data": {"train": str(args.work / "train.xyz"), "valid": str(args.work / "held_out.xyz")},
-                "model": {"channels": 8, "cutoff": 5.0},
-                "pretraining": {"displacement": 0.1, "atoms": args.atoms},
+                "model": {"channels": 16, "cutoff": 5.0, "l_max": 4, "l_message": 1},
+                "pretraining": {"displacement": 0.15, "strain": 0.05, "atoms": args.atoms},
                 "training": {"epochs": args.phase_epochs, "validate_every": 5, "tensorboard": False},
             }
         )
@@ -287,8 +287,8 @@ def main() -> None:
     parser.add_argument("--parts", nargs="+", choices=["phases", "curves"], default=["phases", "curves"])
     parser.add_argument("--labels", type=int, nargs="+", default=[25, 100])
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--phase-epochs", type=int, default=10)
-    parser.add_argument("--atoms", type=float, default=0.5, help="share of the atoms' term, for the phases")
+    parser.add_argument("--phase-epochs", type=int, default=12)
+    parser.add_argument("--atoms", type=float, default=0.0, help="share of the atoms' term, for the phases")
     parser.add_argument("--contrastive-epochs", type=int, default=20)
     parser.add_argument("--denoising-epochs", type=int, default=40)
     parser.add_argument("--work", type=Path, default=Path("build/pretraining"))
