@@ -19,6 +19,7 @@ from mlff.potential.packing import ATOMS, pack, rungs
 from mlff.potential.potential import Potential
 
 ENERGY, ELEMENT = "energy", "element"  #: what a map is coloured by, beside info keys
+_ROUNDING = 1e-3  #: of the largest standard deviation of a principal component
 _BLOCK = 2**24  #: distances between points at once
 
 
@@ -85,7 +86,7 @@ def feature_map(
         rows, structures = np.stack([one.mean(axis=0) for one in found]), np.arange(len(data))
     points, shares = principal_components(rows)
     classified = values.dtype.kind == "U" and color != ELEMENT and len(rows) > neighbors
-    predicted = nearest_kinds(rows, values, rows, neighbors, itself=False) if classified else None
+    predicted = nearest_kinds(even := whitened(rows, rows), values, even, neighbors, itself=False) if classified else None
     label = {None: "place in the file", ENERGY: "energy per atom (eV)"}.get(color, color)
     return FeatureMap(points, shares, structures, label, values, predicted)
 
@@ -121,13 +122,24 @@ def principal_components(rows: np.ndarray, count: int = 2) -> tuple[np.ndarray, 
     return points, shares
 
 
+def whitened(known: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """Rows (p, F) as (p, f) along the principal components of known rows (m, F), each over its standard deviation there.
+
+    Distances of such rows are Mahalanobis distances: they do not depend on how features are scaled or mixed. Components that are rounding are
+    left out.
+    """
+    mean = known.mean(axis=0)
+    _, sizes, directions = np.linalg.svd(known - mean, full_matrices=False)
+    kept = sizes > _ROUNDING * sizes[0]
+    return (rows - mean) @ (directions[kept].T / sizes[kept] * np.sqrt(len(known)))
+
+
 def nearest_kinds(known: np.ndarray, kinds: np.ndarray, rows: np.ndarray, neighbors: int, itself: bool = True) -> np.ndarray:
     """(p,) the kind that most of the `neighbors` nearest known rows (m, F) of each row (p, F) have; of equally many the nearest.
 
-    Distances are Euclidean. `itself` False: rows are the known ones, and none votes for itself.
+    Distances are Euclidean (see `whitened`). `itself` False: rows are the known ones, and none votes for itself.
     """
-    found, mean = [], known.mean(axis=0)
-    known, rows = known - mean, rows - mean  # so that differences of squares keep their digits
+    found = []
     block = max(1, _BLOCK // max(1, len(known)))
     squares = np.einsum("mf,mf->m", known, known)
     for start in range(0, len(rows), block):
