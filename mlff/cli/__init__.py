@@ -1,4 +1,4 @@
-"""The command line: `mlff train | pretrain | schema | evaluate | certify | lint | info | predict | relax | md | analyze | vibrations | ...`.
+"""The command line: `mlff train | pretrain | evaluate | certify | lint | info | predict | relax | md | analyze | vibrations | ...`.
 
 Heavy imports happen inside the commands, so that --help is quick.
 """

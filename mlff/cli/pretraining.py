@@ -18,7 +18,7 @@ from mlff.cli.options import JsonFile, Keys, Model, Quiet, UnitOptions, load, re
     epilog="Example: mlff pretrain configs/malonaldehyde.yaml --set pretraining.method=denoising --out runs/denoised"
 )
 def pretrain(config: ConfigFile, out: Out = None, set_: Set = None, quiet: Quiet = False) -> None:
-    """Learn from structures without labels; `mlff finetune OUT CONFIG` starts from OUT/model.safetensors. Run again, it resumes.
+    """Learn from structures without labels, for `mlff finetune OUT CONFIG` to start from. Run again, it resumes.
 
     The section pretraining of the config says how. The model has no energies before it was fine-tuned.
     """

@@ -360,8 +360,8 @@ class Pretraining(Section):
 
     method: Literal["contrastive", "denoising"] = Field(
         "contrastive",
-        description="contrastive: two views of a structure and of each atom are told from those of others; denoising: forces point back to "
-        "where displaced atoms were",
+        description="contrastive: two views of a structure and of each atom are told from those of others; denoising: forces "
+        "point back to where displaced atoms were",
     )
     displacement: float = Field(
         0.05, gt=0, le=1, description="standard deviation by which atoms are displaced along each direction, Å"

@@ -56,7 +56,7 @@ def bare(structure: Structure) -> Structure:
 
 
 def repeats(structure: Structure) -> np.ndarray:
-    """(3,) int: how often a cell is repeated so that it has `SUPERCELL` atoms, its shortest vectors first; 1 for other structures."""
+    """(3,) int: how often a cell is repeated to have `SUPERCELL` atoms, shortest vectors first; 1 for other structures."""
     times = np.ones(3, int)
     lengths = np.linalg.norm(structure.cell, axis=1)
     while structure.pbc.all() and 0 < len(structure) * times.prod() < SUPERCELL:
@@ -102,7 +102,7 @@ def displaced(view: View, rng: np.random.Generator, displacement: float) -> View
 
 
 def strained(view: View, rng: np.random.Generator, strain: float) -> View:
-    """A cell with all that is in it strained, each component by this standard deviation; where it is periodic in all directions."""
+    """Cell and atoms strained, each component by this standard deviation, where all directions are periodic."""
     random = strain * rng.normal(size=(3, 3))
     if not view.structure.pbc.all():
         return view
@@ -136,7 +136,7 @@ def noisy(structure: Structure, rng: np.random.Generator, options: Pretraining, 
 
 
 class ViewBatches(Batches):
-    """Batches whose samples are drawn anew whenever they are built, from seeds in the plan; shapes stay those of the first look.
+    """Batches whose samples are drawn when they are built, from seeds in the plan; shapes stay those of the first look.
 
     Raises StructureError: a structure in which atoms are on top of each other, or that has too many pairs.
     """

@@ -237,7 +237,7 @@ class Potential:
         return baselines.energy(self.baseline, numbers)
 
     def check(self, structure: Structure) -> None:
-        """Raise what `check_geometry` does; ModelFileError where this was trained without labels, so that it has no energies."""
+        """Raise as `check_geometry`; ModelFileError where this was trained without labels, so that it has no energies."""
         if self.pretrained:
             raise ModelFileError(f"this potential {_UNLABELLED}")
         self.check_geometry(structure)

@@ -68,9 +68,10 @@ def feature_map(
 ) -> FeatureMap:
     """The map of structures, of which each is the mean of its atoms' features, or of all `atoms`.
 
-    color: "energy" (eV per atom, of the structure's label), "element" (with `atoms`), an info key, or None: the place in the file.
-    Where the info key has text, or few different whole numbers, its values are kinds. Raises DataError: fewer than three structures,
-    values that some do not have; StructureError: an element that the model does not know; ConfigError: element without `atoms`.
+    color: "energy" (eV per atom, of the structure's label), "element" (with `atoms`), an info key, or None: the place in the
+    file. Where the info key has text, or few different whole numbers, its values are kinds, and the `neighbors` nearest points
+    vote. Raises DataError: fewer than three structures, values that some do not have; StructureError: an element that the model
+    does not know; ConfigError: element without `atoms`.
     """
     if len(data) < 3:
         raise DataError(f"{data.census.source}: {len(data)} structures make no map; give three or more")
@@ -125,8 +126,8 @@ def principal_components(rows: np.ndarray, count: int = 2) -> tuple[np.ndarray, 
 def whitened(known: np.ndarray, rows: np.ndarray) -> np.ndarray:
     """Rows (p, F) as (p, f) along the principal components of known rows (m, F), each over its standard deviation there.
 
-    Distances of such rows are Mahalanobis distances: they do not depend on how features are scaled or mixed. Components that are rounding are
-    left out.
+    Distances of such rows are Mahalanobis distances: they do not depend on how features are scaled or mixed. Components that
+    are rounding are left out.
     """
     mean = known.mean(axis=0)
     _, sizes, directions = np.linalg.svd(known - mean, full_matrices=False)
@@ -135,7 +136,7 @@ def whitened(known: np.ndarray, rows: np.ndarray) -> np.ndarray:
 
 
 def nearest_kinds(known: np.ndarray, kinds: np.ndarray, rows: np.ndarray, neighbors: int, itself: bool = True) -> np.ndarray:
-    """(p,) the kind that most of the `neighbors` nearest known rows (m, F) of each row (p, F) have; of equally many the nearest.
+    """(p,) the kind of most of the `neighbors` known rows (m, F) nearest to each row (p, F); of equally many the nearest.
 
     Distances are Euclidean (see `whitened`). `itself` False: rows are the known ones, and none votes for itself.
     """

@@ -52,8 +52,8 @@ def head_params(seed: int, width: int) -> Params:
 def info_nce(first: Array, second: Array, comparable: Array, temperature: float) -> tuple[Array, Array]:
     """The sum over rows of InfoNCE, and of how many rows.
 
-    first, second: (M, D) unit vectors, the two views of M things; comparable: (M, M) bool, symmetric, whether thing j is a candidate for
-    thing i. Rows that are no candidates of their own (padding), or have no other, do not count.
+    first, second: (M, D) unit vectors, the two views of M things; comparable: (M, M) bool, symmetric, whether thing j is a
+    candidate for thing i. Rows that are no candidates of their own (padding), or have no other, do not count.
     """
     similar = jnp.where(comparable, first @ second.T / temperature, _NEVER)
     counts = jnp.diagonal(comparable) & (jnp.sum(comparable, axis=1) > 1)

@@ -38,14 +38,15 @@ from mlff.training.train import MODEL, optimise, options_of, origin, refuse_othe
 from mlff.training.trainer import Task, Trainer
 
 STRUCTURES = 16  #: of a step of contrastive learning, where no batch size is given: the more, the harder to tell apart
-_SCALE = 1.0  #: eV/Å: the network's forces are displacements in units of their standard deviation, as those of labelled data are of order one
+_SCALE = 1.0  #: eV/Å: of forces that are displacements over their standard deviation
 
 
 def pretrain(config: Config, out_dir: str | Path, *, progress: bool = True) -> Potential:
     """Train without labels and save the model as `out_dir`/model.safetensors; a directory with a checkpoint is resumed.
 
-    `config.pretraining` says how; labels that the files have, `config.loss` and test sets do not count. Stopping, resuming and errors are
-    as those of `train`; DataError besides where no structure has two atoms, ConfigError for contrastive batches of one structure.
+    `config.pretraining` says how; labels that the files have, `config.loss` and test sets do not count. Stopping, resuming
+    and errors are as those of `train`; besides DataError where too few structures have two atoms, ConfigError for
+    contrastive batches of one structure.
     """
     started = time.monotonic()
     refuse_forked()
@@ -90,7 +91,7 @@ def check(config: Config) -> None:
         raise ConfigError("finetune_from: pre-training starts from random weights; leave it out")
     if config.pretraining.method == "contrastive" and config.training.batch_size == 1:
         raise ConfigError(
-            "training.batch_size: 1: contrastive learning tells a structure from the others of its batch; take at least 2, better 16"
+            "training.batch_size: 1: contrastive learning tells a structure from the others of its batch; take 2 or more, better 16"
         )
 
 
@@ -106,8 +107,8 @@ def load(config: Config, progress: bool = False) -> Splits:
     for name, part in zip(("training", "validation"), parts, strict=True):
         if len(part) < least:
             raise DataError(
-                f"{part.census.source}: {len(part)} {name} structures have two atoms or more, {config.pretraining.method} learning needs "
-                f"{least}"
+                f"{part.census.source}: {len(part)} {name} structures have two atoms or more; "
+                f"pretraining.method: {config.pretraining.method} needs at least {least}"
             )
     return Splits(*parts, {})
 

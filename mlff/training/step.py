@@ -103,7 +103,7 @@ def make_eval_step(apply: Apply, config: Config, scale: float, stress: bool) -> 
 
 
 def make_loss_step(objective: Objective) -> Callable[[Params, Graph, Labels], Array]:
-    """`measure(params, graph, labels) -> report vector` of one batch by the objective itself, at the end of training; compiled."""
+    """`measure(params, graph, labels) -> report vector` of one batch: the objective at the end of training, compiled."""
 
     def measure(params: Params, graph: Graph, labels: Labels) -> Array:
         loss, sums = objective(params, graph, labels, jnp.ones(()), jax.random.key(0))

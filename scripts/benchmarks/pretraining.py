@@ -5,8 +5,8 @@
 
 Phases: copper, nickel and aluminium as diamond, fcc, bcc, hcp, liquid (molecular dynamics with ASE's EMT at 2,500 K) and gas.
 A model learns by InfoNCE alone from structures without labels. Held-out structures take the phase of the five nearest
-in the features (Mahalanobis distance): with all phases of the training structures known, with one structure of each phase and element, and with
-those of two elements for the third; beside random weights. Curves: the force RMSE (meV/Å) on 300 K structures of
+in the features (Mahalanobis distance): with all phases of the training structures known, with one structure of each
+phase and element, and with those of two elements for the third; beside random weights. Curves: the force RMSE (meV/Å) on 300 K structures of
 data/malonaldehyde with few labels, from random weights and from both kinds of pre-training on the 900 training structures
 without their labels. Rows go into the JSON one by one; a row that is there already is not repeated.
 """

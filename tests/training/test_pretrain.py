@@ -300,7 +300,7 @@ def test_what_cannot_be_learned_from_is_refused_in_one_line(files, trained, tmp_
         check(settings(files, finetune_from="other.safetensors"))
     write(tmp_path / "atoms.xyz", [ase.Atoms("H", positions=[[x, 0, 0]]) for x in range(6)])
     with pytest.raises(
-        DataError, match="atoms.xyz.*: 0 training structures have two atoms or more, denoising learning needs 1"
+        DataError, match="atoms.xyz.*: 0 training structures have two atoms or more; .*denoising needs at least 1"
     ):
         pretrain(settings((str(tmp_path / "atoms.xyz"),), "denoising"), tmp_path / "out", progress=False)
     assert not (tmp_path / "out").exists()
