@@ -174,6 +174,7 @@ class Potential:
 
     def _run(self, name: str, graph: Graph, *arguments):
         refuse_forked()
+        self._refuse_unlabelled()
         with self.scope():
             return self.programs.run(name, self.device_params, graph, *arguments)
 
@@ -238,9 +239,12 @@ class Potential:
 
     def check(self, structure: Structure) -> None:
         """Raise as `check_geometry`; ModelFileError where this was trained without labels, so that it has no energies."""
+        self._refuse_unlabelled()
+        self.check_geometry(structure)
+
+    def _refuse_unlabelled(self) -> None:
         if self.pretrained:
             raise ModelFileError(f"this potential {_UNLABELLED}")
-        self.check_geometry(structure)
 
     def check_geometry(self, structure: Structure) -> None:
         """Raise StructureError for NaN, a cell without extent or room for its atoms, or an element this potential was not trained on."""
@@ -308,7 +312,7 @@ class Potential:
     def graph_of(self, atoms: ase.Atoms | Structure) -> Graph:
         """The graph of one structure, without padded atoms; positions moved by whole lattice vectors. Raises StructureError."""
         structure = atoms if isinstance(atoms, Structure) else Structure.from_atoms(atoms)
-        self.check(structure)
+        self.check_geometry(structure)
         sample = make_sample(structure, self.cutoff)
         sizes = Sizes(1, len(structure), round_up(sample.sizes.neighbors, 0.25))
         return make_graph([sample], sizes, self.dtype, sample.shifts is not None)

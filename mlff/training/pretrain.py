@@ -108,7 +108,7 @@ def load(config: Config, progress: bool = False) -> Splits:
         if len(part) < least:
             raise DataError(
                 f"{part.census.source}: {len(part)} {name} structures have two atoms or more; "
-                f"pretraining.method: {config.pretraining.method} needs at least {least}"
+                f"pretraining.method: {config.pretraining.method} needs at least {least}; give more"
             )
     return Splits(*parts, {})
 

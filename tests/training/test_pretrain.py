@@ -11,8 +11,11 @@ import numpy as np
 import pytest
 from ase.build import bulk, molecule
 from ase.io import write
+from typer.testing import CliRunner
 
+from mlff import MLFFCalculator
 from mlff.basics.errors import ConfigError, DataError, ModelFileError
+from mlff.cli import app
 from mlff.config.load import make_config
 from mlff.config.options import Pretraining
 from mlff.data.batching import Sizes, make_graph, make_sample
@@ -215,6 +218,16 @@ def test_the_file_says_that_no_labels_were_used_and_nobody_asks_it_for_energies(
         Potential.load(path)
     with pytest.raises(ModelFileError, match="this potential was trained without labels and has no energies"):
         potential.predict([bulk("Si", cubic=True)])
+    silicon = bulk("Si", cubic=True)
+    silicon.calc = MLFFCalculator(potential)
+    for ask in (silicon.get_potential_energy, lambda: potential.hessian(silicon)):
+        with pytest.raises(ModelFileError, match="has no energies"):
+            ask()
+    write(out / "silicon.xyz", silicon)
+    for command in ("predict", "md", "relax", "evaluate", "certify", "vibrations"):
+        files = [str(path), str(out / "silicon.xyz"), *([str(out / "p.xyz")] if command == "predict" else [])]
+        result = CliRunner().invoke(app, [command, *files])
+        assert result.exit_code == 1 and "has no energies" in result.stderr and result.stderr.count("\n") == 1, result.stderr
 
 
 def test_the_loss_falls(trained):
