@@ -19,6 +19,7 @@ from mlff.potential.packing import ATOMS, pack, rungs
 from mlff.potential.potential import Potential
 
 ENERGY, ELEMENT = "energy", "element"  #: what a map is coloured by, beside info keys
+_ROWS = 10  #: known for each component that distances count
 _ROUNDING = 1e-3  #: of the largest standard deviation of a principal component
 _BLOCK = 2**24  #: distances between points at once
 
@@ -127,11 +128,11 @@ def whitened(known: np.ndarray, rows: np.ndarray) -> np.ndarray:
     """Rows (p, F) as (p, f) along the principal components of known rows (m, F), each over its standard deviation there.
 
     Distances of such rows are Mahalanobis distances: they do not depend on how features are scaled or mixed. Components that
-    are rounding are left out.
+    are rounding are left out, and those beyond one for ten known rows: too few rows would all come to be as far apart.
     """
     mean = known.mean(axis=0)
     _, sizes, directions = np.linalg.svd(known - mean, full_matrices=False)
-    kept = sizes > _ROUNDING * sizes[0]
+    kept = (sizes > _ROUNDING * sizes[0]) & (np.arange(len(sizes)) < max(1, len(known) // _ROWS))
     return (rows - mean) @ (directions[kept].T / sizes[kept] * np.sqrt(len(known)))
 
 

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 from mlff.basics.errors import DataError
 from mlff.cli import app
 from mlff.data.dataset import read_dataset
-from mlff.properties.feature_map import feature_map, features, nearest_kinds, principal_components
+from mlff.properties.feature_map import feature_map, features, nearest_kinds, principal_components, whitened
 from tests.conftest import make_potential
 
 
@@ -35,6 +35,17 @@ def test_the_nearest_vote_and_none_for_itself():
     assert nearest_kinds(known, kinds, np.array([[0.4]]), 2).tolist() == ["a"]  # of equally many the nearest
 
 
+def test_few_points_are_not_whitened_until_all_are_as_far_apart():
+    rng = np.random.default_rng(0)
+    rows = rng.normal(size=(300, 6)) * [9.0, 3.0, 1.0, 0.3, 0.1, 1e-5] @ np.linalg.qr(rng.normal(size=(6, 6)))[0]
+    even = whitened(rows, rows)
+    np.testing.assert_allclose(np.cov(even.T, bias=True), np.eye(5), atol=1e-8)
+    mixed = rows @ rng.normal(size=(6, 6))
+    distances = [np.linalg.norm(x[:20] - x[20:40], axis=1) for x in (even, whitened(mixed, mixed))]
+    np.testing.assert_allclose(*distances, rtol=1e-2)
+    assert whitened(rows[:25], rows).shape == (300, 2)
+
+
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     folder, rng, frames = tmp_path_factory.mktemp("map"), np.random.default_rng(0), []
@@ -44,12 +55,12 @@ def data(tmp_path_factory):
         atoms.info = {"phase": "crystal" if number % 2 else "molecule", "time": 0.5 * number}
         frames.append(atoms)
     write(folder / "data.xyz", frames)
-    make_potential("ace").save(folder / "model.safetensors")
+    make_potential("schnet").save(folder / "model.safetensors")
     return folder
 
 
 def test_batches_do_not_mix_features_of_structures(data):
-    potential, structures = make_potential("ace"), read_dataset(data / "data.xyz").structures
+    potential, structures = make_potential("schnet"), read_dataset(data / "data.xyz").structures
     together = features(potential, structures)
     for structure, rows in zip(structures[:3], together, strict=False):
         (alone,) = features(potential, [structure])
@@ -58,7 +69,7 @@ def test_batches_do_not_mix_features_of_structures(data):
 
 
 def test_kinds_are_classified_and_numbers_are_not(data):
-    potential, read = make_potential("ace"), read_dataset(data / "data.xyz")
+    potential, read = make_potential("schnet"), read_dataset(data / "data.xyz")
     found = feature_map(potential, read, "phase")
     assert found.right == 1.0 and found.kinds == ["crystal", "molecule"] and "for 100.0 % of the points" in found.text()
     found = feature_map(potential, read, "time")
