@@ -20,7 +20,7 @@ from mlff.potential.potential import Potential
 
 ENERGY, ELEMENT = "energy", "element"  #: what a map is coloured by, beside info keys
 _ROWS = 10  #: known for each component that distances count
-_ROUNDING = 1e-3  #: of the largest standard deviation of a principal component
+_ROUNDING = 1e-5  #: of the largest standard deviation of a principal component
 _BLOCK = 2**24  #: distances between points at once
 
 
