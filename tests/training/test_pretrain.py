@@ -108,12 +108,13 @@ def test_a_rotated_view_has_the_same_features(name, potentials, ethanol, silicon
         np.testing.assert_allclose(one, other, atol=1e-10 * max(1.0, np.abs(one).max()))
 
 
-def toy_batch(extra=0):
+def toy_batch(extra_structures=0, extra_atoms=0, extra_neighbors=0):
     """Pairs of views of ethanol and its like, padded with so many structures, atoms and neighbours more."""
     structures = [Structure.from_atoms(molecule(name)) for name in ("CH3CH2OH", "CH3OH", "CH4")]
     batches = PairsOfViews(structures, 4.0, Pretraining(), 3)
     atoms, neighbors = sum(len(s.numbers) for s in structures), max(s.sizes.neighbors for s in batches.samples)
-    return batches.build(Sizes(3 + extra, 2 * atoms + 7 * extra, neighbors + extra), [(0, 5), (1, 6), (2, 7)])
+    sizes = Sizes(3 + extra_structures, 2 * atoms + extra_atoms, neighbors + extra_neighbors)
+    return batches.build(sizes, [(0, 5), (1, 6), (2, 7)])
 
 
 def test_padding_does_not_leak_into_the_loss_or_its_gradient():
@@ -125,13 +126,14 @@ def test_padding_does_not_leak_into_the_loss_or_its_gradient():
     params = {"params": {"w": np.random.default_rng(0).normal(size=(4, 8)).astype(np.float32), HEAD: head_params(0, 8)}}
     losses = jax.jit(jax.value_and_grad(contrastive(features, Pretraining()), has_aux=True))
     (tight, _), gradient = losses(params, *toy_batch(), 1.0, jax.random.key(0))
-    (loose, _), other = losses(params, *toy_batch(3), 1.0, jax.random.key(0))
-    assert float(loose) == pytest.approx(float(tight), rel=1e-5) and 0 < float(tight) < 10
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), gradient, other)
+    for extra in ((3, 21, 2), (0, 9, 0)):  # also atoms that are padding where no structure is
+        (loose, _), other = losses(params, *toy_batch(*extra), 1.0, jax.random.key(0))
+        assert float(loose) == pytest.approx(float(tight), rel=1e-5) and 0 < float(tight) < 10
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), gradient, other)
 
 
 def test_structures_count_by_the_mean_of_their_atoms():
-    graph, _ = toy_batch(1)
+    graph, _ = toy_batch(1, 7)
     rows = np.random.default_rng(0).normal(size=(len(graph.atomic_numbers), 3)).astype(np.float32)
     found = structure_features(rows, graph)
     start = 0
