@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -156,12 +157,10 @@ def classified(potential: Potential, work: Path, seed: int) -> dict:
 
 
 def phase_rows(args: argparse.Namespace, content: dict, keep) -> None:
-    """Random weights and InfoNCE, several seeds."""
+    """InfoNCE and random weights, several seeds."""
     phases(args.work)
     done = {(r["start"], r["seed"]) for r in content["phases"]}
-    for seed in range(args.seeds):
-        if ("contrastive", seed) in done:
-            continue
+    for seed in range(args.phase_seeds):
         config = make_config(
             {
                 "seed": seed,
@@ -173,18 +172,15 @@ def phase_rows(args: argparse.Namespace, content: dict, keep) -> None:
         )
         begin = time.process_time()
         potential = pretrain(config, args.work / f"phases_{seed}", progress=False)
-        seconds = round(time.process_time() - begin, 1)
-        fresh = Potential(
-            potential.config,
-            initial_params(potential.model, seed),
-            potential.elements,
-            potential.baseline,
-            potential.statistics,
-        )
-        for start, model in (("random", fresh), ("contrastive", potential)):
-            row = {"start": start, "seed": seed, "cpu_s": seconds if start == "contrastive" else 0.0}
-            content["phases"].append(row | classified(model, args.work, seed))
-        keep()
+        row = {"start": "contrastive", "seed": seed, "cpu_s": round(time.process_time() - begin, 1)}
+        if ("contrastive", seed) not in done:
+            content["phases"].append(row | classified(potential, args.work, seed))
+            keep()
+    for seed in range(args.seeds):
+        if ("random", seed) not in done:
+            fresh = replace(potential, params=initial_params(potential.model, seed))
+            content["phases"].append({"start": "random", "seed": seed} | classified(fresh, args.work, seed))
+            keep()
 
 
 def curve_rows(args: argparse.Namespace, content: dict, keep) -> None:
@@ -288,6 +284,7 @@ def main() -> None:
     parser.add_argument("--parts", nargs="+", choices=["phases", "curves"], default=["phases", "curves"])
     parser.add_argument("--labels", type=int, nargs="+", default=[25, 100])
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--phase-seeds", type=int, default=3, help="of InfoNCE; those of random weights cost nothing")
     parser.add_argument("--phase-epochs", type=int, default=12)
     parser.add_argument("--atoms", type=float, default=0.0, help="share of the atoms' term, for the phases")
     parser.add_argument("--contrastive-epochs", type=int, default=20)
