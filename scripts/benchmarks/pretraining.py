@@ -6,9 +6,9 @@
 Phases: copper, nickel and aluminium as diamond, fcc, bcc, hcp, liquid (molecular dynamics with ASE's EMT at 2,500 K) and gas.
 A model learns by InfoNCE alone from structures without labels. Held-out structures take the phase of the five nearest
 in the features (Mahalanobis distance): with all phases of the training structures known, with one structure of each
-phase and element, and with those of two elements for the third; beside random weights. Curves: the force RMSE (meV/Å) on 300 K structures of
-data/malonaldehyde with few labels, from random weights and from both kinds of pre-training on the 900 training structures
-without their labels. Rows go into the JSON one by one; a row that is there already is not repeated.
+phase and element, and with those of two elements for the third; beside random weights. Curves: the force RMSE (meV/Å) on
+300 K structures of data/malonaldehyde with few labels, from random weights and from both kinds of pre-training on the
+training structures without their labels. Rows go into the JSON one by one; a row that is there already is not repeated.
 """
 
 from __future__ import annotations
@@ -247,6 +247,7 @@ def draw(content: dict, work: Path, path: Path) -> None:
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
+    from matplotlib.ticker import NullFormatter
 
     potential = Potential.load(work / "phases_0/model.safetensors", pretrained=True)
     heated(work)
@@ -275,6 +276,8 @@ def draw(content: dict, work: Path, path: Path) -> None:
             labels, means, errors, marker="o", capsize=3, label=f"from {start}" if start != "random" else "from scratch"
         )
     axes[2].set(xscale="log", yscale="log", xlabel="labels", ylabel="force RMSE (meV/Å)", title="malonaldehyde, 300 K")
+    axes[2].set_xticks(labels, [str(n) for n in labels])
+    axes[2].xaxis.set_minor_formatter(NullFormatter())
     axes[2].legend(fontsize=8, frameon=False)
     figure.savefig(path, dpi=130)
 
