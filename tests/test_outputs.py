@@ -46,6 +46,7 @@ def no_work(monkeypatch):
     for name in ("load", "read_data"):
         monkeypatch.setattr(f"mlff.cli.measure.{name}", work)
     monkeypatch.setattr("mlff.cli.learn.load", work)
+    monkeypatch.setattr("mlff.cli.pretraining.load", work)
 
 
 def call(*arguments):
@@ -83,6 +84,8 @@ def call(*arguments):
         ("lint water.xyz --plot a.svg", "a.svg: the name must end in .png"),
         ("lint water.xyz --json no/a.json", "no such directory"),
         ("free-energy a.jsonl --plot a.pdf", "a.pdf: the name must end in .png"),
+        ("map M water.xyz --out a.pdf", "a.pdf: the name must end in .png"),
+        ("map M water.xyz --out water.png --json no/a.json", "no such directory"),
         ("certify M --plot a.pdf", "a.pdf: the name must end in .png"),
         ("committee M M --out committee", "committee: the name must end in .safetensors"),
     ],

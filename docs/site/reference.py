@@ -39,6 +39,8 @@ MORE = {
     "mlff.simulation.sampling": ["sample"],
     "mlff.simulation.trajectory_gradient": ["trajectory_gradient", "DifferentiableRun", "TrajectoryGradient"],
     "mlff.simulation.differentiable": ["Frame", "Inputs"],
+    "mlff.training.pretrain": ["pretrain"],
+    "mlff.properties.feature_map": ["feature_map", "FeatureMap"],
     "mlff.basics.errors": ["DataError", "ConfigError", "ModelFileError", "StructureError", "TrainingError", "FileError"],
 }
 SIGNS = {Gt: ">", Ge: "≥", Lt: "<", Le: "≤"}

@@ -1,12 +1,12 @@
-"""The command line: `mlff train | schema | evaluate | certify | lint | info | predict | relax | md | analyze | vibrations | ...`.
+"""The command line: `mlff train | pretrain | evaluate | certify | lint | info | predict | relax | md | analyze | vibrations | ...`.
 
 Heavy imports happen inside the commands, so that --help is quick.
 """
 
-from mlff.cli import analyze, learn, measure, properties, simulate
+from mlff.cli import analyze, learn, measure, pretraining, properties, simulate
 from mlff.cli.app import app
 
-__all__ = ["analyze", "app", "learn", "main", "measure", "properties", "simulate"]
+__all__ = ["analyze", "app", "learn", "main", "measure", "pretraining", "properties", "simulate"]
 
 
 def main() -> None:

@@ -87,7 +87,7 @@ def finetune(
     from mlff.training.start import before_and_after
 
     splits = load_data(settings.data, settings.seed, settings.loss, not quiet)
-    before = load(model)
+    before = load(model, pretrained=True)
     potential = _run(settings, out, config.stem, splits, certify, quiet)
     rows = before_and_after(before, potential, splits)
     write_text(out / "finetuning.json", json.dumps(rows, indent=2))
@@ -134,7 +134,7 @@ def _run(settings: Config, out: Path, title: str, splits: Splits | None, certify
     use_compilation_cache()
     potential = run_training(settings, out, progress=not quiet, data=splits)
     if (out / "metrics.jsonl").exists():
-        _plot(out, title)
+        plot_run(out, title)
     model = out / "model.safetensors"
     if certify and CERTIFICATE not in potential.metadata:
         certificate = write_certificate(potential, model, [], out / "certificate.png", quiet)
@@ -169,11 +169,12 @@ def plot(
     run: Annotated[Path, typer.Argument(help="directory of a training, finished or at work", show_default=False)],
 ) -> None:
     """Draw errors, and the gradients and updates of the layers, over the epochs: RUN/learning_curve.png and RUN/layers.png."""
-    for path in _plot(run, run.name):
+    for path in plot_run(run, run.name):
         print(path)
 
 
-def _plot(out: Path, title: str) -> list[Path]:
+def plot_run(out: Path, title: str) -> list[Path]:
+    """Learning curve and layers of a run; the files that were written."""
     from mlff.basics.errors import DataError
     from mlff.report import plots
 

@@ -215,7 +215,7 @@ def info(
     if (file.is_dir() and not (file / "type.raw").exists()) or file.suffix == ".safetensors":
         if key or unit:
             raise ConfigError(f"{file}: {'--key' if key else '--unit'} has no effect on a model; leave it out")
-        potential = load(file, verify=False)
+        potential = load(file, verify=False, pretrained=html is None)
         Console().print(tables.model(potential, file))
         if html is not None:
             from mlff.report.html import write_report

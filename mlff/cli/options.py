@@ -46,11 +46,11 @@ Plot = Annotated[Path | None, typer.Option("--plot", help="draw them into this P
 Force = Annotated[bool, typer.Option("--force", help="overwrite an existing trajectory")]
 
 
-def load(path: Path, precision: Precision | None = None, verify: bool = True) -> Potential:
-    """The potential of a model file or a run's directory."""
+def load(path: Path, precision: Precision | None = None, verify: bool = True, pretrained: bool = False) -> Potential:
+    """The potential of a model file or a run's directory; with `pretrained` one without energies too."""
     from mlff.potential.potential import Potential
 
-    potential = Potential.load(model_file(path), verify)
+    potential = Potential.load(model_file(path), verify, pretrained)
     return potential if precision is None else potential.with_precision(precision)
 
 

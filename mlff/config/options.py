@@ -355,6 +355,28 @@ class Training(Section):
     tensorboard: bool = Field(True, description="write TensorBoard events beside the JSON lines")
 
 
+class Pretraining(Section):
+    """Learning without labels, by `mlff pretrain` alone: from what structures look like when they are moved a little."""
+
+    method: Literal["contrastive", "denoising"] = Field(
+        "contrastive",
+        description="contrastive: two views of a structure and of each atom are told from those of others; denoising: forces "
+        "point back to where displaced atoms were",
+    )
+    displacement: float = Field(
+        0.05, gt=0, le=1, description="standard deviation by which atoms are displaced along each direction, Å"
+    )
+    strain: float = Field(
+        0.02, ge=0, le=0.2, description="contrastive: standard deviation of the strains of periodic cells, without unit"
+    )
+    temperature: float = Field(
+        0.1, gt=0, description="contrastive: by which similarities (-1 to 1) are divided in the softmax, without unit"
+    )
+    atoms: float = Field(
+        0.5, ge=0, le=1, description="contrastive: share of the atoms' term in the loss; the rest is that of the structures"
+    )
+
+
 class Config(Section):
     """Everything about a training run."""
 
@@ -377,6 +399,7 @@ class Config(Section):
     loss: Loss = Loss()
     optimizer: Optimizer = Optimizer()
     training: Training = Training()
+    pretraining: Pretraining = Pretraining()
 
     @pydantic.model_validator(mode="before")
     @classmethod
@@ -386,4 +409,4 @@ class Config(Section):
         return {name: {} if value is None and name in _SECTIONS else value for name, value in values.items()}
 
 
-_SECTIONS = ("data", "model", "loss", "optimizer", "training")
+_SECTIONS = ("data", "model", "loss", "optimizer", "training", "pretraining")

@@ -154,18 +154,20 @@ def read_dataset(
     return _read_training(path, options, progress)
 
 
-def load_data(config: Data, seed: int, loss: Loss, progress: bool = False) -> Splits:
+def load_data(config: Data, seed: int, loss: Loss | None, progress: bool = False) -> Splits:
     """Training, validation and test sets of a config, checked against each other and against the loss.
 
     `n_train` structures are left for training; the validation set is split off first and keeps its share
-    (`valid_fraction`) of what is used. Identical geometries in training and other sets are warned of.
+    (`valid_fraction`) of what is used. Identical geometries in training and other sets are warned of. `loss` None: no labels
+    are asked for.
     Raises DataError: as `read_dataset`; as `check_labels`; an empty training or validation set; a group split without
     groups; an element in validation or test that training lacks.
     """
     data = _read_training(config.train, config, progress)
     if len(data) == 0:
         raise DataError(f"{data.census.source}: holds no structures to train on besides isolated atoms")
-    _require_labels(data, loss)
+    if loss is not None:
+        _require_labels(data, loss)
     if config.split == "group" and config.valid is None and config.keys.group is None:
         raise DataError("data.split: group needs data.keys.group, the info key whose value names the group")
     rng = np.random.default_rng(seed)
@@ -198,7 +200,8 @@ def load_data(config: Data, seed: int, loss: Loss, progress: bool = False) -> Sp
                 "will look better than they are",
                 stacklevel=2,
             )
-    check_labels(splits, loss, own=config.valid is not None)
+    if loss is not None:
+        check_labels(splits, loss, own=config.valid is not None)
     if replay is not None:
         replay.require_labels()
     return splits

@@ -27,6 +27,7 @@ from mlff.potential.domain import Environments
 FORMAT_VERSION = 1
 MIGRATIONS: dict[int, Callable[[dict], dict]] = {}  #: from a header of that version to one of the next
 CERTIFICATE = "certificate"  #: where the certificate stands in the metadata
+PRETRAINING = "pretraining"  #: there too: what a model was trained on without labels, see `Potential.pretrained`
 UNITS = {"energy": "eV", "length": "Angstrom", "forces": "eV/Angstrom", "stress": "eV/Angstrom^3"}
 
 

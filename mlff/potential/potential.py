@@ -17,7 +17,7 @@ import numpy as np
 from flax import traverse_util
 from rich.progress import Progress, track
 
-from mlff.basics.errors import ConfigError, StructureError
+from mlff.basics.errors import ConfigError, ModelFileError, StructureError
 from mlff.basics.runtime import refuse_forked, set_up_process
 from mlff.data import baseline as baselines
 from mlff.data.batching import Sizes, make_graph, make_sample, round_up
@@ -33,6 +33,7 @@ from mlff.potential.packing import predictions
 from mlff.potential.result import Result, unpack
 
 LARGEST_FORCE = 1e6  #: eV/Å: a larger one is no result but nonsense
+_UNLABELLED = "was trained without labels and has no energies: train it on some with mlff finetune"
 _DENSEST = 1.0  #: Å³ for an atom; metallic hydrogen at 500 GPa has 1.4
 _LARGEST_ENERGY = 1e7  #: eV per atom, the same; all electrons of the heaviest atoms have some 1e6
 
@@ -87,6 +88,11 @@ class Potential:
         certificate = self.metadata.get(modelfile.CERTIFICATE) or {}
         lines = [*certificate.get("lines", []), *certificate.get("full", [])]
         return [line["name"] for line in lines if not line["passed"]]
+
+    @property
+    def pretrained(self) -> bool:
+        """Whether it was trained without labels, by `mlff pretrain`: it has features, and no energies."""
+        return modelfile.PRETRAINING in self.metadata
 
     @functools.cached_property
     def model(self):
@@ -168,6 +174,7 @@ class Potential:
 
     def _run(self, name: str, graph: Graph, *arguments):
         refuse_forked()
+        self._refuse_unlabelled()
         with self.scope():
             return self.programs.run(name, self.device_params, graph, *arguments)
 
@@ -231,6 +238,15 @@ class Potential:
         return baselines.energy(self.baseline, numbers)
 
     def check(self, structure: Structure) -> None:
+        """Raise as `check_geometry`; ModelFileError where this was trained without labels, so that it has no energies."""
+        self._refuse_unlabelled()
+        self.check_geometry(structure)
+
+    def _refuse_unlabelled(self) -> None:
+        if self.pretrained:
+            raise ModelFileError(f"this potential {_UNLABELLED}")
+
+    def check_geometry(self, structure: Structure) -> None:
         """Raise StructureError for NaN, a cell without extent or room for its atoms, or an element this potential was not trained on."""
         structure.check()
         unknown = set(structure.numbers.tolist()) - set(self.elements)
@@ -296,7 +312,7 @@ class Potential:
     def graph_of(self, atoms: ase.Atoms | Structure) -> Graph:
         """The graph of one structure, without padded atoms; positions moved by whole lattice vectors. Raises StructureError."""
         structure = atoms if isinstance(atoms, Structure) else Structure.from_atoms(atoms)
-        self.check(structure)
+        self.check_geometry(structure)
         sample = make_sample(structure, self.cutoff)
         sizes = Sizes(1, len(structure), round_up(sample.sizes.neighbors, 0.25))
         return make_graph([sample], sizes, self.dtype, sample.shifts is not None)
@@ -311,15 +327,18 @@ class Potential:
         modelfile.write(path, self)
 
     @classmethod
-    def load(cls, path: str | Path, verify: bool = True) -> Potential:
+    def load(cls, path: str | Path, verify: bool = True, pretrained: bool = False) -> Potential:
         """Read a file written by `save`. Runs no code from it.
 
         With `verify`, the reference structures in the file are computed again the first time it is loaded on a platform.
         Raises ModelFileError: no such file, not a model, truncated, from a newer version, tensors missing, of the
-        wrong shape or not finite; references that come out otherwise here.
+        wrong shape or not finite; references that come out otherwise here; trained without labels (`mlff pretrain`), unless
+        `pretrained` allows it.
         """
         path = Path(path)
         potential = cls(**modelfile.read(path))
+        if potential.pretrained and not pretrained:
+            raise ModelFileError(f"{path}: {_UNLABELLED}")
         if verify:
             selfcheck.verify(potential, path)
         return potential

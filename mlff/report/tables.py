@@ -41,7 +41,9 @@ def model(potential: Potential, path: Path) -> Group:
         ("precision", potential.precision),
         (
             "reference energies",
-            ", ".join(f"{chemical_symbols[z]} {potential.baseline[z]:.4f} eV" for z in potential.elements),
+            "none: trained without labels"
+            if potential.pretrained
+            else ", ".join(f"{chemical_symbols[z]} {potential.baseline[z]:.4f} eV" for z in potential.elements),
         ),
     ]
     rows += [

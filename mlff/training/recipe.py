@@ -48,7 +48,7 @@ def choose(config: Config, data: Dataset, beginning: Potential | None = None) ->
         training = training.model_copy(update={"epochs": epochs})
         reasons.append(f"training.epochs: {epochs}, about {epochs * steps:,} steps for {len(data):,} structures")
     optimizer = config.optimizer
-    if beginning is not None and "learning_rate" not in optimizer.model_fields_set:
+    if beginning is not None and not beginning.pretrained and "learning_rate" not in optimizer.model_fields_set:
         optimizer = optimizer.model_copy(update={"learning_rate": FINE * optimizer.learning_rate})
         reasons.append(f"optimizer.learning_rate: {optimizer.learning_rate:g}, a quarter of the usual one for fine-tuning")
     return config.model_copy(update={"model": model, "training": training, "optimizer": optimizer}), reasons

@@ -32,7 +32,7 @@ def load(config: Config) -> Potential | None:
     """The potential of `config.finetune_from`, None without one. Raises ModelFileError for a file that is none; ConfigError for a committee."""
     if config.finetune_from is None:
         return None
-    potential = Potential.load(config.finetune_from)
+    potential = Potential.load(config.finetune_from, pretrained=True)
     if potential.members > 1:
         raise ConfigError(f"finetune_from: {config.finetune_from}: is a committee; start from one of its members")
     return potential
@@ -52,6 +52,10 @@ def check(potential: Potential | None, config: Config, splits: Splits) -> list[s
         raise ConfigError(
             f"finetune_from: {config.finetune_from}: its model differs from the config's in {differing}; write the same model section, or none"
         )
+    if splits.replay is not None and potential.pretrained:
+        raise ConfigError(
+            "data.replay: the model to start from was trained without labels: nothing is to be kept; leave it out"
+        )
     if splits.replay is not None:
         check_replay(potential, splits.replay)
     _, lines = with_elements(potential, splits.train.elements)
@@ -62,28 +66,35 @@ def with_elements(potential: Potential, wanted: tuple[int, ...]) -> tuple[Potent
     """The same potential for its elements and those of `wanted`, and one line for each new one.
 
     A new element begins as the most similar known one: of the same group of the periodic table, else the nearest atomic number.
+    Of a potential that was trained without labels only elements that are `wanted` stay: it has no energies of others.
     """
     new = [z for z in wanted if z not in potential.elements]
-    if not new:
-        return potential, []
     likes = {z: min(potential.elements, key=lambda known: _unlike(z, known)) for z in new}
-    every = tuple(sorted({*potential.elements, *new}))
+    lines = [f"{chemical_symbols[z]} is new to the model: it begins as {chemical_symbols[likes[z]]}" for z in new]
+    potential = _with(potential, {*potential.elements, *new}, likes)
+    return (_with(potential, set(wanted), {}) if potential.pretrained else potential), lines
+
+
+def _with(potential: Potential, wanted: set[int], likes: dict[int, int]) -> Potential:
+    """The same potential for more or for fewer elements; one of `likes` begins as that one."""
+    every = tuple(sorted(wanted))
+    if every == potential.elements:
+        return potential
     taken = np.array([potential.elements.index(likes.get(z, z)) for z in every])
     module = registry.build(potential.config, every, potential.statistics)
     shapes = parameter_shapes(module) | range_shapes(module)
     flat = {"/".join(name): np.asarray(leaf) for name, leaf in traverse_util.flatten_dict(potential.params).items()}
     grown = {name: _grown(leaf, shapes[name], taken, len(potential.elements)) for name, leaf in flat.items()}
     energies = potential.statistics.atom_energies
-    lines = [f"{chemical_symbols[z]} is new to the model: it begins as {chemical_symbols[likes[z]]}" for z in new]
     return replace(
         potential,
         params=traverse_util.unflatten_dict({tuple(name.split("/")): leaf for name, leaf in grown.items()}),
         elements=every,
-        baseline={z: potential.baseline[likes[z]] for z in new} | potential.baseline,
+        baseline={z: potential.baseline[likes.get(z, z)] for z in every},
         statistics=potential.statistics._replace(
             atom_energies=tuple(energies[i] for i in taken) if energies else (), inner_cutoff=()
         ),
-    ), lines
+    )
 
 
 def _unlike(z: int, known: int) -> tuple[bool, int]:
@@ -103,7 +114,7 @@ def _group(z: int) -> int:
 
 
 def _grown(leaf: np.ndarray, shape: tuple[int, ...], taken: np.ndarray, known: int) -> np.ndarray:
-    """Rows of new elements, and of their pairs, copied from those in `taken`."""
+    """Rows of elements, and of their pairs, from those in `taken`."""
     for axis, (old, new) in enumerate(zip(leaf.shape, shape, strict=True)):
         if old == known and new == len(taken) != old:
             leaf = np.take(leaf, taken, axis)
@@ -157,6 +168,8 @@ def _own_error(potential: Potential, label: str) -> float:
 def statistics(potential: Potential, measured: Statistics, present: tuple[int, ...]) -> Statistics:
     """Scales of `potential`; binding energies (where the element is `present`) and inner cutoffs as `measured`.
 
+    One that was trained without labels has no scale of energy: that is as `measured` too.
+
     Inner cutoffs as short as those of a hotter set to start from was worse: fine-tuning bends the network where it has no data.
     """
     old = potential.statistics
@@ -164,19 +177,21 @@ def statistics(potential: Potential, measured: Statistics, present: tuple[int, .
     if old.atom_energies:
         pairs = zip(potential.elements, measured.atom_energies, old.atom_energies, strict=True)
         energies = tuple(new if z in present else before for z, new, before in pairs)
-    return Statistics(old.energy_scale, old.mean_neighbors, energies, measured.inner_cutoff)
+    scale = measured.energy_scale if potential.pretrained else old.energy_scale
+    return Statistics(scale, old.mean_neighbors, energies, measured.inner_cutoff)
 
 
 def before_and_after(before: Potential, after: Potential, splits: Splits) -> list[dict]:
     """Errors of what was kept aside and of the data to replay: force RMSE before and after, of single structures the worst.
 
     meV/Å, and meV per atom of the energies after (before it, their zero may be another). None: no such labels, or an element
-    that the potential did not know.
+    that the potential did not know, or it knew no energies.
     """
     sets = {"validation": splits.valid, **splits.test} | ({} if splits.replay is None else {"replay": splits.replay})
     rows = []
     for name, data in sets.items():
-        old = evaluate(before, data) if set(data.elements) <= set(before.elements) else None
+        known = not before.pretrained and set(data.elements) <= set(before.elements)
+        old = evaluate(before, data) if known else None
         new = evaluate(after, data)
         row = {"data": name, "structures": len(data)}
         for label, metrics in (("before", old), ("after", new)):

@@ -102,6 +102,16 @@ def make_eval_step(apply: Apply, config: Config, scale: float, stress: bool) -> 
     return jax.jit(measure, compiler_options=compiler.quick())
 
 
+def make_loss_step(objective: Objective) -> Callable[[Params, Graph, Labels], Array]:
+    """`measure(params, graph, labels) -> report vector` of one batch: the objective at the end of training, compiled."""
+
+    def measure(params: Params, graph: Graph, labels: Labels) -> Array:
+        loss, sums = objective(params, graph, labels, jnp.ones(()), jax.random.key(0))
+        return _pack(loss, 0.0, False, sums)
+
+    return jax.jit(measure, compiler_options=compiler.quick())
+
+
 def layers(params: Params) -> dict[str, list[int]]:
     """The layers of a model, the first parts of its parameters' names, and which leaves are theirs."""
     groups: dict[str, list[int]] = {}

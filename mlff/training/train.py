@@ -89,7 +89,7 @@ def _train(config: Config, out: Path, splits: Splits, journal: RunLog, progress:
     identity = _identity(config, splits, beginning)
     with jax.enable_x64(config.precision == "float64"), Checkpoints(out / "checkpoints") as saved:
         record = saved.record()
-        _refuse_other(out, identity, record, config)
+        refuse_other(out, identity, record, config)
         if record is not None and TrainingProgress.from_record(record, out).over(config) and (out / MODEL).exists():
             journal.say(f"this run is finished: its potential is {out / MODEL}")
             return Potential.load(out / MODEL)
@@ -104,16 +104,8 @@ def _train(config: Config, out: Path, splits: Splits, journal: RunLog, progress:
         journal.say(task.describe())
         for line in plasticity.describe(config.optimizer, task.params):
             journal.say(line)
-        trainer = Trainer(task, saved, journal, identity)
-        trainer.resume()
-        trainer.run.overhead += time.monotonic() - started
-        try:
-            params = trainer.fit()
-        except (KeyboardInterrupt, Terminated):
-            journal.say(f"stopped after {trainer.run.epoch} epochs; the same command on {out} goes on from here")
-            raise
-    journal.say(_outcome(trainer.run))
-    potential, parities = finish(task, splits, params, trainer.run, journal, progress)
+        params, run = optimise(Trainer(task, saved, journal, identity), out, started)
+    potential, parities = finish(task, splits, params, run, journal, progress)
     potential.save(out / MODEL)
     journal.say(f"saved {out / MODEL}")
     try:
@@ -121,6 +113,19 @@ def _train(config: Config, out: Path, splits: Splits, journal: RunLog, progress:
     except FileError as error:  # the model is saved
         journal.warn(f"{error}; the report will lack predictions: mlff evaluate {out} DATA --html FILE makes them again")
     return potential
+
+
+def optimise(trainer: Trainer, out: Path, started: float) -> tuple[Params, TrainingProgress]:
+    """The parameters of the best validation, and how the run went; it goes on from a checkpoint. Raises as `Trainer.fit`."""
+    trainer.resume()
+    trainer.run.overhead += time.monotonic() - started
+    try:
+        params = trainer.fit()
+    except (KeyboardInterrupt, Terminated):
+        trainer.journal.say(f"stopped after {trainer.run.epoch} epochs; the same command on {out} goes on from here")
+        raise
+    trainer.journal.say(_outcome(trainer.run))
+    return params, trainer.run
 
 
 def find_learning_rate(config: Config) -> RangeTest:
@@ -197,17 +202,7 @@ def finish(
     task: Task, splits: Splits, params: Params, run: TrainingProgress, journal: RunLog, progress: bool = False
 ) -> tuple[Potential, dict[str, Parity]]:
     """The potential with its final errors in the metadata, and what it says of each set that was kept aside."""
-    finished = datetime.now(UTC).isoformat(timespec="seconds")
-    metadata = {
-        "config": task.config.model_dump(mode="json"),
-        "formulas": _formulas(splits.train),
-        "data": {"train": splits.train.fingerprint, "valid": splits.valid.fingerprint}
-        | {f"test {name}": data.fingerprint for name, data in splits.test.items()},
-        "training": {"epochs": run.epoch, "best_epoch": run.best_epoch, "seconds": round(run.seconds + run.overhead, 1)}
-        | {"finished": finished},
-        "versions": provenance.versions(),
-        "machine": provenance.machine(),
-    }
+    metadata = origin(task.config, splits, run)
     structures = splits.train.structures + (() if splits.replay is None else splits.replay.structures)
     potential = Potential(
         config=task.config.model,
@@ -236,6 +231,21 @@ def finish(
     return dataclasses.replace(potential, metadata=metadata | {"errors": errors}), parities
 
 
+def origin(config: Config, splits: Splits, run: TrainingProgress) -> dict:
+    """What a model file says of its training."""
+    finished = datetime.now(UTC).isoformat(timespec="seconds")
+    return {
+        "config": config.model_dump(mode="json"),
+        "formulas": _formulas(splits.train),
+        "data": {"train": splits.train.fingerprint, "valid": splits.valid.fingerprint}
+        | {f"test {name}": data.fingerprint for name, data in splits.test.items()},
+        "training": {"epochs": run.epoch, "best_epoch": run.best_epoch, "seconds": round(run.seconds + run.overhead, 1)}
+        | {"finished": finished},
+        "versions": provenance.versions(),
+        "machine": provenance.machine(),
+    }
+
+
 def _formulas(data: Dataset) -> dict[str, int]:
     """The most frequent formulas and how many structures have each; the others together."""
     counts = Counter(structure.formula for structure in data)
@@ -253,17 +263,24 @@ def _held_out(splits: Splits) -> Iterator[tuple[str, Dataset]]:
 
 def _identity(config: Config, splits: Splits, beginning: Potential | None) -> dict:
     """What two runs must share for one to continue the other."""
-    options = {}
-    for section, values in config.model_dump(mode="json").items():
-        kept = MAY_CHANGE.get(section, set())
-        options[section] = {k: v for k, v in values.items() if k not in kept} if isinstance(values, dict) else values
+    options = options_of(config)
+    del options["pretraining"]
     options["finetune_from"] = None if beginning is None else beginning.fingerprint  # the content counts, not the path
     options["optimizer"]["plasticity_map"] = plasticity.fingerprint(config.optimizer.plasticity_map)
     data = {name: part.fingerprint for name in ("train", "valid", "replay") if (part := getattr(splits, name)) is not None}
     return {"config": options, "content of data": data}
 
 
-def _refuse_other(out: Path, identity: dict, record: dict | None, config: Config) -> None:
+def options_of(config: Config) -> dict:
+    """The options, section by section, without those that may change while a run goes on."""
+    options = {}
+    for section, values in config.model_dump(mode="json").items():
+        kept = MAY_CHANGE.get(section, set())
+        options[section] = {k: v for k, v in values.items() if k not in kept} if isinstance(values, dict) else values
+    return options
+
+
+def refuse_other(out: Path, identity: dict, record: dict | None, config: Config) -> None:
     """Raise ConfigError if the directory holds a run that this one cannot continue.
 
     An option that the earlier run did not know has its default there.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import collections
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -53,6 +53,19 @@ class Task:
         """What its training minimises."""
         return supervised(self.apply, self.config.loss, self.statistics.energy_scale)
 
+    def measure(self) -> Callable[[Params, Graph, Labels], jax.Array]:
+        """`measure(params, graph, labels) -> report vector` of a batch of the validation set, compiled."""
+        stress = any("stress" in sample.labels for sample in self.valid.samples)
+        return make_eval_step(self.apply, self.config, self.statistics.energy_scale, stress)
+
+    def score(self, sums: Sums, loss: float) -> float:
+        """What decides which epoch is best: the loss with the final weights, from sums over the validation set.
+
+        `loss`: the mean over its structures of the loss of their batch.
+        """
+        with on_host():
+            return float(losses.combine(sums, losses.weights(self.config.loss, 1.0)))
+
     def describe(self) -> str:
         count = sum(leaf.size for leaf in jax.tree.leaves(self.params))
         shapes = ", ".join(f"{s.structures} x {s.atoms} atoms x {s.neighbors} neighbours" for s in self.train.sizes)
@@ -76,10 +89,8 @@ class Trainer:
         self.run = TrainingProgress()
         self.state = initial_state(self.config, task.params)
         self.best = copied(self.state)
-        scale = task.statistics.energy_scale
         self.step = make_step(task.objective, self.config, plasticity.factors(self.config.optimizer, task.params))
-        stress = any("stress" in sample.labels for sample in task.valid.samples)
-        self.measure = make_eval_step(task.apply, self.config, scale, stress)
+        self.measure = task.measure()
         self._compiled: set[tuple[str, Sizes]] = set()
         self._layers = list(layers(task.params))
         self._norms = np.zeros((3, len(self._layers)))
@@ -197,15 +208,17 @@ class Trainer:
             self.save()
 
     def _validate(self) -> dict[str, float]:
-        """Errors of the averaged parameters on the validation set; the loss with the final weights is the score."""
-        totals = np.zeros(len(Sums._fields))
+        """Errors of the averaged parameters on the validation set, and its score."""
+        totals, loss, count = np.zeros(len(Sums._fields)), 0.0, 0
         for sizes, indices in self.task.valid.plan(None):
             graph, labels = self.task.valid.build(sizes, indices)
-            report = self._first_use("measure", sizes, self.measure, self.state.average, graph, labels)
-            totals += Report.unpack(report).sums
+            vector = self._first_use("measure", sizes, self.measure, self.state.average, graph, labels)
+            report = Report.unpack(vector)
+            totals += report.sums
+            loss += len(indices) * report.loss
+            count += len(indices)
         sums = Sums(*totals)
-        with on_host():
-            score = float(losses.combine(sums, losses.weights(self.config.loss, 1.0)))
+        score = self.task.score(sums, loss / count)
         if not np.isfinite(score):
             self._back_off("the validation loss is not finite")
         elif self.run.judge(score, self.config):

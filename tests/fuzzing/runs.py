@@ -26,7 +26,7 @@ from mlff.potential.neighborlist import VerletList
 from mlff.simulation.md import run_md
 from mlff.training.checkpoint import Checkpoints
 from mlff.training.progress import TrainingProgress
-from mlff.training.train import _refuse_other
+from mlff.training.train import refuse_other
 from tests.fuzzing import archives
 from tests.fuzzing.mutations import dump_json, mutate_bytes, mutate_text, mutate_tree
 
@@ -173,7 +173,7 @@ def read_checkpoints(folder: Path) -> None:
 def _resume(checkpoints: Checkpoints, folder: Path) -> None:
     """What training does with a run directory before it goes on."""
     record = checkpoints.record()
-    _refuse_other(folder / _FOLDER, _IDENTITY, record, _CONFIG)
+    refuse_other(folder / _FOLDER, _IDENTITY, record, _CONFIG)
     if record is not None:
         TrainingProgress.from_record(record, checkpoints.directory).over(_CONFIG)
     found = checkpoints.restore(_TREE)

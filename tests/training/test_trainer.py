@@ -205,9 +205,9 @@ def test_energies_only_never_differentiates_by_positions(structures, tmp_path):
     before = initial_state(config, task.params)
     with pytest.raises(AssertionError, match="a force was computed"):
         make_step(supervised(apply, make_config().loss, 1.0), make_config()).lower(
-            before, np.zeros(2, np.float32), graph, labels
+            before, np.zeros(3, np.float32), graph, labels
         )
-    _, report = step(before, np.zeros(2, np.float32), graph, labels)
+    _, report = step(before, np.zeros(3, np.float32), graph, labels)
     assert Report.unpack(report).sums.n_forces == 0 and Report.unpack(report).loss > 0
 
 
