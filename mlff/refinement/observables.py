@@ -26,7 +26,7 @@ from mlff.properties.vibrations import mass_weighted_basis, vibrations
 
 TIGHT = 1e-3  #: eV/Å times a hundredth: how far structures are relaxed
 _FAR = 0.05  #: Å that one Newton step may move an atom; beyond it the structure is relaxed anew
-_SETTLED = 1e-6  #: Å: a Newton step so short is none
+_SETTLED = 1e-8  #: Å: a Newton step so short is none
 _NEWTON = 10  #: steps at most
 _FLAT = 1e-3  #: of the unit: the derivative of a wavenumber nearer to zero is that here
 UNITS = {"cm^-1": INVERSE_CM, "THz": TERAHERTZ, "meV": 1e-3}  #: eV

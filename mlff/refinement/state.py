@@ -44,7 +44,7 @@ class State:
         counters = {name: getattr(self, name) for name in _COUNTERS}
         record = counters | {"identity": identity, "looks": [asdict(look) for look in self.looks]}
         with replacing(folder / FILE) as temporary:
-            save_file({k: np.ascontiguousarray(v) for k, v in arrays.items()}, temporary, {"record": json.dumps(record)})
+            save_file({k: np.array(v, order="C") for k, v in arrays.items()}, temporary, {"record": json.dumps(record)})
 
     def load(self, folder: Path, identity: dict) -> list[dict[str, np.ndarray]] | None:
         """Take up what is in `folder`; what each target held, None if there is nothing.
@@ -76,6 +76,12 @@ class State:
                 _, number, key = name.split("/")
                 held.setdefault(int(number), {})[key] = value
         return [held.get(number, {}) for number in range(max(held, default=-1) + 1)]
+
+
+def read_looks(path: Path) -> list[dict]:
+    """The looks at the validation data in a state's file, see `Look`."""
+    with safe_open(path, "np") as file:
+        return json.loads(file.metadata()["record"])["looks"]
 
 
 _COUNTERS = ("step", "kept", "score", "factor", "ended", "before_loss", "before")

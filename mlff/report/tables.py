@@ -21,6 +21,7 @@ from mlff.data.neighbors import neighbor_list, pair_vectors
 from mlff.data.structure import label_numbers
 from mlff.lint.lint import SEVERITIES, Lint
 from mlff.potential.potential import Potential
+from mlff.refinement.outcome import Outcome
 from mlff.simulation.driver import Summary
 from mlff.simulation.relax import Relaxation
 from mlff.training.metrics import Metrics
