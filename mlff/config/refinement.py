@@ -127,7 +127,7 @@ class SmallSteps(Optimizer):
     """Gradient descent from a trained model: Adam with a small constant rate; the other keys as in training."""
 
     name: Literal["sgd", "momentum", "adagrad", "rmsprop", "adam", "adamw", "muon"] = Field("adam", description="optimiser")
-    learning_rate: float = Field(2e-4, gt=0, description="a tenth of it where the force error rises at once")
+    learning_rate: float = Field(2e-5, gt=0, description="smaller where the force error rises at once; small models may want more")
     clip: float | None = Field(None, gt=0, description="largest global norm of the gradient; none: no clipping")
     schedule: Schedule = Schedule(kind="constant", warmup_fraction=0.0)
 
@@ -158,6 +158,14 @@ class Refinement(Section):
     seed: int = Field(0, ge=0, description="seed of the split, the order of the data and the runs")
     loss: Loss = Loss()
     optimizer: SmallSteps = SmallSteps()
+
+    @model_validator(mode="after")
+    def _own_data(self):
+        if self.data.replay is not None:
+            raise ValueError("data.replay: data.train holds the model's own data here; leave it out")
+        if self.data.reference_energies != "auto":
+            raise ValueError("data.reference_energies: those of the model are kept; leave it out")
+        return self
 
 
 _TARGETS = Kinds("targets", 2, "kind", KINDS)

@@ -164,7 +164,7 @@ class Averaged:
         return Measured(np.asarray(values), gradient)
 
     def fresh(self, potential: Potential) -> tuple[np.ndarray, np.ndarray | None]:
-        """From a run of its own; errors from blocks."""
+        """From a run of its own; errors from blocks, where these say nothing the scatter of single frames."""
         ensemble = self.ensemble.again()
         params = potential.with_precision("float64").device_params
         ensemble.sample(params)

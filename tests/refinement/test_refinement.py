@@ -309,6 +309,8 @@ def test_a_wrong_model_or_data_is_one_line(case, tmp_path, model, potentials_onc
     data = {"train": "data.xyz", "units": {"energy": "kcal/mol", "forces": "kcal/mol/Angstrom"}}
     with pytest.raises(ConfigError, match=r"data.train: .*in other units"):
         refine(config(folder, targets, data=data), tmp_path / "out", progress=False)
+    with pytest.raises(ConfigError, match="replay: data.train holds the model's own data"):
+        config(folder, targets, data={"train": "data.xyz", "replay": "data.xyz"})
     (tmp_path / "bad.yaml").write_text("model: m\ndata: {train: d}\ntargts: []\n", encoding="utf-8")
     with pytest.raises(ConfigError, match="unknown key 'targts'; did you mean 'targets'"):
         load_refinement(tmp_path / "bad.yaml")
