@@ -127,7 +127,9 @@ class SmallSteps(Optimizer):
     """Gradient descent from a trained model: Adam with a small constant rate; the other keys as in training."""
 
     name: Literal["sgd", "momentum", "adagrad", "rmsprop", "adam", "adamw", "muon"] = Field("adam", description="optimiser")
-    learning_rate: float = Field(2e-5, gt=0, description="smaller where the force error rises at once; small models may want more")
+    learning_rate: float = Field(
+        1e-5, gt=0, description="smaller where the force error rises at once; small models may want more"
+    )
     clip: float | None = Field(None, gt=0, description="largest global norm of the gradient; none: no clipping")
     schedule: Schedule = Schedule(kind="constant", warmup_fraction=0.0)
 
@@ -152,7 +154,9 @@ class Refinement(Section):
         description="share by which the force error on the validation data may rise; no state beyond it is kept",
     )
     data_weight: float = Field(
-        1.0, gt=0, description="weight of the loss on the data, taken over what it is before the first step"
+        10.0,
+        gt=0,
+        description="weight of the loss on the data, which is taken as a multiple of what it is before the first step",
     )
     batch_size: int | None = Field(None, gt=0, description="structures of the data in a step; default: about 80 atoms")
     seed: int = Field(0, ge=0, description="seed of the split, the order of the data and the runs")

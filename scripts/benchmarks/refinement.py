@@ -4,8 +4,8 @@
     .venv/bin/python scripts/benchmarks/refinement.py runs/malonaldehyde/model.safetensors
 
 Takes configs/refine/malonaldehyde.yaml, with that model. Rows: wavenumbers (cm⁻¹) of the reference, before and after, and errors of
-forces (meV/Å) and energies (meV/atom) on structures kept aside, before and after. Writes scripts/benchmarks/results/refinement.json and
-.png. --plot draws what the JSON holds.
+forces (meV/Å) and energies (meV/atom) on structures kept aside, before and after. Writes scripts/benchmarks/results/refinement.json
+and docs/images/refinement.png. --plot draws what the JSON holds.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ def draw(content: dict) -> None:
     other.plot(steps, [look["forces"] for look in looks], "s-", ms=3, color="tab:red")
     other.set(ylabel="force error, validation, meV/Å", ylim=(0, None))
     other.yaxis.label.set_color("tab:red")
-    figure.savefig(RESULTS.with_suffix(".png"))
+    figure.savefig(ROOT / "docs" / "images" / "refinement.png")
 
 
 if __name__ == "__main__":

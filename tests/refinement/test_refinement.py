@@ -1,5 +1,8 @@
 """Refinement: gradients of every kind of target, a target that is reached and one that the data forbid, restarts, wrong input."""
 
+import json
+
+import ase
 import jax
 import numpy as np
 import pytest
@@ -18,28 +21,22 @@ from mlff.config.refinement import (
 )
 from mlff.potential.potential import Potential
 from mlff.refinement.ensembles import Ensemble, MeanPressure, RadialDistribution
-from mlff.refinement.observables import Difference, Wavenumbers, with_params
-from mlff.refinement.outcome import Look, row, verdicts
+from mlff.refinement.observables import Difference, Goal, Wavenumbers, with_params
+from mlff.refinement.outcome import Look, Outcome, row, verdicts
 from mlff.refinement.refine import refine
 from mlff.refinement.targets import make_targets
+from tests.conftest import make_potential
 
 STEP = 1e-5  #: of the parameters, for finite differences
 SAMPLING = {"structure": "cell.xyz", "temperature": 300.0, "frames": 4, "every": 5, "equilibration": 5, "least": 0.99}
 
 
 @pytest.fixture(scope="module")
-def model(potentials_once):
-    return potentials_once("schnet", "float64")
+def model():
+    return make_potential("schnet", "float64")
 
 
-@pytest.fixture(scope="module")
-def potentials_once():
-    from tests.conftest import make_potential
-
-    return make_potential
-
-
-def water() -> "ase.Atoms":  # noqa: F821
+def water() -> ase.Atoms:
     atoms = molecule("H2O")
     atoms.rattle(0.1, seed=1)
     return atoms
@@ -173,27 +170,35 @@ def case(tmp_path_factory, model):
 
 def config(folder, targets, **more):
     plain = {"model": "model.safetensors", "data": {"train": "data.xyz", "valid_fraction": 0.3}, "targets": targets}
-    return make_refinement(plain | {"batch_size": 5, "check_every": 5, "steps": 60} | more, "test", folder)
+    return make_refinement(
+        plain | {"batch_size": 5, "check_every": 5, "steps": 60, "data_weight": 1.0} | more, "test", folder
+    )
 
 
 def difference(value: float, error: float = 0.01, frames=(0, 1), file="two.xyz") -> dict:
     return {"kind": "energy_difference", "structures": [file, file], "frames": frames, "value": value, "error": error}
 
 
-def test_a_target_is_reached_and_the_data_are_kept(case, tmp_path):
+@pytest.fixture(scope="module")
+def reached(case, tmp_path_factory):
+    """A refinement that reaches its target: config, folder, potential, outcome."""
     folder, gap = case
+    out = tmp_path_factory.mktemp("reached") / "out"
     settings = config(folder, [difference(gap + 0.05)], optimizer={"learning_rate": 3e-3})
-    refined, outcome = refine(settings, tmp_path / "out", progress=False)
+    return settings, out, *refine(settings, out, progress=False)
+
+
+def test_a_target_is_reached_and_the_data_are_kept(case, reached):
+    settings, out, refined, outcome = reached
     (one,) = outcome.targets
-    assert one.before == pytest.approx([gap], abs=1e-4) and one.deviation_before == pytest.approx(5, abs=0.05)
+    assert one.before == pytest.approx([case[1]], abs=1e-4) and one.deviation_before == pytest.approx(5, abs=0.05)
     assert one.reached and outcome.verdicts == () and outcome.steps < 60
     errors = outcome.data["validation"]
     assert errors["after"]["forces_rmse"] < 1.1 * errors["before"]["forces_rmse"]
-    again = Potential.load(tmp_path / "out" / "model.safetensors")
+    again = Potential.load(out / "model.safetensors")
     assert again.precision == "float32" and again.fingerprint == refined.fingerprint
     assert again.metadata["refinement"]["targets"][0]["after"] == one.after
-    _, repeated = refine(settings, tmp_path / "out", progress=False)  # it has ended
-    assert repeated == outcome
+    assert Outcome.from_dict(json.loads((out / "refinement.json").read_text(encoding="utf-8"))) == outcome
 
 
 def test_a_target_that_the_data_contradict_is_said(case, tmp_path):
@@ -207,33 +212,31 @@ def test_a_target_that_the_data_contradict_is_said(case, tmp_path):
     assert errors["after"]["forces_rmse"] < 1.101 * errors["before"]["forces_rmse"]  # the limit holds
 
 
-def test_a_stopped_run_goes_on_as_if_it_had_not_been(case, tmp_path, monkeypatch):
-    folder, gap = case
-    settings = config(folder, [difference(gap + 0.3)], steps=7, check_every=3)
-    whole, _ = refine(settings, tmp_path / "whole", progress=False)
+def test_a_stopped_run_goes_on_as_if_it_had_not_been(reached, tmp_path, monkeypatch):
+    settings, _, whole, outcome = reached
     calls, measure = [], Difference.measure
 
     def interrupted(self, params):
         calls.append(None)
-        if len(calls) == 5:
+        if len(calls) == 4:
             raise KeyboardInterrupt
         return measure(self, params)
 
     monkeypatch.setattr(Difference, "measure", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        refine(settings, tmp_path / "parts", progress=False)
-    assert not (tmp_path / "parts" / "model.safetensors").exists()
-    parts, _ = refine(settings, tmp_path / "parts", progress=False)
-    assert parts.fingerprint == whole.fingerprint
+        refine(settings, tmp_path, progress=False)
+    assert not (tmp_path / "model.safetensors").exists()
     with pytest.raises(ConfigError, match="differs in data_weight"):
-        refine(settings.model_copy(update={"data_weight": 2.0}), tmp_path / "parts", progress=False)
-    (tmp_path / "parts" / "state.safetensors").write_bytes(b"no state")
+        refine(settings.model_copy(update={"data_weight": 2.0}), tmp_path, progress=False)
+    parts, same = refine(settings, tmp_path, progress=False)
+    assert parts.fingerprint == whole.fingerprint and same == outcome
+    (tmp_path / "state.safetensors").write_bytes(b"no state")
     with pytest.raises(ModelFileError, match="delete it"):
-        refine(settings, tmp_path / "parts", progress=False)
+        refine(settings, tmp_path, progress=False)
 
 
 def test_verdicts_tell_trade_offs():
-    goal = make_goal()
+    goal = Goal("pressure", "GPa", np.zeros(1), np.ones(1), 1.0)
     start = Look(0, (10.0,), 100.0, 5.0, 1.0)
     rows = [row(goal, np.array([10.0]), np.array([6.0]), None)]
     (line,) = verdicts(rows, [start, Look(10, (2.0,), 130.0, 5.0, 1.3)], 0.1)
@@ -248,12 +251,6 @@ def test_verdicts_tell_trade_offs():
     rows = [row(goal, np.array([10.0]), np.array([0.5]), np.array([3.0]))]
     (line,) = verdicts(rows, [start, Look(10, (0.5,), 100.0, 5.0, 1.0)], 0.1)
     assert "more frames" in line
-
-
-def make_goal():
-    from mlff.refinement.observables import Goal
-
-    return Goal("pressure", "GPa", np.zeros(1), np.ones(1), 1.0)
 
 
 WRONG = {
@@ -300,10 +297,10 @@ def test_a_wrong_target_is_one_line(name, case, model):
     assert "\n" not in str(error.value)
 
 
-def test_a_wrong_model_or_data_is_one_line(case, tmp_path, model, potentials_once):
+def test_a_wrong_model_or_data_is_one_line(case, tmp_path):
     folder, _ = case
     targets = [difference(1.0)]
-    potentials_once("morse").save(tmp_path / "morse.safetensors")
+    make_potential("morse").save(tmp_path / "morse.safetensors")
     with pytest.raises(ConfigError, match="morse has no parameters"):
         refine(config(folder, targets, model=str(tmp_path / "morse.safetensors")), tmp_path / "out", progress=False)
     data = {"train": "data.xyz", "units": {"energy": "kcal/mol", "forces": "kcal/mol/Angstrom"}}
