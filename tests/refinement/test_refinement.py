@@ -316,14 +316,14 @@ def test_a_wrong_model_or_data_is_one_line(case, tmp_path):
 
 @pytest.mark.slow
 def test_reweighting_agrees_with_a_run_at_the_new_parameters(model):
-    options = Sampling(structure="", temperature=600.0, frames=300, every=20, equilibration=500, least=0.3)
-    made = Ensemble(options, model, "float64", cell(), 0)
+    options = Sampling(structure="", temperature=600.0, frames=500, every=20, equilibration=500, least=0.1)
+    made = Ensemble(options, model, "float32", cell(), 0)
     target = MeanPressure(Pressure(kind="pressure", value=1.0, error=0.1, sampling=options), made, model)
     with model.scope():
         params = model.device_params
         start = target.measure(params).values
-        other = moved(params, jax.tree.map(lambda leaf: leaf, params["params"]), 0.02)
+        other = moved(params, params["params"], 0.2)
         reweighted = target.measure(other).values
         assert made.runs == 1
         direct, error = target.fresh(with_params(model, other))
-    assert abs(reweighted - direct)[0] < 4 * error[0] < abs(direct - start)[0]
+    assert abs(reweighted - direct)[0] < 3 * error[0] < abs(direct - start)[0], (start, reweighted, direct, error)
