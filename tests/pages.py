@@ -47,6 +47,14 @@ SHORT = {
     "sample": ["--count", "20"],
     "vibrations": ["--fmax", "1000"],
     "neb": ["--fmax", "1000"],
+    "refine": [
+        "--no-certify",
+        "--set",
+        "steps=1",
+        "--set",
+        "targets=[{kind: energy_difference, value: 0.07, error: 0.01, frames: [0, 6], "
+        "structures: [../../data/malonaldehyde/path.xyz, ../../data/malonaldehyde/path.xyz]}]",
+    ],
 }
 BIASED = "--steps 1000 --interval 1 --timestep 0.2 --temperature 20".split()  #: of md with a bias, for a profile
 SETTINGS = {"training.epochs": "2", "data.n_train": "12"}  #: the same of --set
@@ -138,7 +146,8 @@ def checkout(root: Path) -> Iterator[Reader]:
                 kept += [count, *(next(lines) for _ in range(int(count) + 1))]
         copy.write_text("".join(kept), encoding="utf-8")
     (root / "configs").mkdir()
-    shutil.copytree(ROOT / "configs" / "bias", root / "configs" / "bias")
+    for name in ("bias", "refine"):
+        shutil.copytree(ROOT / "configs" / name, root / "configs" / name)
     for name, text in CONFIGS.items():
         (root / "configs" / f"{name}.yaml").write_text(text, encoding="utf-8")
     with pytest.MonkeyPatch.context() as patch:

@@ -15,6 +15,7 @@ import typer.main
 from mlff.cli import app
 from mlff.config.bias import load_bias
 from mlff.config.load import load_config
+from mlff.config.refinement import load_refinement
 from tests.pages import DOCS, PAGES, ROOT, TEXTS, all_commands, blocks, checkout, prose
 
 LINKED = [*PAGES, *sorted(set(DOCS.rglob("*.md")) - set(PAGES)), ROOT / "SECURITY.md"]
@@ -96,6 +97,9 @@ def test_configs_are_valid(page, tmp_path):
         if block.lstrip().startswith("variables:"):
             assert load_bias(file) in [load_bias(path) for path in (ROOT / "configs" / "bias").glob("*.yaml")]
             continue
+        if "targets:" in block:
+            load_refinement(file)
+            continue
         config = load_config(file)
         for path in config.data.train if isinstance(config.data.train, list) else [config.data.train]:
             assert (ROOT / "configs" / Path(path).relative_to(tmp_path)).exists(), path
@@ -103,6 +107,14 @@ def test_configs_are_valid(page, tmp_path):
 
 def test_the_readme_shows_a_config():
     assert [language for language, _ in blocks(PAGES[0])].count("yaml") == 1
+
+
+def test_configs_of_refinements_are_valid():
+    for file in (ROOT / "configs" / "refine").glob("*.yaml"):
+        config = load_refinement(file)
+        assert all(
+            Path(value).exists() for one in config.targets for value in one.files().values() if isinstance(value, str)
+        )
 
 
 @pytest.mark.parametrize("file", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda file: file.name)

@@ -26,8 +26,8 @@ def load_config(path: str | Path, overrides: list[str] = ()) -> Config:
     """
     path = Path(path)
     raw = read_yaml(path, "data: ..., model: ...")
-    for override in overrides:
-        _override(raw, override)
+    for text in overrides:
+        override(raw, text)
     return make_config(raw, source=str(path), base=path.parent)
 
 
@@ -56,33 +56,39 @@ def make_config(raw: dict[str, Any], source: str = "config", base: Path | None =
     return config if base is None else config.model_copy(update=_rebase(config, base, source))
 
 
+def relative_to(base: Path, value, source: str, section: str):
+    """Names of files (a text, a `Source`, lists and dictionaries of them, None), relative to `base`. Raises ConfigError."""
+    if value is None:
+        return None
+    if isinstance(value, dict):
+        return {name: relative_to(base, item, source, section) for name, item in value.items()}
+    if isinstance(value, list):
+        return [relative_to(base, item, source, section) for item in value]
+    if isinstance(value, Source):
+        return value.model_copy(update={"file": relative_to(base, value.file, source, section)})
+    try:
+        return str(base / Path(value).expanduser())
+    except RuntimeError:
+        raise ConfigError(f"{source}: {section}: {value}: there is no such home directory") from None
+
+
 def _rebase(config: Config, base: Path, source: str) -> dict[str, Any]:
     """What names a file, with paths relative to `base`."""
 
-    def fix(value, section="data"):
-        if value is None:
-            return None
-        if isinstance(value, dict):
-            return {name: fix(item) for name, item in value.items()}
-        if isinstance(value, list):
-            return [fix(item) for item in value]
-        if isinstance(value, Source):
-            return value.model_copy(update={"file": fix(value.file)})
-        try:
-            return str(base / Path(value).expanduser())
-        except RuntimeError:
-            raise ConfigError(f"{source}: {section}: {value}: there is no such home directory") from None
+    def fix(value, section: str):
+        return relative_to(base, value, source, section)
 
     files = ("train", "valid", "test", "replay")
     rates = fix(config.optimizer.plasticity_map, "optimizer")
     return {
-        "data": config.data.model_copy(update={name: fix(getattr(config.data, name)) for name in files}),
+        "data": config.data.model_copy(update={name: fix(getattr(config.data, name), "data") for name in files}),
         "optimizer": config.optimizer.model_copy(update={"plasticity_map": rates}),
         "finetune_from": fix(config.finetune_from, "finetune_from"),
     }
 
 
-def _override(raw: dict, text: str) -> None:
+def override(raw: dict, text: str) -> None:
+    """Put `key.sub=value` into `raw`; the value is YAML. Raises ConfigError."""
     key, separator, value = text.partition("=")
     if not separator or not key.strip():
         raise ConfigError(f"--set {text!r}: expected key=value, e.g. training.epochs=50")

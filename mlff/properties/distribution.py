@@ -67,16 +67,35 @@ def radial_distributions(frames: Frames, r_max: float | None = None) -> list[Rad
     chosen = _spread(len(frames))
     normal, plain = ({pair: np.zeros(len(edges) - 1) for pair in pairs} for _ in range(2))
     for k in chosen:
-        i, j, shifts = neighbor_list(frames.positions[k], frames.cells[k], frames.pbc, r_max)
-        distances = np.linalg.norm(pair_vectors(frames.positions[k], frames.cells[k], i, j, shifts), axis=1)
         volume = abs(np.linalg.det(frames.cells[k]))
-        for a, b in pairs:
-            of_pair = (frames.numbers[i] == a) & (frames.numbers[j] == b)
-            counts = np.histogram(distances[of_pair], edges)[0] / np.count_nonzero(frames.numbers == a) / len(chosen)
-            plain[a, b] += counts
-            normal[a, b] += counts * volume / np.count_nonzero(frames.numbers == b)
-    shells = 4 / 3 * np.pi * np.diff(edges**3)
+        found = pair_counts(frames.numbers, frames.positions[k], frames.cells[k], frames.pbc, pairs, edges)
+        for (a, b), counts in found.items():
+            plain[a, b] += counts / len(chosen)
+            normal[a, b] += counts / len(chosen) * volume / np.count_nonzero(frames.numbers == b)
+    shells = shell_volumes(edges)
     return [_described(pair, edges, normal[pair] / shells, plain[pair].cumsum()) for pair in pairs]
+
+
+def pair_counts(
+    numbers: np.ndarray,
+    positions: np.ndarray,
+    cell: np.ndarray,
+    pbc: np.ndarray,
+    pairs: list[tuple[int, int]],
+    edges: np.ndarray,
+) -> dict[tuple[int, int], np.ndarray]:
+    """Of each pair (a, b) of atomic numbers: (m,) atoms b in each shell between `edges` (m + 1,), Å, around an atom a, on average."""
+    i, j, shifts = neighbor_list(positions, cell, pbc, float(edges[-1]))
+    distances = np.linalg.norm(pair_vectors(positions, cell, i, j, shifts), axis=1)
+    return {
+        (a, b): np.histogram(distances[(numbers[i] == a) & (numbers[j] == b)], edges)[0] / np.count_nonzero(numbers == a)
+        for a, b in pairs
+    }
+
+
+def shell_volumes(edges: np.ndarray) -> np.ndarray:
+    """(m,) Å³ of the spherical shells between `edges` (m + 1,), Å."""
+    return 4 / 3 * np.pi * np.diff(edges**3)
 
 
 def bonds_and_angles(frames: Frames) -> tuple[list[Distribution], list[Distribution], float]:

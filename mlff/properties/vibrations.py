@@ -124,7 +124,7 @@ def vibrations(potential: Potential, atoms: ase.Atoms, tolerance: float = TOLERA
     hessian = potential.hessian(atoms)[np.ix_(rows, rows)]
     weighted = 0.5 * (hessian + hessian.T) / np.outer(root, root)
     whole = np.zeros((3 * len(free), 0)) if fixed else _overall(atoms.positions, masses, kind)
-    basis = np.linalg.svd(whole, full_matrices=True)[0][:, whole.shape[1] :]
+    basis = _rest(whole)
     squares, vectors = np.linalg.eigh(basis.T @ weighted @ basis)
     displacements = (basis @ vectors / root[:, None]).T
     displacements /= np.linalg.norm(displacements, axis=1)[:, None]
@@ -133,6 +133,17 @@ def vibrations(potential: Potential, atoms: ase.Atoms, tolerance: float = TOLERA
     rest = np.abs(_wavenumbers(np.linalg.eigvalsh(whole.T @ weighted @ whole))).max(initial=0.0)
     energy = potential.predict([atoms], stress=False)[0].energy
     return Vibrations(atoms, energy, forces_max, kind, _wavenumbers(squares), modes, float(rest))
+
+
+def mass_weighted_basis(atoms: ase.Atoms) -> tuple[str, np.ndarray]:
+    """Kind (see `Vibrations`) and an orthonormal basis (3n, m) of mass-weighted displacements: no translation, no rotation."""
+    kind = "periodic" if atoms.pbc.any() else _shape(atoms)
+    return kind, _rest(_overall(atoms.positions, atoms.get_masses(), kind))
+
+
+def _rest(whole: np.ndarray) -> np.ndarray:
+    """Orthonormal basis (3n, 3n - k) of what is orthogonal to (3n, k)."""
+    return np.linalg.svd(whole, full_matrices=True)[0][:, whole.shape[1] :]
 
 
 def _wavenumbers(squares: np.ndarray) -> np.ndarray:

@@ -21,6 +21,7 @@ from mlff.data.neighbors import neighbor_list, pair_vectors
 from mlff.data.structure import label_numbers
 from mlff.lint.lint import SEVERITIES, Lint
 from mlff.potential.potential import Potential
+from mlff.refinement.outcome import Outcome
 from mlff.simulation.driver import Summary
 from mlff.simulation.relax import Relaxation
 from mlff.training.metrics import Metrics
@@ -204,3 +205,28 @@ def finetuning(rows: list[dict]) -> Table:
         pairs = [text(row[f"forces_rmse_{when}"], row[f"forces_worst_{when}"]) for when in ("before", "after")]
         table.add_row(escape(row["data"]), f"{row['structures']:,}", *pairs, text(row["energy_rmse_per_atom_after"]))
     return table
+
+
+def refinement(outcome: Outcome) -> tuple[Table, Table]:
+    """Targets and errors of the data before and after a refinement."""
+    targets = Table(title="targets", title_justify="left")
+    for heading in ("", "target", "before", "after", "error bars away", ""):
+        targets.add_column(heading, justify="right" if heading else "left")
+    for row in outcome.targets:
+        away = f"{row.deviation_before:.3g} → {row.deviation_after:.3g}"
+        reached = "reached" if row.reached else "not reached"
+        if len(row.target) > 1:
+            name = f"{row.name} ({len(row.target)} values)"
+            spread = [f"± {abs(np.subtract(values, row.target)).mean():.3g}" for values in (row.before, row.after)]
+            targets.add_row(escape(f"{name}, mean deviation {row.unit}"), "", *spread, away, reached)
+        else:
+            error = "" if row.statistical_errors is None else f" ± {row.statistical_errors[0]:.2g}"
+            values = f"{row.target[0]:.5g} ± {row.error_bars[0]:.2g}", f"{row.before[0]:.5g}", f"{row.after[0]:.5g}{error}"
+            targets.add_row(escape(f"{row.name} {row.unit}"), *values, away, reached)
+    data = Table(title=f"data (parameters of step {outcome.kept} of {outcome.steps})", title_justify="left")
+    for heading in ("", "forces before, meV/Å", "after", "energy before, meV/atom", "after "):
+        data.add_column(heading, justify="right" if heading else "left")
+    for name, both in outcome.data.items():
+        cells = [both[when][key] for key in ("forces_rmse", "energy_rmse_per_atom") for when in ("before", "after")]
+        data.add_row(escape(name), *("-" if cell is None else f"{cell:.4g}" for cell in cells))
+    return targets, data

@@ -133,10 +133,10 @@ def replay_baseline(potential: Potential, measured: Statistics) -> dict[int, flo
     return {z: energy + moved.get(z, 0.0) for z, energy in potential.baseline.items()}
 
 
-def check_replay(potential: Potential, replay: Dataset) -> None:
+def check_replay(potential: Potential, replay: Dataset, where: str = "data.replay") -> None:
     """Raise ConfigError where these are no data that the potential was trained on: other elements, units, another method."""
     unknown = [chemical_symbols[z] for z in replay.elements if z not in potential.elements]
-    source = f"data.replay: {replay.census.source}"
+    source = f"{where}: {replay.census.source}"
     if unknown:
         known = " ".join(chemical_symbols[z] for z in potential.elements)
         raise ConfigError(f"{source}: has {' '.join(unknown)}, which the model to start from does not know ({known})")

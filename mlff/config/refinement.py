@@ -1,0 +1,221 @@
+"""What `mlff refine` does: a trained model, data that keep their say, and observables that it is corrected to give; read from YAML."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import pydantic
+from pydantic import Discriminator, Field, Tag, model_validator
+
+from mlff.basics.errors import ConfigError
+from mlff.config.load import Kinds, explain, override, read_yaml, relative_to
+from mlff.config.options import Data, Loss, Optimizer, Schedule, Section
+
+FORCE_LIMIT = 0.1
+
+
+class Sampling(Section):
+    """Molecular dynamics (nvt, Langevin) whose frames an average is taken over. Targets with the same one share a run."""
+
+    structure: str = Field(description="file with the structure that the run starts from; relative to the config file")
+    frame: int = Field(-1, description="which structure of the file: 0 is the first, -1 the last")
+    temperature: float = Field(gt=0, description="K")
+    timestep: float = Field(1.0, gt=0, description="fs")
+    tau: float = Field(100.0, gt=0, description="relaxation time of the thermostat, fs")
+    equilibration: int = Field(
+        2000, ge=0, description="steps before the first frame; half of them again after each re-sampling"
+    )
+    frames: int = Field(100, ge=2, description="frames of a run")
+    every: int = Field(50, ge=1, description="steps between frames")
+    least: float = Field(
+        0.6,
+        gt=0,
+        lt=1,
+        description="share of the frames that must still count after reweighting; below it a new run is made",
+    )
+
+
+class _Target(Section):
+    weight: float = Field(1.0, gt=0, description="of its squared deviation in the sum")
+
+    def files(self) -> dict[str, Any]:
+        """The fields that name files."""
+        return {
+            name: value for name in ("structure", "structures", "file") if (value := getattr(self, name, None)) is not None
+        }
+
+
+class Frequencies(_Target):
+    """Harmonic wavenumbers of a structure at its next minimum, in ascending order; an imaginary one is negative."""
+
+    kind: Literal["frequencies"]
+    structure: str = Field(description="file with the structure, which is relaxed with the model")
+    frame: int = Field(-1, description="which structure of the file: 0 is the first, -1 the last")
+    values: tuple[float, ...] | None = Field(
+        None, min_length=1, description="wavenumbers, ascending: all, or those of `modes`"
+    )
+    file: str | None = Field(
+        None, description="instead of values: text file with one number a line, or JSON of mlff vibrations"
+    )
+    modes: tuple[Annotated[int, Field(ge=0)], ...] | None = Field(
+        None, min_length=1, description="which modes, numbered from 0 with the lowest; default: all"
+    )
+    unit: Literal["cm^-1", "THz", "meV"] = Field("cm^-1", description="of values, file and error")
+    error: float = Field(gt=0, description="error bar of each wavenumber")
+
+    @model_validator(mode="after")
+    def _one_source(self):
+        if (self.values is None) == (self.file is None):
+            raise ValueError("give either values or file")
+        return self
+
+
+class EnergyDifference(_Target):
+    """Energy of the second structure less that of the first, as they stand in their files (not relaxed)."""
+
+    kind: Literal["energy_difference"]
+    structures: tuple[str, str] = Field(description="two files")
+    frames: tuple[int, int] = Field((-1, -1), description="which structure of each file: 0 is the first, -1 the last")
+    value: float = Field(description="energy difference")
+    unit: Literal["eV", "meV", "Hartree", "Rydberg", "kcal/mol", "kJ/mol"] = Field("eV", description="of value and error")
+    error: float = Field(gt=0, description="its error bar")
+
+
+class Distribution(_Target):
+    """Radial distribution function g(r) of one pair of elements in a periodic cell, averaged over a run."""
+
+    kind: Literal["distribution"]
+    pair: tuple[str, str] = Field(description="two elements, e.g. [O, H]")
+    file: str = Field(
+        description="text file: r in Å (evenly spaced middles of bins), g, and error bars unless `error` is given"
+    )
+    error: float | None = Field(None, gt=0, description="error bar of each g; default: the third column of the file")
+    sampling: Sampling
+
+
+class Pressure(_Target):
+    """Mean pressure of a periodic cell over a run, positive under compression, with its kinetic part."""
+
+    kind: Literal["pressure"]
+    value: float = Field(description="pressure")
+    unit: Literal["GPa", "kbar", "bar"] = Field("GPa", description="of value and error")
+    error: float = Field(gt=0, description="its error bar")
+    sampling: Sampling
+
+
+def _kind(value: Any) -> str | None:
+    return value.get("kind") if isinstance(value, dict) else getattr(value, "kind", None)
+
+
+KINDS = {
+    "frequencies": Frequencies,
+    "energy_difference": EnergyDifference,
+    "distribution": Distribution,
+    "pressure": Pressure,
+}
+Target = Annotated[
+    Annotated[Frequencies, Tag("frequencies")]
+    | Annotated[EnergyDifference, Tag("energy_difference")]
+    | Annotated[Distribution, Tag("distribution")]
+    | Annotated[Pressure, Tag("pressure")],
+    Discriminator(_kind),
+]
+
+
+class SmallSteps(Optimizer):
+    """Gradient descent from a trained model: Adam with a small constant rate; the other keys as in training."""
+
+    name: Literal["sgd", "momentum", "adagrad", "rmsprop", "adam", "adamw", "muon"] = Field("adam", description="optimiser")
+    learning_rate: float = Field(
+        1e-5, gt=0, description="smaller where the force error rises at once; small models may want more"
+    )
+    clip: float | None = Field(None, gt=0, description="largest global norm of the gradient; none: no clipping")
+    schedule: Schedule = Schedule(kind="constant", warmup_fraction=0.0)
+
+
+class Refinement(Section):
+    """A trained model that is corrected to give observables without losing its energies and forces."""
+
+    model: str = Field(description="trained model file or directory of a run; relative to the config file")
+    data: Data = Field(
+        description="labels that stay in the loss, in the units and with the zero of energy of the model's own data"
+    )
+    targets: tuple[Target, ...] = Field(
+        min_length=1, description="observables, each with kind, value or file, and error bar"
+    )
+    steps: int = Field(
+        200, gt=0, description="optimisation steps at most; it ends as soon as all targets are within error bars"
+    )
+    check_every: int = Field(10, gt=0, description="steps between looks at the validation data, and between saved states")
+    force_limit: float = Field(
+        FORCE_LIMIT,
+        gt=0,
+        description="share by which the force error on the validation data may rise; no state beyond it is kept",
+    )
+    data_weight: float = Field(
+        10.0,
+        gt=0,
+        description="weight of the loss on the data, which is taken as a multiple of what it is before the first step",
+    )
+    batch_size: int | None = Field(None, gt=0, description="structures of the data in a step; default: about 80 atoms")
+    seed: int = Field(0, ge=0, description="seed of the split, the order of the data and the runs")
+    loss: Loss = Loss()
+    optimizer: SmallSteps = SmallSteps()
+
+    @model_validator(mode="after")
+    def _own_data(self):
+        if self.data.replay is not None:
+            raise ValueError("data.replay: data.train holds the model's own data here; leave it out")
+        if self.data.reference_energies != "auto":
+            raise ValueError("data.reference_energies: those of the model are kept; leave it out")
+        return self
+
+
+_TARGETS = Kinds("targets", 2, "kind", KINDS)
+
+
+def load_refinement(path: str | Path, overrides: list[str] = ()) -> Refinement:
+    """Read a YAML file and apply `key.sub=value` overrides; names of files become relative to the file.
+
+    Raises ConfigError: no such file, not YAML, unknown or wrong key (with its path).
+    """
+    path = Path(path)
+    raw = read_yaml(path, "model: ..., data: ..., targets: ...")
+    for text in overrides:
+        override(raw, text)
+    return make_refinement(raw, str(path), path.parent)
+
+
+def make_refinement(raw: dict[str, Any], source: str = "refinement", base: Path | None = None) -> Refinement:
+    """Validate a plain dictionary; with `base`, names of files are taken relative to it. Raises ConfigError."""
+    try:
+        config = Refinement.model_validate(raw)
+    except pydantic.ValidationError as error:
+        raise ConfigError(f"{source}: " + "; ".join(explain(error.errors(), Refinement, _TARGETS))) from None
+    return config if base is None else _rebased(config, base, source)
+
+
+def _rebased(config: Refinement, base: Path, source: str) -> Refinement:
+    def fix(value, section: str):
+        if isinstance(value, tuple):
+            return tuple(fix(item, section) for item in value)
+        return relative_to(base, value, source, section)
+
+    targets = []
+    for number, target in enumerate(config.targets):
+        section = f"targets.{number}"
+        fields = {name: fix(value, section) for name, value in target.files().items()}
+        if (sampling := getattr(target, "sampling", None)) is not None:
+            fields["sampling"] = sampling.model_copy(update={"structure": fix(sampling.structure, section)})
+        targets.append(target.model_copy(update=fields))
+    files = {name: fix(getattr(config.data, name), "data") for name in ("train", "valid", "test", "replay")}
+    rates = {"plasticity_map": fix(config.optimizer.plasticity_map, "optimizer")}
+    return config.model_copy(
+        update={
+            "model": fix(config.model, "model"),
+            "data": config.data.model_copy(update=files),
+            "targets": tuple(targets),
+            "optimizer": config.optimizer.model_copy(update=rates),
+        }
+    )
