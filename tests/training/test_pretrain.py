@@ -26,7 +26,7 @@ from mlff.data.views import PairsOfViews, rotated, supercell
 from mlff.potential.potential import Potential
 from mlff.training import contrastive as contrastive_learning
 from mlff.training import pretrain as pretraining
-from mlff.training import start, trainer
+from mlff.training import recipe, start, trainer
 from mlff.training.contrastive import HEAD, Projection, both_ways, contrastive, head_params, info_nce, structure_features
 from mlff.training.pretrain import check, load, pretrain
 from mlff.training.pretrain import prepare as prepare_pretraining
@@ -289,6 +289,8 @@ def test_fine_tuning_takes_the_weights_and_measures_the_scales(trained, files, t
     assert task.statistics.inner_cutoff == fresh.statistics.inner_cutoff
     assert task.statistics.mean_neighbors == before.statistics.mean_neighbors
     assert task.baseline == fresh.baseline
+    chosen, _ = recipe.choose(config, splits.train, before)
+    assert chosen.optimizer.learning_rate == config.optimizer.learning_rate  # not a quarter of it
     one, other = task.params["params"], before.params["params"]
     np.testing.assert_array_equal(one["embedding"], other["embedding"][:1])
     jax.tree.map(np.testing.assert_array_equal, one["layer_0"], other["layer_0"])
