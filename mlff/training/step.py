@@ -41,7 +41,9 @@ class Report(NamedTuple):
     gradient_norm: float
     skipped: float  #: 1 if the loss or the gradient was not finite, so that nothing was changed
     sums: Sums
-    norms: np.ndarray  #: (3, layers) of gradient, update and weights of each of `layers`; zeros where not asked for
+    norms: np.ndarray = np.zeros(
+        (3, 0)
+    )  #: (3, layers) of gradient, update and weights of each of `layers`; zeros where not asked for
 
     @classmethod
     def unpack(cls, vector: Array) -> Report:
