@@ -126,6 +126,7 @@ def test_gradient_of_a_distribution(model, ensemble):
     )  # at the parameters of the run all weights are equal
 
 
+@pytest.mark.slow
 def test_a_new_run_is_made_when_few_frames_count(model):
     made = Ensemble(Sampling(**SAMPLING), model, "float64", cell(), 0)
     target_options = Pressure(kind="pressure", value=1.0, error=0.1, sampling=SAMPLING)

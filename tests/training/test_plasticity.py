@@ -92,6 +92,7 @@ def test_what_is_frozen_stays_bit_by_bit_and_the_rest_moves_as_told(name, tmp_pa
         np.testing.assert_allclose(half[key], 0.5 * moved, atol=1e-7)
 
 
+@pytest.mark.slow
 def test_importance_is_the_mean_of_squared_derivatives():
     """Against all outputs differentiated one by one, averaged over the signs of the projection."""
     potential = make_potential("schnet", precision="float64")

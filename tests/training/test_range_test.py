@@ -49,6 +49,7 @@ def test_a_loss_that_is_no_number_ends_it(task):
     assert len(range_test(broken, 5).rates) == 0
 
 
+@pytest.mark.slow
 def test_the_command_draws_and_trains_nothing(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     write(tmp_path / "a.xyz", make_structures(24, seed=0))
