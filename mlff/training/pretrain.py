@@ -16,8 +16,7 @@ import numpy as np
 
 from mlff.basics import provenance
 from mlff.basics.errors import ConfigError, DataError
-from mlff.basics.files import alone, write_text, writing
-from mlff.basics.runtime import refuse_forked, set_up_process
+from mlff.basics.files import write_text
 from mlff.config.load import dump_config
 from mlff.config.options import Config, Loss
 from mlff.data.batching import make_sample
@@ -34,7 +33,7 @@ from mlff.training.contrastive import HEAD, Contrastive, head_params
 from mlff.training.objectives import Params
 from mlff.training.progress import TrainingProgress
 from mlff.training.runlog import RunLog
-from mlff.training.train import MODEL, optimise, options_of, origin, refuse_other
+from mlff.training.train import MODEL, begin, claimed, optimise, options_of, origin, refuse_other
 from mlff.training.trainer import Task, Trainer
 
 STRUCTURES = 16  #: of a step of contrastive learning, where no batch size is given: the more, the harder to tell apart
@@ -49,17 +48,11 @@ def pretrain(config: Config, out_dir: str | Path, *, progress: bool = True) -> P
     contrastive batches of one structure.
     """
     started = time.monotonic()
-    refuse_forked()
-    set_up_process()
-    out = Path(out_dir)
-    if out.exists() and not out.is_dir():
-        raise ConfigError(f"{out}: is a file, not a run directory; choose another --out")
+    out = begin(out_dir)
     check(config)
     journal = RunLog(out, progress, config.training.tensorboard)
     splits = load(config, progress)
-    with writing(out):
-        out.mkdir(parents=True, exist_ok=True)
-    with alone(out / ".lock", f"{out}: another process trains there; wait for it or choose another --out"):
+    with claimed(out):
         return _pretrain(config, out, splits, journal, started)
 
 

@@ -5,6 +5,7 @@ Load the data, choose what the config leaves open, look for contradictions, take
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import time
 from collections import Counter
@@ -67,19 +68,32 @@ def train(config: Config, out_dir: str | Path, *, progress: bool = True, data: S
     once a checkpoint is written.
     """
     started = time.monotonic()
+    out = begin(out_dir)
+    journal = RunLog(out, progress, config.training.tensorboard)
+    splits = load_data(config.data, config.seed, config.loss, progress) if data is None else data
+    if data is not None and len(data.valid):
+        check_labels(data, config.loss)
+    with claimed(out):
+        return _train(config, out, splits, journal, progress, started)
+
+
+def begin(out_dir: str | Path) -> Path:
+    """Set up the process; the directory of the run, which need not exist. Raises ConfigError: a file; ProcessError, see `train`."""
     refuse_forked()
     set_up_process()
     out = Path(out_dir)
     if out.exists() and not out.is_dir():
         raise ConfigError(f"{out}: is a file, not a run directory; choose another --out")
-    journal = RunLog(out, progress, config.training.tensorboard)
-    splits = load_data(config.data, config.seed, config.loss, progress) if data is None else data
-    if data is not None and len(data.valid):
-        check_labels(data, config.loss)
+    return out
+
+
+@contextlib.contextmanager
+def claimed(out: Path) -> Iterator[None]:
+    """Make the directory of a run and keep other trainings out of it. Raises FileError; ConfigError: another is at work there."""
     with writing(out):
         out.mkdir(parents=True, exist_ok=True)
     with alone(out / ".lock", f"{out}: another process trains there; wait for it or choose another --out"):
-        return _train(config, out, splits, journal, progress, started)
+        yield
 
 
 def _train(config: Config, out: Path, splits: Splits, journal: RunLog, progress: bool, started: float) -> Potential:
