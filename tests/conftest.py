@@ -8,14 +8,17 @@ from importlib.metadata import version
 # Tests compile many programs and run each a few times: XLA's optimiser would take most of the time.
 # The older code generator takes half the time; from 0.11 on jaxlib has none, and a flag that it does not know is fatal.
 older = "--xla_cpu_use_fusion_emitters=false " if version("jaxlib") < "0.11" else ""
-os.environ["XLA_FLAGS"] = (
-    f"--xla_backend_optimization_level=0 {older}--xla_llvm_disable_expensive_passes=true " + os.environ.get("XLA_FLAGS", "")
+quick = (
+    "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true --xla_cpu_parallel_codegen_split_count=1 "
 )
+os.environ["XLA_FLAGS"] = quick + older + os.environ.get("XLA_FLAGS", "")
 
+import gc
 import signal
 import tempfile
 from pathlib import Path
 
+gc.set_threshold(200_000, 50, 100)  # what JAX keeps of its programs is looked through each time: a tenth of the tests' time
 _cache = tempfile.TemporaryDirectory(prefix="mlff-tests-")  # nothing is left in the user's cache
 os.environ["XDG_CACHE_HOME"] = _cache.name
 

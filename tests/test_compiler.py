@@ -100,7 +100,7 @@ def test_options_are_for_those_who_set_no_level_and_as_xla_knows_them(monkeypatc
     assert compiler._known((compiler.FUSIONS, compiler.PRODUCTS)) and not compiler._known(("xla_no_such_option", True))
 
 
-@pytest.mark.parametrize("precision", ["float32", "float64"])
+@pytest.mark.parametrize("precision", ["float32", pytest.param("float64", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", MODELS)
 def test_compiled_and_operation_by_operation_agree_for_many_pairs(name, precision):
     """Energy, forces, stress and the gradient of the training loss of 2,048 copper atoms, more than 100,000 pairs."""

@@ -15,7 +15,6 @@ from mlff.data import pairs
 from mlff.data.neighbors import neighbor_list, pair_vectors
 from mlff.data.pairs import graph_of_vectors
 from mlff.potential.derivatives import pair_gradient
-from tests.conftest import make_potential
 
 
 def listed(atoms: ase.Atoms, reach: float):
@@ -34,9 +33,9 @@ def crystal() -> ase.Atoms:
 
 
 @pytest.mark.parametrize("atoms", [molecule("CH3CH2OH"), crystal(), molecule("CH4") + ase.Atoms("H", [[50, 0, 0]])])
-@pytest.mark.parametrize("name", ["ace", "schnet"])
-def test_energies_and_forces_are_those_of_the_structure(name, atoms):
-    potential = make_potential(name)
+@pytest.mark.parametrize("name", ["ace", pytest.param("schnet", marks=pytest.mark.slow)])
+def test_energies_and_forces_are_those_of_the_structure(name, atoms, potentials):
+    potential = potentials(name, "float32")
     numbers, i, j, vectors = listed(atoms, potential.cutoff + 1.0)  # with a skin
     graph = graph_of_vectors(numbers, i, j, vectors, potential.cutoff)
     with potential.scope():

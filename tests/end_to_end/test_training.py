@@ -152,6 +152,7 @@ def test_energies_alone_teach_forces(folder, model):
     assert error < rms / 2
 
 
+@pytest.mark.slow
 def test_interrupted_and_resumed_is_as_if_never_stopped(folder):
     arguments = ["train", "small.yaml", "--quiet", "--no-certify", "--out"]
     process = start(folder, *arguments, "stopped")

@@ -32,10 +32,12 @@ def crystal():
     return atoms
 
 
+CRYSTAL, MOLECULE = lennard_jones(precision="float64"), morse()  #: made once, so that the tests share what is compiled
+
+
 def simulated(path, atoms=None, **more):
     atoms = crystal() if atoms is None else atoms
-    potential = lennard_jones(precision="float64") if atoms.pbc.any() else morse()
-    run_md(atoms, MLFFCalculator(potential), trajectory=path, **OPTIONS | more)
+    run_md(atoms, MLFFCalculator(CRYSTAL if atoms.pbc.any() else MOLECULE), trajectory=path, **OPTIONS | more)
     return path
 
 
