@@ -111,6 +111,23 @@ def build(search: Search, room: Capacity, positions: Array, cell: Array, box: Ar
     return listed, jax.tree.map(lambda needed: needed.max(axis=0), demand)
 
 
+def no_list(search: Search, room: Capacity, replicas: int, atoms: int) -> NeighborList:
+    """A list that holds for nothing: `update` searches."""
+    shape = replicas, atoms, room.neighbors
+    own = np.broadcast_to(np.arange(atoms * room.neighbors, dtype=np.int32).reshape(1, *shape[1:]), shape)
+    centers = np.broadcast_to(np.arange(atoms, dtype=np.int32)[None, :, None], shape)
+    return NeighborList(
+        reference=np.full((replicas, atoms, 3), np.nan),
+        cell=np.broadcast_to(np.eye(3), (replicas, 3, 3)),
+        lattice=np.zeros((replicas, atoms, 3)),
+        center=np.zeros((replicas, 3)),
+        neighbors=centers,
+        mask=np.zeros(shape, bool),
+        reverse=own,
+        shifts=np.zeros((*shape, 3), search.dtype) if any(search.pbc) else None,
+    )
+
+
 def update(
     search: Search, room: Capacity, listed: NeighborList, positions: Array, cell: Array, box: Array
 ) -> tuple[NeighborList, Demand]:

@@ -115,24 +115,6 @@ def programs(potential: Potential) -> Programs:
     return _programs[potential]
 
 
-def no_list(plan: Plan) -> NeighborList:
-    """A list that holds for nothing: the first step searches."""
-    count, n, width = plan.replicas, plan.atoms, plan.room.neighbors
-    own = np.broadcast_to(np.arange(n * width, dtype=np.int32).reshape(1, n, width), (count, n, width))
-    centers = np.broadcast_to(np.arange(n, dtype=np.int32)[None, :, None], (count, n, width))
-    periodic = any(plan.search.pbc)
-    return NeighborList(
-        reference=np.full((count, n, 3), np.nan),
-        cell=np.broadcast_to(np.eye(3), (count, 3, 3)),
-        lattice=np.zeros((count, n, 3)),
-        center=np.zeros((count, 3)),
-        neighbors=centers,
-        mask=np.zeros((count, n, width), bool),
-        reverse=own,
-        shifts=np.zeros((count, n, width, 3), plan.search.dtype) if periodic else None,
-    )
-
-
 def evaluate(potential: Potential, plan: Plan, params, system: System, listed: NeighborList, state: State, box: Array):
     """What the potential says of R states, and (R,) bool: whether their atoms are neither fused nor too far apart."""
     graph = device_list.graph_at(plan.search, listed, system.numbers, state.positions, state.cell, box)

@@ -77,7 +77,7 @@ class Replicas:
             self.host = self.host._replace(**total._asdict())
         self._state, self._device_biased = self.host, self.biased
         self._fix()
-        self._listed = compiled_loop.no_list(self._plan)
+        self._listed = self._no_list()
         self._going = np.ones(len(copies), bool)
         self._most, self._checked = 1, False  # steps in one call; whether the calculator has been asked too
 
@@ -203,8 +203,11 @@ class Replicas:
 
     def _list_at(self, reference: np.ndarray, cell: np.ndarray):
         if not np.isfinite(reference).all():
-            return compiled_loop.no_list(self._plan)
+            return self._no_list()
         return self._programs.build(self._plan, reference, cell, self._boxes(cell))
+
+    def _no_list(self):
+        return device_list.no_list(self._plan.search, self._plan.room, self._plan.replicas, self._plan.atoms)
 
     def _boxes(self, cell: np.ndarray) -> np.ndarray:
         return cell if all(self._plan.search.pbc) else np.broadcast_to(self._system.box, cell.shape)
