@@ -16,7 +16,7 @@ import numpy as np
 from ase.io import read, write
 
 from mlff.basics.errors import ConfigError, DataError, MLFFError, StructureError
-from mlff.basics.files import replacing, write_text
+from mlff.basics.files import replacing, write_text, writing
 from mlff.data.structure import Structure
 from mlff.interfaces.order import check_order
 from mlff.potential.beads import Beads
@@ -168,11 +168,12 @@ def export(
         atoms = known[0]
     atoms = ase.Atoms(atoms.numbers, positions=atoms.positions, cell=atoms.cell, pbc=atoms.pbc)
     potential.check(Structure.from_atoms(atoms))
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    atoms, folder = _standard(atoms), Path(folder)
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
     potential.save(folder / MODEL)
     with replacing(folder / INIT) as temporary:
-        write(temporary, _standard(atoms), format="extxyz")
+        write(temporary, atoms, format="extxyz")
     write_text(folder / PES, _PES_TEXT)
     text = _INPUT_TEXT.format(pes=PES, model=MODEL, init=INIT, beads=beads, temperature=temperature)
     write_text(folder / INPUT, text)

@@ -13,9 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from mlff.basics import compiler
-from mlff.basics.errors import ConfigError
+from mlff.basics.errors import ConfigError, StructureError
 from mlff.basics.runtime import compilation_cache, refuse_forked
-from mlff.data.structure import Structure
+from mlff.data.structure import COINCIDENT, Structure
 from mlff.potential import derivatives, device_list
 from mlff.potential.device_list import Search
 from mlff.potential.potential import Potential
@@ -45,7 +45,8 @@ class Beads:
     def compute(self, positions: np.ndarray, cells: np.ndarray, stress: bool = False) -> list[Result]:
         """One result for each copy: positions (R, n, 3) and cells (R, 3, 3), Å. Stress: of cells periodic in three directions.
 
-        Raises StructureError: an unknown element, positions that are not finite, a result that is none (`Potential.check_result`).
+        Raises StructureError: an unknown element, positions that are not finite, atoms on top of each other, a result that is none
+        (`Potential.check_result`).
         """
         refuse_forked()
         positions, cells = np.asarray(positions, np.float64), np.asarray(cells, np.float64)
@@ -56,7 +57,9 @@ class Beads:
         if self._too_large(positions, cells[0]):
             structures = [self._structure(bead, positions, cells) for bead in range(len(positions))]
             return self.potential.predict(structures, stress=stress)
-        energies, forces, stresses = self._run(positions, cells, stress)
+        nearest, energies, forces, stresses = self._run(positions, cells, stress)
+        for bead in np.flatnonzero(nearest < COINCIDENT**2):
+            raise StructureError(f"bead {bead}: two atoms are on top of each other")
         return [self._result(bead, positions, cells, energies, forces, stresses) for bead in range(len(positions))]
 
     def _allocate(self, positions: np.ndarray, cells: np.ndarray) -> None:
@@ -77,7 +80,7 @@ class Beads:
         return count * n * self._room.neighbors > _LARGE or searched > device_list.MOST_PAIRS
 
     def _run(self, positions: np.ndarray, cells: np.ndarray, stress: bool):
-        """Energies of the atoms (R, n), forces (R, n, 3), stresses (R, 3, 3) or None, float64."""
+        """Squares of the shortest distances (R,), energies of the atoms (R, n), forces (R, n, 3), stresses (R, 3, 3) or None."""
         boxes = np.stack([device_list.box_of(self._pbc, cell) for cell in cells])
         while True:
             listed = self._list(positions, cells)
@@ -117,16 +120,14 @@ class Beads:
 
 
 def _evaluate(potential: Potential, search: Search, room, stress: bool, params, numbers, listed, positions, cells, boxes):
-    """The list, what it needed, whether it has all pairs, and (energies (R, n), forces (R, n, 3), stresses or None) in float64."""
+    """The list, what it needed, whether it has all pairs, and what `Beads._run` says, in float64."""
     listed, demand = device_list.update(search, room, listed, positions, cells, boxes)
     graph = device_list.graph_at(search, listed, numbers, positions, cells, boxes)
     with jax.enable_x64(potential.precision == "float64"):
         said = derivatives.predict(functools.partial(potential.energy, params), graph, stress=stress)
+        squares = jnp.where(graph.neighbor_mask, jnp.sum(graph.pair_vectors**2, axis=2), jnp.inf)
     energies, forces = said.energies.astype(jnp.float64), said.forces.astype(jnp.float64)
     stresses = None if said.stress is None else said.stress.astype(jnp.float64)
-    return (
-        listed,
-        demand,
-        device_list.fits(room, demand),
-        (energies.reshape(positions.shape[:2]), forces.reshape(positions.shape), stresses),
-    )
+    count, n = positions.shape[:2]
+    outcome = squares.reshape(count, -1).min(axis=1), energies.reshape(count, n), forces.reshape(count, n, 3), stresses
+    return listed, demand, device_list.fits(room, demand), outcome

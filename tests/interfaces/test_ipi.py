@@ -1,0 +1,166 @@
+"""The driver of i-PI: units, signs, all beads in one call, refusals; and i-PI itself with it."""
+
+import numpy as np
+import pytest
+from ase.build import bulk, molecule
+from ase.io import read, write
+
+pytest.importorskip("ipi", reason="i-PI is not installed: pip install '.[ipi]'")
+
+from mlff.basics.errors import ConfigError, DataError, StructureError
+from mlff.interfaces.ipi import INIT, INPUT, MODEL, PES, MLFFDriver, export
+from mlff.potential.potential import Potential
+from tests.interfaces.servers import changed, simulation
+from tests.potentials import morse
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:ipi")
+ANGSTROM, EV = 1.8897261, 0.036749326  #: in bohr and hartree, i-PI's figures
+
+
+@pytest.fixture
+def water(tmp_path):
+    """A folder to run i-PI in: a molecule of water, four beads."""
+    export(morse(precision="float64"), "model", tmp_path, molecule("H2O"), beads=4)
+    return tmp_path
+
+
+def driver(folder, atoms, precision="float64", **options):
+    morse(precision=precision).save(folder / "m.safetensors")
+    write(folder / "t.xyz", atoms)
+    return MLFFDriver(str(folder / "m.safetensors"), str(folder / "t.xyz"), **options)
+
+
+@pytest.mark.parametrize("atoms", [molecule("CH3CH2OH"), bulk("Si", cubic=True)], ids=["molecule", "crystal"])
+def test_answers_are_those_of_the_potential_in_atomic_units(tmp_path, atoms):
+    atoms.rattle(0.05, seed=2)
+    made = driver(tmp_path, atoms)
+    (expected,) = morse(precision="float64").predict([atoms])
+    energy, forces, virial, _ = made(atoms.cell.array.T * ANGSTROM, atoms.positions * ANGSTROM)
+    assert energy / EV == pytest.approx(expected.energy, rel=1e-14)
+    np.testing.assert_allclose(
+        forces * ANGSTROM / EV, expected.forces, rtol=0, atol=1e-7
+    )  # of coordinates of 8 digits in a file
+    if not atoms.pbc.all():
+        assert not virial.any()
+        return
+    np.testing.assert_allclose(virial / EV, -expected.stress * atoms.get_volume(), atol=1e-6)
+
+
+def test_the_virial_is_minus_the_derivative_of_the_energy_along_a_strain(tmp_path):
+    atoms = bulk("Si", cubic=True)
+    atoms.rattle(0.05, seed=2)
+    made, step = driver(tmp_path, atoms), 1e-5
+    strain = np.array([[0.3, 0.2, 0], [0.2, -0.5, 0.1], [0, 0.1, 1.0]])
+    energies = []
+    for sign in (-1, 1):
+        deformed = np.eye(3) + sign * step * strain
+        answer = made((atoms.cell.array @ deformed).T * ANGSTROM, atoms.positions @ deformed * ANGSTROM)
+        energies.append(answer[0])
+    virial = made(atoms.cell.array.T * ANGSTROM, atoms.positions * ANGSTROM)[2]
+    assert np.vdot(virial, strain) == pytest.approx(-(energies[1] - energies[0]) / (2 * step), rel=1e-5)
+
+
+def test_all_beads_are_one_call_and_short_lists_compile_nothing(tmp_path):
+    atoms = molecule("CH3CH2OH")
+    made = driver(tmp_path, atoms)
+    rng, cell = np.random.default_rng(0), np.eye(3) * 100
+    positions = [(atoms.positions + rng.normal(0, 0.05, (9, 3))) * ANGSTROM for _ in range(5)]
+    everything = made([cell] * 5, positions)
+    for count in (2, 5, 1):
+        for found, expected in zip(made([cell] * count, positions[:count]), everything, strict=False):
+            assert found[0] == expected[0] and np.array_equal(found[1], expected[1])
+    assert made(cell, positions[3])[0] == everything[3][0]
+    assert made.beads.compilations == 1
+
+
+def refused(call, *arguments):
+    with pytest.raises(SystemExit) as stopped:
+        call(*arguments)
+    text = str(stopped.value)
+    assert text.startswith("error: ") and "\n" not in text
+    return text
+
+
+def test_what_is_wrong_ends_with_one_line(tmp_path):
+    atoms, cell = molecule("CH3CH2OH"), np.eye(3) * 100
+    made = driver(tmp_path, atoms)
+    assert "i-PI sends 8 atoms" in refused(made, cell, atoms.positions[:8])
+    backwards = refused(made, cell, atoms.positions[::-1] * ANGSTROM)
+    assert "of 9 atoms (the first is atom 0, C) are bonded to other elements" in backwards
+    made(cell, atoms.positions * ANGSTROM)
+    assert "bead 0: position of atom 3 is not finite" in refused(
+        made, cell, np.where(np.arange(9)[:, None] == 3, np.nan, atoms.positions)
+    )
+    assert "the cell changes" in refused(made, cell * 1.01, atoms.positions * ANGSTROM)
+    files = str(tmp_path / "m.safetensors"), str(tmp_path / "t.xyz")
+    assert "colour" in refused(lambda: MLFFDriver(*files, colour="red"))
+    assert "float16" in refused(lambda: MLFFDriver(*files, precision="float16"))
+    assert "no.xyz: cannot be read" in refused(MLFFDriver, files[0], "no.xyz")
+    assert "no.safetensors" in refused(MLFFDriver, "no.safetensors", files[1])
+    write(tmp_path / "t.xyz", bulk("Fe"))
+    assert "atom 0 is Fe" in refused(MLFFDriver, *files)
+
+
+def test_a_run_of_path_integrals_conserves_energy_with_one_program(water):
+    steps = ("10000 </total", "20 </total"), ("stride='10'", "stride='1'")
+    text = changed(water, *steps, ("mode='nvt'", "mode='nve'"), ("<thermostat.*</thermostat>", ""))
+    with simulation(water, text) as run:
+        run.run()
+        made = run.fflist["mlff"].driver
+        assert made._most == 4 and made.beads.compilations == 1
+        forces = [each.f for each in run.syslist[0].forces.mforces[0]._forces]
+        atoms = read(INIT)
+        atoms.positions = run.syslist[0].beads.q[2].reshape(-1, 3) / ANGSTROM
+        (expected,) = Potential.load(MODEL).predict([atoms])
+        np.testing.assert_allclose(forces[2].reshape(-1, 3) * ANGSTROM / EV, expected.forces, atol=1e-7)
+    rows = np.loadtxt(water / "simulation.out")
+    assert len(rows) == 21
+    kinetic, conserved = rows[:, 3], rows[:, 2]
+    assert np.ptp(conserved) < 2e-3 < 0.01 * np.ptp(rows[:, 5]) + 1 and kinetic.all()
+    assert len(read(water / "simulation.pos_3.extxyz", ":")) == 2
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+@pytest.mark.parametrize("threaded", ["", "threaded='True'"], ids=["serial", "threaded"])
+def test_nonsense_ends_the_run(water, threaded, monkeypatch, capsys):
+    monkeypatch.setattr("mlff.potential.potential.LARGEST_FORCE", 0.1)
+    text = changed(water, ("<ffdirect", f"<ffdirect {threaded}"))
+    with simulation(water, text) as run:
+        if threaded:
+            run.run()
+            assert "mlff: bead 0: the potential gives an energy of" in capsys.readouterr().out
+        else:
+            assert "bead 0: the potential gives an energy of" in refused(run.run)
+        assert run.step <= 1
+
+
+def test_the_folder_names_what_it_has(water):
+    assert sorted(path.name for path in water.iterdir()) == sorted([MODEL, INIT, INPUT, PES])
+    text = (water / INPUT).read_text(encoding="utf-8")
+    assert "<batch_size> 4 </batch_size>" in text and "nbeads='4'" in text and "300 <" in text
+
+
+def test_cells_are_turned_as_i_pi_wants_them(tmp_path):
+    atoms = bulk("Si")  # its cell is no upper triangle
+    atoms.set_cell(atoms.cell.array[[1, 0, 2]], scale_atoms=False)
+    potential = morse(precision="float64")
+    export(potential, "model", tmp_path, atoms, beads=1)
+    turned = read(tmp_path / INIT)
+    assert np.allclose(np.triu(turned.cell.array, 1), 0, atol=1e-12) and np.linalg.det(turned.cell.array) > 0
+    energies = [result.energy for result in potential.predict([atoms, turned])]
+    assert energies[0] == pytest.approx(energies[1], abs=1e-6)
+
+
+def test_exports_that_cannot_be_are_refused(tmp_path):
+    tmp_path = tmp_path / "new"
+    with pytest.raises(DataError, match="m: no structure travels with this model"):
+        export(morse(), "m", tmp_path)
+    with pytest.raises(StructureError, match="Fe"):
+        export(morse(), "m", tmp_path, bulk("Fe"))
+    with pytest.raises(ConfigError, match="0 beads"):
+        export(morse(), "m", tmp_path, molecule("H2O"), beads=0)
+    slab = molecule("H2O", vacuum=3.0)
+    slab.pbc = (True, True, False)
+    with pytest.raises(StructureError, match="periodic in three directions, and molecules"):
+        export(morse(), "m", tmp_path, slab)
+    assert not tmp_path.exists()
