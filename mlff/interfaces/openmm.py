@@ -8,7 +8,7 @@ from pathlib import Path
 import ase
 import numpy as np
 
-from mlff.basics.errors import ConfigError, ModelFileError, StructureError
+from mlff.basics.errors import ConfigError, MLFFError, ModelFileError, StructureError
 from mlff.basics.units import KJ_PER_MOL, LENGTH
 from mlff.data.structure import Structure
 from mlff.interfaces.ase import MLFFCalculator
@@ -23,8 +23,8 @@ except ImportError:
 class Computation:
     """What OpenMM's PythonForce calls: a State to its energy, kJ/mol, and forces (n, 3), kJ/mol/nm.
 
-    A copy of it in a file of OpenMM's names the model file, and the file must still hold the same model; of a potential that was
-    given as an object it holds the potential.
+    In a file of OpenMM's it is the path of the model file, which must still hold the same model, or the first step says so; of a
+    potential that was given as an object it is the potential.
     """
 
     def __init__(
@@ -48,7 +48,7 @@ class Computation:
     def __reduce__(self):
         """Of what another process makes it again."""
         fingerprint = self.calculator.potential.fingerprint
-        return type(self), (self._model, self._atoms.numbers.tolist(), self.periodic, self._precision, fingerprint)
+        return _again, (self._model, self._atoms.numbers.tolist(), self.periodic, self._precision, fingerprint)
 
     @property
     def periodic(self) -> bool:
@@ -63,6 +63,27 @@ class Computation:
         forces = self.calculator.get_property("forces", self._atoms)
         energy = self.calculator.results["energy"]
         return energy / KJ_PER_MOL, forces * (LENGTH["nm"] / KJ_PER_MOL)
+
+
+class _Broken:
+    """In place of a computation that cannot be made again. OpenMM does not survive an error while it reads a file."""
+
+    def __init__(self, error: MLFFError, arguments: tuple):
+        self._error, self._arguments = error, arguments
+
+    def __reduce__(self):
+        return _again, self._arguments
+
+    def __call__(self, state):
+        raise self._error
+
+
+def _again(*arguments) -> Computation | _Broken:
+    """What a file of OpenMM's holds."""
+    try:
+        return Computation(*arguments)
+    except MLFFError as error:
+        return _Broken(error, arguments)
 
 
 def force(
