@@ -8,13 +8,16 @@ import io
 import re
 import shlex
 import shutil
+import threading
+import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 from ase.build import bulk
-from ase.io import write
+from ase.calculators.socketio import SocketServer
+from ase.io import read, write
 from typer.testing import CliRunner
 
 from mlff import MLFFCalculator
@@ -103,8 +106,11 @@ class Reader:
                 elif language == "bash":
                     for line in commands(code):
                         if line[0] == "mlff" and line not in self.done:
-                            self.run(line[1:])
+                            with server(line) if line[1] == "serve" else contextlib.nullcontext():
+                                self.run(line[1:])
                             self.done.append(line)
+                        elif line[-2:-1] == ["i-pi"]:
+                            run_ipi(Path(line[1]), line[-1])
         return printed.getvalue()
 
     def run(self, example: list[str]) -> None:
@@ -119,6 +125,40 @@ class Reader:
         result = CliRunner().invoke(app, [*example, *short])
         uncertified = example[0] == "certify" and ": fails " in result.stderr  # after two epochs
         assert result.exit_code == 0 or uncertified, f"mlff {shlex.join(example)}\n{result.stderr}"
+
+
+@contextlib.contextmanager
+def server(line: list[str]) -> Iterator[None]:
+    """One of the protocol of i-PI, with one question for `mlff serve`."""
+    there = SocketServer(unixsocket=line[line.index("--unix") + 1])
+    atoms = read(line[3], index=int(line[line.index("--frame") + 1]))
+
+    def ask() -> None:
+        there.calculate(atoms)
+        there.close()
+
+    thread = threading.Thread(target=ask)
+    thread.start()
+    yield
+    thread.join()
+
+
+def run_ipi(folder: Path, name: str) -> None:
+    """A few steps of an input of i-PI in its folder."""
+    from tests.interfaces.servers import changed, simulation
+
+    assert name == "input.xml"
+    with simulation(folder, changed(folder, ("10000 </total", "2 </total"))) as run:
+        run.run()
+
+
+def register_with_openmm() -> None:
+    """As the entry point of mlff does where it is installed: a checkout may have been before it had one."""
+    from openmmml import MLPotential
+
+    entry = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["entry-points"]
+    module, _, name = entry["openmmml.potentials"]["mlff"].partition(":")
+    MLPotential.registerImplFactory("mlff", getattr(importlib.import_module(module), name)())
 
 
 @contextlib.contextmanager
@@ -150,6 +190,8 @@ def checkout(root: Path) -> Iterator[Reader]:
         shutil.copytree(ROOT / "configs" / name, root / "configs" / name)
     for name, text in CONFIGS.items():
         (root / "configs" / f"{name}.yaml").write_text(text, encoding="utf-8")
+    if importlib.util.find_spec("openmmml") is not None:
+        register_with_openmm()
     with pytest.MonkeyPatch.context() as patch:
         if importlib.util.find_spec("tblite") is None:
             patch.setattr("mlff.simulation.sampling.teacher", lambda name: MLFFCalculator(morse()))

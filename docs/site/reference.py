@@ -44,6 +44,11 @@ MORE = {
     "mlff.simulation.differentiable": ["Frame", "Inputs"],
     "mlff.training.pretrain": ["pretrain"],
     "mlff.properties.feature_map": ["feature_map", "FeatureMap"],
+    "mlff.potential.beads": ["Beads"],
+    "mlff.interfaces.ipi": ["MLFFDriver", "export"],
+    "mlff.interfaces.sockets": ["serve"],
+    "mlff.interfaces.openmm": ["force"],
+    "mlff.interfaces.jax_md": ["energy_fn"],
     "mlff.basics.errors": ["DataError", "ConfigError", "ModelFileError", "StructureError", "TrainingError", "FileError"],
 }
 SIGNS = {Gt: ">", Ge: "≥", Lt: "<", Le: "≤"}

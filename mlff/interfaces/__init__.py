@@ -1,1 +1,1 @@
-"""The potential in other programs: ASE."""
+"""The potential in other programs: ASE, i-PI, OpenMM, JAX MD."""

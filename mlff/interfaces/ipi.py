@@ -156,9 +156,12 @@ def export(
     """Write a folder from which `i-pi input.xml` runs path-integral molecular dynamics: model, structure, driver and input.
 
     `path` is the file or folder that `potential` is from, for messages. `atoms`: the structure to start from, by default the first
-    of the structures that travel with the potential; `beads` of the ring polymer; `temperature` in K. Files that are there
-    already are replaced. Raises DataError, StructureError: a structure that is not there or not known; ConfigError.
+    of the structures that travel with the potential; `beads` of the ring polymer; `temperature` in K. Raises ConfigError: the
+    folder is there and not empty; DataError, StructureError: a structure that is not there or not known.
     """
+    folder = Path(folder)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ConfigError(f"{folder}: is there already; choose another folder")
     if beads < 1 or not temperature > 0:
         raise ConfigError(f"{beads} beads at {temperature:g} K: at least one bead and a temperature above 0 K are needed")
     if atoms is None:
@@ -168,7 +171,7 @@ def export(
         atoms = known[0]
     atoms = ase.Atoms(atoms.numbers, positions=atoms.positions, cell=atoms.cell, pbc=atoms.pbc)
     potential.check(Structure.from_atoms(atoms))
-    atoms, folder = _standard(atoms), Path(folder)
+    atoms = _standard(atoms)
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
     potential.save(folder / MODEL)

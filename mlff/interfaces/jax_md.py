@@ -39,7 +39,9 @@ def energy_fn(potential: Potential, numbers: Sequence[int], displacement: Callab
             raise StructureError(f"positions have the shape {R.shape}, {count} atoms need ({count}, 3)")
         listed = everyone if neighbor is None else neighbor.idx
         if listed.shape[0] != count:
-            raise StructureError(f"the neighbour list has the shape {listed.shape}: JAX MD's format Dense is needed, ({count}, K)")
+            raise StructureError(
+                f"the neighbour list has the shape {listed.shape}: JAX MD's format Dense is needed, ({count}, K)"
+            )
         difference = jax.vmap(jax.vmap(lambda a, b: displacement(a, b, **kwargs), (0, None)), (0, 0))
         slots = jnp.where(listed < count, listed, jnp.arange(count)[:, None])
         vectors = difference(R[slots], R)

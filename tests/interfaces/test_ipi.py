@@ -164,3 +164,6 @@ def test_exports_that_cannot_be_are_refused(tmp_path):
     with pytest.raises(StructureError, match="periodic in three directions, and molecules"):
         export(morse(), "m", tmp_path, slab)
     assert not tmp_path.exists()
+    export(morse(), "m", tmp_path, molecule("H2O"))
+    with pytest.raises(ConfigError, match="new: is there already"):
+        export(morse(), "m", tmp_path, molecule("H2O"))

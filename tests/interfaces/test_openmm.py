@@ -2,8 +2,6 @@
 
 import copy
 import io
-import tomllib
-from importlib import import_module
 
 import numpy as np
 import pytest
@@ -21,18 +19,15 @@ from openmmml import MLPotential
 from mlff import MLFFCalculator
 from mlff.basics.errors import ConfigError, MLFFError, StructureError
 from mlff.interfaces.openmm import Computation, force
-from tests.pages import ROOT
+from tests.pages import ROOT, register_with_openmm
 from tests.potentials import lennard_jones, morse
 
 KJ = units.kJ / units.mol
-ENTRY = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["entry-points"]["openmmml.potentials"]["mlff"]
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(autouse=True, scope="module")
 def registered():
-    """As the entry point does where this checkout is installed."""
-    module, _, name = ENTRY.partition(":")
-    MLPotential.registerImplFactory("mlff", getattr(import_module(module), name)())
+    register_with_openmm()
 
 
 @pytest.fixture

@@ -150,9 +150,9 @@ def test_the_command_serves_i_pi(folder):
     from mlff.interfaces.ipi import export
     from tests.interfaces.servers import changed, simulation, socket_of
 
-    export(morse(precision="float64"), "model", folder, molecule("H2O"), beads=2)
+    export(morse(precision="float64"), "model", folder / "run", molecule("H2O"), beads=2)
     results = []
-    with simulation(folder, changed(folder, socket_of(NAME), ("10000 </total", "20 </total"))) as run:
+    with simulation(folder / "run", changed(folder / "run", socket_of(NAME), ("10000 </total", "20 </total"))) as run:
         client = threading.Thread(target=lambda: results.append(call(folder, "--unix", NAME)))
         client.start()
         run.run()
