@@ -14,7 +14,10 @@ _OTHERWISE = 1 / 3  #: of the atoms with other neighbours than in the template: 
 
 
 def check_order(template: ase.Atoms, positions: np.ndarray, cell: np.ndarray, name: str) -> None:
-    """Raise StructureError where many atoms at positions (n, 3), Å, have neighbours of other elements than in the template."""
+    """Raise StructureError where many atoms at positions (n, 3), Å, are bonded to other elements than in the template.
+
+    How many neighbours they have does not count: a crystal may have melted since.
+    """
     now = _surroundings(template.numbers, positions, cell, template.pbc)
     then = _surroundings(template.numbers, template.positions, template.cell.array, template.pbc)
     other = [atom for atom, pair in enumerate(zip(now, then, strict=True)) if pair[0] != pair[1]]
@@ -25,14 +28,14 @@ def check_order(template: ase.Atoms, positions: np.ndarray, cell: np.ndarray, na
         )
 
 
-def _surroundings(numbers: np.ndarray, positions: np.ndarray, cell: np.ndarray, pbc: np.ndarray) -> list[list[int]]:
-    """For each atom the atomic numbers of those bonded to it."""
+def _surroundings(numbers: np.ndarray, positions: np.ndarray, cell: np.ndarray, pbc: np.ndarray) -> list[set[int]]:
+    """For each atom the elements of those bonded to it."""
     radii = _BONDED * covalent_radii[numbers]
     if pbc.any():
         positions = positions - np.floor(positions @ np.linalg.pinv(cell[pbc])) @ cell[pbc]
     i, j, shifts = neighbor_list(positions, cell, pbc, 2 * float(radii.max()))
     lengths = np.linalg.norm(positions[j] - positions[i] + shifts @ cell, axis=1)
-    found: list[list[int]] = [[] for _ in numbers]
+    found: list[set[int]] = [set() for _ in numbers]
     for k in np.flatnonzero(lengths < radii[i] + radii[j]):
-        found[i[k]].append(int(numbers[j[k]]))
-    return [sorted(each) for each in found]
+        found[i[k]].add(int(numbers[j[k]]))
+    return found

@@ -49,7 +49,7 @@ def compare(beads, positions, cells, atoms, stress, tolerance):
             np.testing.assert_allclose(found.stress, one.stress, atol=10 * tolerance * np.abs(one.stress).max(), rtol=0)
 
 
-QUICK = {"ace"}  #: of the models
+QUICK = {"schnet"}  #: of the models
 
 
 @pytest.mark.parametrize("name", [pytest.param(name, marks=[] if name in QUICK else [pytest.mark.slow]) for name in MODELS])

@@ -1,5 +1,10 @@
 """The driver of i-PI: units, signs, all beads in one call, refusals; and i-PI itself with it."""
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 from ase.build import bulk, molecule
@@ -9,6 +14,7 @@ pytest.importorskip("ipi", reason="i-PI is not installed: pip install '.[ipi]'")
 
 from mlff.basics.errors import ConfigError, DataError, StructureError
 from mlff.interfaces.ipi import INIT, INPUT, MODEL, PES, MLFFDriver, export
+from mlff.interfaces.order import check_order
 from mlff.potential.potential import Potential
 from tests.interfaces.servers import changed, simulation
 from tests.potentials import morse
@@ -30,7 +36,14 @@ def driver(folder, atoms, precision="float64", **options):
     return MLFFDriver(str(folder / "m.safetensors"), str(folder / "t.xyz"), **options)
 
 
-@pytest.mark.parametrize("atoms", [molecule("CH3CH2OH"), bulk("Si", cubic=True)], ids=["molecule", "crystal"])
+def sheared():
+    """A crystal in a cell that is no diagonal."""
+    atoms = bulk("Si", cubic=True)
+    atoms.set_cell(atoms.cell.array + [[0, 0, 0], [0.9, 0, 0], [0.4, -0.7, 0]], scale_atoms=True)
+    return atoms
+
+
+@pytest.mark.parametrize("atoms", [molecule("CH3CH2OH"), sheared()], ids=["molecule", "crystal"])
 def test_answers_are_those_of_the_potential_in_atomic_units(tmp_path, atoms):
     atoms.rattle(0.05, seed=2)
     made = driver(tmp_path, atoms)
@@ -73,6 +86,13 @@ def test_all_beads_are_one_call_and_short_lists_compile_nothing(tmp_path):
     assert made.beads.compilations == 1
 
 
+def test_a_crystal_that_has_melted_is_no_other_order():
+    atoms = bulk("Si", cubic=True).repeat(2)
+    melted = atoms.copy()
+    melted.rattle(0.7, seed=1)
+    check_order(atoms, melted.positions, melted.cell.array, "template")
+
+
 def refused(call, *arguments):
     with pytest.raises(SystemExit) as stopped:
         call(*arguments)
@@ -86,7 +106,7 @@ def test_what_is_wrong_ends_with_one_line(tmp_path):
     made = driver(tmp_path, atoms)
     assert "i-PI sends 8 atoms" in refused(made, cell, atoms.positions[:8])
     backwards = refused(made, cell, atoms.positions[::-1] * ANGSTROM)
-    assert "of 9 atoms (the first is atom 0, C) are bonded to other elements" in backwards
+    assert "8 of 9 atoms (the first is atom 1, C) are bonded to other elements" in backwards
     made(cell, atoms.positions * ANGSTROM)
     assert "bead 0: position of atom 3 is not finite" in refused(
         made, cell, np.where(np.arange(9)[:, None] == 3, np.nan, atoms.positions)
@@ -120,6 +140,24 @@ def test_a_run_of_path_integrals_conserves_energy_with_one_program(water):
     assert len(read(water / "simulation.pos_3.extxyz", ":")) == 2
 
 
+def test_the_pressure_of_i_pi_is_that_of_kinetic_energy_and_stress(tmp_path):
+    atoms = bulk("Si", cubic=True)
+    atoms.rattle(0.05, seed=2)
+    potential = morse(precision="float64")
+    export(potential, "model", tmp_path, atoms, beads=1)
+    steps = ("10000 </total", "1 </total"), ("mode='nvt'", "mode='nve'"), ("<thermostat.*</thermostat>", "")
+    with simulation(tmp_path, changed(tmp_path, *steps)) as run:
+        run.run()
+        system = run.syslist[0]
+        atoms.positions = system.beads.q[0].reshape(-1, 3) / ANGSTROM
+        stress = potential.predict([atoms])[0].stress
+        volume = system.cell.V
+        pressure = system.properties["pressure_md"][0]
+        kinetic = system.properties["kinetic_md"][0]
+    expected = 2 * kinetic / (3 * volume) - np.trace(stress) / 3 * EV / ANGSTROM**3
+    assert pressure == pytest.approx(expected, rel=1e-5) and abs(np.trace(stress)) > 0.01
+
+
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 @pytest.mark.parametrize("threaded", ["", "threaded='True'"], ids=["serial", "threaded"])
 def test_nonsense_ends_the_run(water, threaded, monkeypatch, capsys):
@@ -132,6 +170,23 @@ def test_nonsense_ends_the_run(water, threaded, monkeypatch, capsys):
         else:
             assert "bead 0: the potential gives an energy of" in refused(run.run)
         assert run.step <= 1
+
+
+@pytest.mark.slow
+def test_i_pis_own_client_serves_all_beads_through_shared_memory(water):
+    address = f"mlff_shm_{os.getpid()}"
+    there = f"<ffsocket mode='shm' name='mlff'> <address> {address} </address> <batch_size> 4 </batch_size> </ffsocket>"
+    text = changed(water, ("<ffdirect.*</ffdirect>", there), ("10000 </total", "10 </total"))
+    program = str(Path(sys.executable).with_name("i-pi-driver-py"))
+    options = ["--shm", "-a", address, "-m", "custom", "-P", PES, "-o", f"model={MODEL},template={INIT}"]
+    with simulation(water, text) as run:
+        client = subprocess.Popen([sys.executable, program, *options], cwd=water)
+        run.run()
+        potential = run.syslist[0].forces.pots[3] / EV
+        atoms = read(INIT)
+        atoms.positions = run.syslist[0].beads.q[3].reshape(-1, 3) / ANGSTROM
+        assert potential == pytest.approx(Potential.load(MODEL).predict([atoms])[0].energy, rel=1e-12)
+    assert client.wait(60) == 0
 
 
 def test_the_folder_names_what_it_has(water):
