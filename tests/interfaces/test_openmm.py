@@ -188,6 +188,41 @@ def test_a_molecule_in_water_is_mixed(model):
     assert np.isfinite(made.getState(energy=True).getPotentialEnergy()._value)
 
 
+def test_part_of_a_molecule_ends_in_link_atoms(model):
+    atoms = molecule("CH3CH2OH")
+    made, system, bonds = topology(atoms), openmm.System(), openmm.HarmonicBondForce()
+    nodes = list(made.atoms())
+    for mass in atoms.get_masses():
+        system.addParticle(mass)
+    for i, j in zip(*np.nonzero(np.triu(atoms.get_all_distances() < 1.6)), strict=True):
+        if i != j and {atoms.symbols[i], atoms.symbols[j]} != {"H"}:
+            made.addBond(nodes[i], nodes[j])
+            bonds.addBond(i, j, 0.11, 1e4)
+    system.addForce(bonds)
+    alcohol = [k for k in range(9) if atoms.get_distance(1, k) < 1.2 or atoms.get_distance(2, k) < 1.1]  # CH2OH
+    other = 0  # carbon of CH3
+    assert len(alcohol) == 5 and other not in alcohol
+    mixed = MLPotential("mlff", model_path=model).createMixedSystem(made, system, alcohol, forceGroup=3)
+    assert mixed.getNumParticles() == 10 and mixed.isVirtualSite(9)
+    there = openmm.Context(mixed, openmm.VerletIntegrator(0.0005), openmm.Platform.getPlatformByName("Reference"))
+    positions = np.vstack([atoms.positions, np.zeros(3)]) / 10
+
+    def energy_and_forces(moved):
+        there.setPositions(moved)
+        there.computeVirtualSites()
+        state = there.getState(energy=True, forces=True, groups={3})
+        return state.getPotentialEnergy()._value, np.array(state.getForces(asNumpy=True)._value)
+
+    forces = energy_and_forces(positions)[1]
+    np.testing.assert_allclose(forces[:9].sum(axis=0), 0, atol=1e-6)
+    for axis in range(3):
+        step = np.zeros_like(positions)
+        step[other, axis] = 1e-5
+        slope = (energy_and_forces(positions + step)[0] - energy_and_forces(positions - step)[0]) / 2e-5
+        assert forces[other, axis] == pytest.approx(-slope, abs=0.05)
+    assert np.abs(forces[other]).max() > 1
+
+
 def test_interpolation_between_both_force_fields(model):
     _, modeller, conventional = solvated()
     potential = MLPotential("mlff", model_path=model)
