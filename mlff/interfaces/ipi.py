@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import threading
+import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -24,6 +25,7 @@ from mlff.potential.potential import Potential
 
 MODEL, INIT, INPUT, PES = "model.safetensors", "init.xyz", "input.xml", "mlff_pes.py"  #: what `export` writes
 _SAME = 1e-6  #: Å by which the cell of a structure that is not periodic may change
+_PARAMETERS = "model, template, precision, skin"
 _FREE = 100.0  #: Å of vacuum in the cell that i-PI wants for a molecule
 
 _PES_TEXT = '''"""The potential as a driver of i-PI: named by <pes_path> in input.xml."""
@@ -77,8 +79,8 @@ class MLFFDriver:
 
     def __init__(
         self,
-        model: str | Path,
-        template: str | Path,
+        model: str | Path | None = None,
+        template: str | Path | None = None,
         precision: str | None = None,
         skin: float = 0.5,
         verbosity: object = None,
@@ -86,21 +88,23 @@ class MLFFDriver:
     ):
         """`model`: a model file; `template`: a structure with the elements and the periodicity, any format ASE reads.
 
-        `skin`: Å, see `Beads`. i-PI's `<parameters>` are these, and `verbosity` comes from i-PI. What is wrong ends i-PI with
-        one line.
+        `skin`: Å, see `Beads`. These are i-PI's `<parameters>`; `verbosity` comes from i-PI. Both files must be named. What is wrong
+        ends i-PI with one line. Warns of checks that the potential's certificate says it failed.
         """
         with _ending():
             _need_ipi()
             if unknown:
-                raise ConfigError(
-                    f"unknown parameters of the driver: {', '.join(unknown)}; known: model, template, precision, skin"
-                )
+                raise ConfigError(f"unknown parameters of the driver: {', '.join(unknown)}; known: {_PARAMETERS}")
+            if model is None or template is None:
+                raise ConfigError(f"<parameters> must name model and template; known: {_PARAMETERS}")
             potential = Potential.load(model)
+            if failed := potential.failed_checks:
+                warnings.warn(f"this potential failed checks of its certificate: {'; '.join(failed)}", stacklevel=2)
             potential = potential if precision is None else _with_precision(potential, str(precision))
             self._template = _read(template)
             self._name = str(template)
             potential.check(Structure.from_atoms(self._template, source=self._name))
-            self.beads = Beads(potential, self._template.numbers, self._template.pbc, float(skin))
+            self.beads = Beads(potential, self._template.numbers, self._template.pbc, _number(skin))
         self._most = 1
         self._seen: np.ndarray | None = None
 
@@ -208,6 +212,13 @@ def _with_precision(potential: Potential, precision: str) -> Potential:
     if precision not in ("float32", "float64"):
         raise ConfigError(f"precision is float32 or float64, not {precision}")
     return potential.with_precision(precision)
+
+
+def _number(skin: object) -> float:
+    try:
+        return float(skin)
+    except (TypeError, ValueError):
+        raise ConfigError(f"skin must be a length in Å, not {skin}") from None
 
 
 def _need_ipi() -> None:

@@ -19,7 +19,7 @@ _PAUSE = 0.2
 
 
 class _Protocol(IPIProtocol):
-    """That of ASE, which asks nothing about what the server sends."""
+    """The protocol as ASE has it, and checks of what the server sends."""
 
     def __init__(self, socket, atoms: ase.Atoms):
         super().__init__(socket)
@@ -53,10 +53,9 @@ def serve(
 ) -> int:
     """Answer a server's questions for energy, forces and virial until it ends; how many it had.
 
-    `atoms`: the structure, its atoms in the order of the server's; its periodicity counts. `unix`: the
-    name of a socket, the file /tmp/ipi_NAME; else `host` and `port`. A server that is not there is waited for, for 10 seconds.
-    Whoever controls the server gets energies and forces and nothing else, but the
-    protocol knows neither passwords nor encryption.
+    `atoms`: the structure, its atoms in the order of the server's; its periodicity counts. `unix`: the name of a socket, the file
+    /tmp/ipi_NAME; else `host` and `port`. A server that is not there is waited for, for 10 seconds. Whoever controls the server
+    gets energies and forces and nothing else, but the protocol knows neither passwords nor encryption.
 
     Raises ConfigError: no server, or one of another kind; StructureError: another number or order of atoms, positions that are
     not finite, a cell that changes where there is no virial, what the calculator refuses.

@@ -114,6 +114,8 @@ def test_what_is_wrong_ends_with_one_line(tmp_path):
     assert "the cell changes" in refused(made, cell * 1.01, atoms.positions * ANGSTROM)
     files = str(tmp_path / "m.safetensors"), str(tmp_path / "t.xyz")
     assert "colour" in refused(lambda: MLFFDriver(*files, colour="red"))
+    assert "must name model and template" in refused(lambda: MLFFDriver(files[0]))
+    assert "skin must be a length in Å, not wide" in refused(lambda: MLFFDriver(*files, skin="wide"))
     assert "float16" in refused(lambda: MLFFDriver(*files, precision="float16"))
     assert "no.xyz: cannot be read" in refused(MLFFDriver, files[0], "no.xyz")
     assert "no.safetensors" in refused(MLFFDriver, "no.safetensors", files[1])
