@@ -1,6 +1,6 @@
 """Quantum nuclei of malonaldehyde with i-PI, and beads per second; writes results/path_integrals.json.
 
-    python scripts/benchmarks/path_integrals.py MODEL [--picoseconds 10] [--out FILE]
+    python scripts/benchmarks/path_integrals.py MODEL [--picoseconds 10] [--out FILE] [--plot PNG]
 
 MODEL is one of malonaldehyde (configs/malonaldehyde.yaml). Two runs of the same length at 300 K, 32 beads and one bead (classical
 nuclei), steps of 0.5 fs, PILE-G: the proton-transfer coordinate r(O-H) - r(H..O), the shorter O-H distance, and the kinetic
@@ -197,13 +197,39 @@ def in_runs(potential: Potential, atoms: ase.Atoms, steps: int = 200) -> list[di
     return rows
 
 
+def draw(content: dict, path: Path) -> None:
+    """The distributions of the proton, and beads per second of CPU time."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 3.2), layout="constrained", dpi=120)
+    left, right = figure.subplots(1, 2)
+    for name, text, color in (("quantum", f"{BEADS} beads", "tab:blue"), ("classical", "classical", "tab:gray")):
+        counts = content[name]["transfer_coordinate_histogram"]
+        left.stairs(counts["density_per_a"], counts["edges_a"], color=color, label=text, lw=1.5)
+    left.set(xlabel="r(O-H) - r(H..O), Å", ylabel="density, 1/Å", title="the proton of malonaldehyde, 300 K")
+    left.legend(frameon=False)
+    rows = content["beads_per_second"]
+    count = [row["beads"] for row in rows]
+    for name, text, color in (("batched", "in one call", "tab:blue"), ("one_by_one", "one by one", "tab:gray")):
+        right.plot(count, [row[f"{name}_per_cpu_s"] for row in rows], "o-", ms=4, color=color, label=text)
+    right.set(xscale="log", xlabel="beads", ylabel="beads per second of CPU time", ylim=(0, None))
+    right.set_xticks(count, [str(number) for number in count])
+    right.minorticks_off()
+    right.legend(frameon=False)
+    figure.savefig(path)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", type=Path)
     parser.add_argument("--picoseconds", type=float, default=10.0, help="of each run; 0: only beads per second anew")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "path_integrals.json")
+    parser.add_argument("--plot", type=Path, help="draw the figures of --out into this PNG file, and nothing else")
     arguments = parser.parse_args()
     out = arguments.out.resolve()
+    if arguments.plot is not None:
+        draw(json.loads(out.read_text(encoding="utf-8")), arguments.plot)
+        return
     potential, atoms = Potential.load(arguments.model), read(DATA, index=0)
     content = {"machine": machine(), "model": repr(potential), "temperature_k": TEMPERATURE, "timestep_fs": STEP}
     content["harmonic_kinetic_energy"] = harmonic(potential, atoms)
