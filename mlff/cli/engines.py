@@ -23,7 +23,7 @@ def serve(
     host: Annotated[
         str | None,
         typer.Option(
-            help="where the server is; the protocol has no passwords and no encryption: another machine only in a network of your own",
+            help="where the server is; no passwords, no encryption: another machine only in a network of your own",
             show_default="localhost",
         ),
     ] = None,

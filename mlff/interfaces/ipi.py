@@ -1,4 +1,4 @@
-"""The potential inside i-PI (Kapil et al., Comput. Phys. Commun. 236, 214 (2019)): a driver for `<ffdirect>`, and inputs to start from.
+"""The potential inside i-PI (Kapil et al., Comput. Phys. Commun. 236, 214 (2019)): a driver for `<ffdirect>`, and an input.
 
 i-PI hands over all beads of a ring polymer at once, and they are evaluated in one compiled call, without sockets.
 """
@@ -39,7 +39,8 @@ __DRIVER_CLASS__ = MLFFDriver.__name__
 _INPUT_TEXT = """<simulation verbosity='medium'>
   <output prefix='simulation'>
     <properties stride='10' filename='out'>
-      [ step, time{{femtosecond}}, conserved{{electronvolt}}, temperature{{kelvin}}, kinetic_cv{{electronvolt}}, potential{{electronvolt}} ]
+      [ step, time{{femtosecond}}, conserved{{electronvolt}}, temperature{{kelvin}},
+        kinetic_cv{{electronvolt}}, potential{{electronvolt}} ]
     </properties>
     <trajectory filename='pos' stride='20' format='ase'> positions </trajectory>
     <checkpoint stride='1000'/>
@@ -88,8 +89,8 @@ class MLFFDriver:
     ):
         """`model`: a model file; `template`: a structure with the elements and the periodicity, any format ASE reads.
 
-        `skin`: Å, see `Beads`. These are i-PI's `<parameters>`; `verbosity` comes from i-PI. Both files must be named. What is wrong
-        ends i-PI with one line. Warns of checks that the potential's certificate says it failed.
+        `skin`: Å, see `Beads`. These are i-PI's `<parameters>`; `verbosity` comes from i-PI. Both files must be named. What is
+        wrong ends i-PI with one line. Warns of checks that the potential's certificate says it failed.
         """
         with _ending():
             _need_ipi()
@@ -145,7 +146,8 @@ class MLFFDriver:
             self._seen = boxes[0].copy()
         if not self._template.pbc.all() and np.abs(boxes - self._seen).max() > _SAME:
             raise StructureError(
-                f"the cell changes, but {self._name} is not periodic in three directions and has no virial: use an ensemble of constant volume"
+                f"the cell changes, but {self._name} is not periodic in three directions and has no virial: "
+                "use an ensemble of constant volume"
             )
 
 
@@ -159,8 +161,8 @@ def export(
 ) -> list[Path]:
     """Write a folder from which `i-pi input.xml` runs path-integral molecular dynamics: model, structure, driver and input.
 
-    `path` is the file or folder that `potential` is from, for messages. `atoms`: the structure to start from, by default the first
-    of the structures that travel with the potential; `beads` of the ring polymer; `temperature` in K. Raises ConfigError: the
+    `path` is the file or folder that `potential` is from, for messages. `atoms`: the structure to start from, by default the
+    first of those that travel with the potential; `beads` of the ring polymer; `temperature` in K. Raises ConfigError: the
     folder is there and not empty; DataError, StructureError: a structure that is not there or not known.
     """
     folder = Path(folder)
@@ -235,7 +237,7 @@ def _units() -> tuple[float, float]:
 
 @contextlib.contextmanager
 def _ending() -> Iterator[None]:
-    """An error ends i-PI with one line. In a thread that i-PI polls in (threaded='True') i-PI has to be told, or it would wait."""
+    """An error ends i-PI with one line. In a thread that i-PI polls in it has to be told, or it would wait for the result."""
     try:
         yield
     except MLFFError as error:

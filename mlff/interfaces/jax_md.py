@@ -20,10 +20,11 @@ def energy_fn(potential: Potential, numbers: Sequence[int], displacement: Callab
     """`energy(R, neighbor=None, **kwargs)`: the energy of positions R (n, 3), eV, without reference energies.
 
     `numbers` (n,): atomic numbers. `displacement(a, b, **kwargs)`: the vector a - b, Å, of JAX MD's `space`, with the nearest
-    image where there are images; by default without. `neighbor`: JAX MD's list in the format `Dense`, whose `idx` (n, K) has n in
-    empty slots, with a cutoff of at least the potential's; without one, all pairs. Other arguments, such as `box`, go to
+    image where there are images; by default without. `neighbor`: JAX MD's list in the format `Dense`, whose `idx` (n, K) has n
+    in empty slots, with a cutoff of at least the potential's; without one, all pairs. Other arguments, such as `box`, go to
     `displacement`. If the list has overflowed the energy is NaN. JAX may differentiate, batch and compile it; call it in
-    `potential.scope()`. Raises StructureError: an element that the potential does not know, positions of another shape, a list of another format.
+    `potential.scope()`. Raises StructureError: an element that the potential does not know, positions of another shape, a
+    list of another format.
     """
     numbers = np.array(numbers, np.int32)
     count = len(numbers)

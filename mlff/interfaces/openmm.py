@@ -23,8 +23,8 @@ except ImportError:
 class Computation:
     """What OpenMM's PythonForce calls: a State to its energy, kJ/mol, and forces (n, 3), kJ/mol/nm.
 
-    In a file of OpenMM's it is the path of the model file, which must still hold the same model, or the first step says so; of a
-    potential that was given as an object it is the potential.
+    In a file of OpenMM's it is the path of the model file, which must still hold the same model, or the first step says so; of
+    a potential that was given as an object it is the potential.
     """
 
     def __init__(
@@ -35,7 +35,10 @@ class Computation:
         precision: str | None = None,
         fingerprint: str | None = None,
     ):
-        """`numbers` (n,): of the atoms that it will be asked for. Raises ModelFileError: the file's fingerprint is another; StructureError: an unknown element."""
+        """`numbers` (n,): of the atoms that it will be asked for.
+
+        Raises ModelFileError: the file's fingerprint is another; StructureError: an unknown element.
+        """
         self.calculator = MLFFCalculator(model, precision=precision)
         potential = self.calculator.potential
         if fingerprint not in (None, potential.fingerprint):

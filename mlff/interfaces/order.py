@@ -23,8 +23,8 @@ def check_order(template: ase.Atoms, positions: np.ndarray, cell: np.ndarray, na
     other = [atom for atom, pair in enumerate(zip(now, then, strict=True)) if pair[0] != pair[1]]
     if len(other) > _OTHERWISE * len(template):
         raise StructureError(
-            f"{len(other)} of {len(template)} atoms (the first is atom {other[0]}, {template.symbols[other[0]]}) are bonded to other elements "
-            f"than in {name}: the atoms must come in its order"
+            f"{len(other)} of {len(template)} atoms (the first is atom {other[0]}, {template.symbols[other[0]]}) are bonded "
+            f"to other elements than in {name}: the atoms must come in its order"
         )
 
 

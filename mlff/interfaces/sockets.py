@@ -53,9 +53,9 @@ def serve(
 ) -> int:
     """Answer a server's questions for energy, forces and virial until it ends; how many it had.
 
-    `atoms`: the structure, its atoms in the order of the server's; its periodicity counts. `unix`: the name of a socket, the file
-    /tmp/ipi_NAME; else `host` and `port`. A server that is not there is waited for, for 10 seconds. Whoever controls the server
-    gets energies and forces and nothing else, but the protocol knows neither passwords nor encryption.
+    `atoms`: the structure, its atoms in the order of the server's; its periodicity counts. `unix`: the name of a socket, the
+    file /tmp/ipi_NAME; else `host` and `port`. A server that is not there is waited for, for 10 seconds. Whoever controls the
+    server gets energies and forces and nothing else, but the protocol knows neither passwords nor encryption.
 
     Raises ConfigError: no server, or one of another kind; StructureError: another number or order of atoms, positions that are
     not finite, a cell that changes where there is no virial, what the calculator refuses.

@@ -45,8 +45,8 @@ class Beads:
     def compute(self, positions: np.ndarray, cells: np.ndarray, stress: bool = False) -> list[Result]:
         """One result for each copy: positions (R, n, 3) and cells (R, 3, 3), Å. Stress: of cells periodic in three directions.
 
-        Raises StructureError: an unknown element, positions that are not finite, atoms on top of each other, a result that is none
-        (`Potential.check_result`).
+        Raises StructureError: an unknown element, positions that are not finite, atoms on top of each other, a result that is
+        none (`Potential.check_result`).
         """
         refuse_forked()
         positions, cells = np.asarray(positions, np.float64), np.asarray(cells, np.float64)
@@ -80,7 +80,7 @@ class Beads:
         return count * n * self._room.neighbors > _LARGE or searched > device_list.MOST_PAIRS
 
     def _run(self, positions: np.ndarray, cells: np.ndarray, stress: bool):
-        """Squares of the shortest distances (R,), energies of the atoms (R, n), forces (R, n, 3), stresses (R, 3, 3) or None."""
+        """Shortest squared distances (R,), energies of the atoms (R, n), forces (R, n, 3), stresses (R, 3, 3) or None."""
         boxes = np.stack([device_list.box_of(self._pbc, cell) for cell in cells])
         while True:
             listed = self._list(positions, cells)
@@ -98,7 +98,7 @@ class Beads:
             self._listed = None
 
     def _list(self, positions: np.ndarray, cells: np.ndarray) -> device_list.NeighborList:
-        """The list at hand, or one that holds for nothing: of other copies, or of another cell where the list cannot follow it."""
+        """The list at hand, or one that holds for nothing: of other copies, or of a cell that the list cannot follow."""
         partly = self._pbc.any() and not self._pbc.all()
         usable = self._listed is not None and len(self._listed.reference) == len(positions)
         if usable and not (partly and not np.array_equal(self._listed.cell, cells)):

@@ -2,11 +2,11 @@
 
     python scripts/benchmarks/path_integrals.py MODEL [--picoseconds 10] [--out FILE] [--plot PNG]
 
-MODEL is one of malonaldehyde (configs/malonaldehyde.yaml). Two runs of the same length at 300 K, 32 beads and one bead (classical
-nuclei), steps of 0.5 fs, PILE-G: the proton-transfer coordinate r(O-H) - r(H..O), the shorter O-H distance, and the kinetic
-energy by the centroid virial estimator (Herman, Bruskin, Berne, J. Chem. Phys. 76, 5150 (1982)), beside that of harmonic
-vibrations. Errors are standard errors of the means of ten blocks. Beads per second: by themselves, and in runs of i-PI with the
-driver, with 32 beads in one call or one by one, and over a UNIX socket (`mlff serve`).
+MODEL is one of malonaldehyde (configs/malonaldehyde.yaml). Two runs of the same length at 300 K, 32 beads and one bead
+(classical nuclei), steps of 0.5 fs, PILE-G: the proton-transfer coordinate r(O-H) - r(H..O), the shorter O-H distance, and
+the kinetic energy by the centroid virial estimator (Herman, Bruskin, Berne, J. Chem. Phys. 76, 5150 (1982)), beside that of
+harmonic vibrations. Errors are standard errors of the means of ten blocks. Beads per second: by themselves, and in runs of i-PI with
+the driver, with 32 beads in one call or one by one, and over a UNIX socket (`mlff serve`).
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def prepared(potential: Potential, atoms: ase.Atoms, beads: int):
 
 
 def proton(atoms: ase.Atoms, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Of positions (..., n, 3), Å: r(O-H) - r(H..O) of the hydrogen between the two oxygen atoms, and the shorter of the two."""
+    """Of positions (..., n, 3), Å: r(O-H) - r(H..O) of the hydrogen between the oxygen atoms, and the shorter of the two."""
     first, second = (atom.index for atom in atoms if atom.symbol == "O")
     hydrogens = [atom.index for atom in atoms if atom.symbol == "H"]
     shared = min(hydrogens, key=lambda h: atoms.get_distance(first, h) + atoms.get_distance(second, h))
@@ -173,7 +173,9 @@ def in_runs(potential: Potential, atoms: ase.Atoms, steps: int = 200) -> list[di
                 text = text.replace(f"<batch_size> {BEADS} </batch_size>", "<batch_size> 1 </batch_size>")
             address = f"mlff_{os.getpid()}"
             if name == "mlff serve":
-                there = f"<ffsocket name='mlff' mode='unix'> <address> {address} </address> <latency> 1e-4 </latency> </ffsocket>"
+                there = (
+                    f"<ffsocket name='mlff' mode='unix'> <address> {address} </address> <latency>1e-4</latency> </ffsocket>"
+                )
                 text = re.sub(r"<ffdirect.*?</ffdirect>", there, text, flags=re.DOTALL)
             path.write_text(text, encoding="utf-8")
             run = simulation(folder)

@@ -1,4 +1,4 @@
-"""JAX MD's manner: energies and forces through a list of neighbours in its format. JAX MD itself is not needed: the list is a stand-in."""
+"""JAX MD's manner: energies and forces through a list of neighbours in its format, of which there is a stand-in."""
 
 import itertools
 from typing import NamedTuple

@@ -159,7 +159,8 @@ def solvated(box=1.9):
         sites += f'<Atom name="{symbol}{number}" type="M{number}" charge="{charges[symbol]}"/>'
         particles += f'<Atom type="M{number}" sigma="0.3" epsilon="0.3"/>'
     text = f"""<ForceField><AtomTypes>{types}</AtomTypes><Residues><Residue name="MOL">{sites}</Residue></Residues>
-    <NonbondedForce coulomb14scale="0.833333" lj14scale="0.5"><UseAttributeFromResidue name="charge"/>{particles}</NonbondedForce>
+    <NonbondedForce coulomb14scale="0.833333" lj14scale="0.5"><UseAttributeFromResidue name="charge"/>{particles}
+    </NonbondedForce>
     </ForceField>"""
     field = app.ForceField("amber14/tip3p.xml", io.StringIO(text))
     modeller = app.Modeller(made, atoms.positions / 10 * unit.nanometer)
