@@ -23,6 +23,7 @@ from tests.pages import ROOT, register_with_openmm
 from tests.potentials import lennard_jones, morse
 
 KJ = units.kJ / units.mol
+SEED = 1
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -112,7 +113,7 @@ def test_a_run_conserves_energy_with_one_program():
 def test_a_thermostat_keeps_its_temperature():
     atoms = bulk("Cu", cubic=True).repeat(2)
     thermostat = openmm.LangevinMiddleIntegrator(300, 20, 0.004)
-    thermostat.setRandomNumberSeed(1)
+    thermostat.setRandomNumberSeed(SEED)
     made = context(atoms, [force(lennard_jones(epsilon=0.5), topology(atoms, True))], integrator=thermostat)
     kinetic = []
     made.setVelocitiesToTemperature(600, 1)  # half of it becomes potential energy
@@ -125,12 +126,11 @@ def test_a_thermostat_keeps_its_temperature():
 
 def test_a_barostat_moves_the_box():
     atoms = bulk("Cu", cubic=True)
-    made = context(
-        atoms,
-        [force(lennard_jones(), topology(atoms, True)), openmm.MonteCarloBarostat(1e5, 300, 1)],
-        integrator=openmm.LangevinMiddleIntegrator(300, 10, 0.002),
-    )
-    made.getIntegrator().step(40)
+    barostat, thermostat = openmm.MonteCarloBarostat(3e5, 300, 1), openmm.LangevinMiddleIntegrator(300, 10, 0.002)
+    barostat.setRandomNumberSeed(SEED)
+    thermostat.setRandomNumberSeed(SEED)
+    made = context(atoms, [force(lennard_jones(), topology(atoms, True)), barostat], integrator=thermostat)
+    thermostat.step(60)
     state = made.getState(energy=True, positions=True)
     assert state.getPeriodicBoxVolume().value_in_unit(unit.angstrom**3) < 0.99 * atoms.get_volume()
     atoms.set_cell(state.getPeriodicBoxVectors(asNumpy=True).value_in_unit(unit.angstrom))
