@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import re
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -27,7 +28,8 @@ def changed(folder: Path, *changes: tuple[str, str]) -> str:
 @contextlib.contextmanager
 def simulation(folder: Path, text: str) -> Iterator[Simulation]:
     """i-PI at the start of a run, in its folder; signals and threads are afterwards what they were."""
-    with contextlib.chdir(folder), pytest.MonkeyPatch.context() as patch:
+    with contextlib.chdir(folder), pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # i-PI's own
         patch.setattr(softexits, "SOFTEXITLATENCY", 0.02)
         try:
             yield Simulation.load_from_xml(text)

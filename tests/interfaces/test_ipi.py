@@ -19,7 +19,6 @@ from mlff.potential.potential import Potential
 from tests.interfaces.servers import changed, simulation
 from tests.potentials import morse
 
-pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:ipi")
 ANGSTROM, EV = 1.8897261, 0.036749326  #: in bohr and hartree, i-PI's figures
 
 

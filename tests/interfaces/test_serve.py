@@ -19,7 +19,6 @@ from mlff.cli import app
 from mlff.interfaces import sockets
 from tests.potentials import morse
 
-pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:ipi")
 NAME = f"mlff_test_{os.getpid()}"
 
 
