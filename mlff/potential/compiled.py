@@ -28,6 +28,7 @@ _MARGIN = 0.9  #: of the free memory that a chunked program may take
 _SHARE = 0.5  #: of the free memory that a batch may take by the account of smaller ones
 _EARLY = 100_000  #: padded pairs in all calls of a shape together: as long as there are fewer the hasty program will do
 _OFTEN = "forces", "stress"  #: what is computed again and again, so that the number of calls decides
+_LOCAL = "local"  #: `chunks.derive_local`
 _ADVICE = "take fewer atoms at once, a smaller model or cutoff, or a machine with more"
 _DERIVATIVES = {
     "forces": derivatives.predict,
@@ -53,7 +54,7 @@ def memory_errors(graph: Graph) -> Iterator[None]:
 
 
 class Programs:
-    """`run(name, params, graph, ...)` for the names `forces`, `stress`, `hessian` and `hessian_vector_product`."""
+    """`run(name, params, graph, ...)` for the names `forces`, `stress`, `hessian`, `hessian_vector_product` and `local`."""
 
     def __init__(self, model: nn.Module, members: int = 1):
         """Of `members` above 1 the parameters have an axis in front."""
@@ -86,6 +87,8 @@ class Programs:
     def _run(self, name: str, params: dict, graph: Graph, *arguments):
         kinds = graph.reverse is None, graph.shifts is not None and graph.shifts.dtype
         key = name, graph.neighbors.shape, graph.n_atoms.shape, kinds
+        if name == _LOCAL:
+            return self._in_chunks((*key, graph.positions.shape, graph.vectors is None), params, graph, *arguments)
         if name in _OFTEN and graph.vectors is None and (graph.neighbors.size >= _LARGE or graph.reverse is None):
             return self._in_chunks(key, params, graph)
         program = self._ready.get(key)
@@ -106,7 +109,7 @@ class Programs:
         (self._hasty if hasty else self._ready)[key] = program
         return result
 
-    def _in_chunks(self, key: tuple, params: dict, graph: Graph) -> Prediction:
+    def _in_chunks(self, key: tuple, params: dict, graph: Graph, *arguments) -> Prediction | chunks.Derivatives:
         """In the largest chunks, from those that are fastest on, for which there is memory."""
         atoms = len(graph.positions)
         if key not in self._chunks:
@@ -115,8 +118,8 @@ class Programs:
             try:
                 with memory_errors(graph):
                     if key not in self._ready:
-                        self._ready[key] = self._compile_chunks(key[0], self._chunks[key], params, graph)
-                    return jax.block_until_ready(self._ready[key](params, graph))
+                        self._ready[key] = self._compile_chunks(key[0], self._chunks[key], params, graph, *arguments)
+                    return jax.block_until_ready(self._ready[key](params, graph, *arguments))
             except OutOfMemory:
                 size = min(_LARGEST_CHUNK, self._chunks[key] // 2, atoms // 2)
                 if size < chunks.SMALLEST:
@@ -131,13 +134,13 @@ class Programs:
             return chunks.cached_size(self._model, member, graph)
         return _LARGEST_CHUNK if graph.reverse is None else len(graph.positions)
 
-    def _compile_chunks(self, name: str, size: int, params: dict, graph: Graph) -> Callable:
+    def _compile_chunks(self, name: str, size: int, params: dict, graph: Graph, *arguments) -> Callable:
         """A program for chunks of `size` atoms, of all atoms at once for size N. Raises OutOfMemory."""
         compiler.check()
         whole = size >= len(graph.positions) and graph.reverse is not None
         program = self.jitted(name) if whole else self.jitted(name, size=size)
         with compilation_cache():
-            program = program.lower(params, graph).compile()
+            program = program.lower(params, graph, *arguments).compile()
         self._measured += 1
         needed = check_memory(program, *graph.neighbors.shape, _SHARE if whole else _MARGIN)
         if whole:
@@ -157,6 +160,8 @@ class Programs:
 
             def program(params, *arguments):
                 def derive(member):
+                    if name == _LOCAL:
+                        return chunks.derive_local(self._model, member, *arguments, size)
                     if size is not None:
                         return chunks.predict(self._model, member, *arguments, size, stress=name == "stress")
                     return _DERIVATIVES[name](functools.partial(self._model.apply, member), *arguments)

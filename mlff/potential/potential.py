@@ -27,6 +27,7 @@ from mlff.graph import Graph, Prediction
 from mlff.models import registry
 from mlff.models.common import Statistics
 from mlff.potential import modelfile, selfcheck
+from mlff.potential.chunks import Derivatives
 from mlff.potential.compiled import Programs
 from mlff.potential.domain import Environments
 from mlff.potential.packing import predictions
@@ -62,6 +63,16 @@ class Potential:
     def cutoff(self) -> float:
         """Å."""
         return self.config.cutoff
+
+    @property
+    def layers(self) -> int:
+        """How often messages pass: an atom's energy depends on atoms that are so many cutoffs away; 1 of a pair potential."""
+        return self.model.stages
+
+    @property
+    def receptive_field(self) -> float:
+        """Å: atoms farther from an atom than this do not change its energy."""
+        return self.layers * self.cutoff
 
     @property
     def dtype(self) -> type:
@@ -166,6 +177,10 @@ class Potential:
         Raises StructureError for a large graph that needs more memory than there is; ProcessError as `predict`.
         """
         return self._run("stress" if stress else "forces", graph)
+
+    def derive_local(self, graph: Graph, rows: np.ndarray) -> Derivatives:
+        """What `mlff.potential.chunks.derive_local` says of a graph; of a committee the mean. For `mlff.potential.local_atoms`."""
+        return self._run("local", graph, rows)
 
     @functools.cached_property
     def programs(self) -> Programs:

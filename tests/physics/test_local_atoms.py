@@ -1,0 +1,75 @@
+"""Claims about any model: owned atoms and ghosts give energies, forces and stresses of the whole, and the receptive field is what it says."""
+
+from __future__ import annotations
+
+import ase
+import jax
+import numpy as np
+import pytest
+from ase.neighborlist import primitive_neighbor_list
+
+from mlff.potential.local_atoms import LocalAtoms
+from tests.conftest import MODELS
+
+
+def with_ghosts(atoms: ase.Atoms, mine: np.ndarray, reach: float):
+    """(positions, place of the owner in `atoms`) of the owned atoms and of all others and images up to `reach` (Å) from one of them."""
+    i, j, shifts = primitive_neighbor_list("ijS", atoms.pbc, atoms.cell, atoms.positions, reach, self_interaction=False)
+    near = mine[i]
+    ghosts = np.unique(np.column_stack([j, shifts])[near], axis=0)
+    ghosts = ghosts[~(mine[ghosts[:, 0]] & (ghosts[:, 1:] == 0).all(axis=1))]
+    own = np.flatnonzero(mine)
+    positions = np.vstack([atoms.positions[own], atoms.positions[ghosts[:, 0]] + ghosts[:, 1:] @ atoms.cell.array])
+    return positions, np.append(own, ghosts[:, 0])
+
+
+def in_parts(potential, atoms: ase.Atoms, parts: np.ndarray, reach: float):
+    """Energies (n,), forces (n, 3) and dE/dε (3, 3) of atoms divided among processes, number `parts` (n,)."""
+    energies, forces, virial = np.zeros(len(atoms)), np.zeros((len(atoms), 3)), np.zeros((3, 3))
+    local = LocalAtoms(potential)  # one for all, as sizes that were compiled are used again
+    for part in range(parts.max() + 1):
+        mine = parts == part
+        positions, owner = with_ghosts(atoms, mine, reach)
+        local.build(atoms.numbers[owner], positions, int(mine.sum()))
+        found = local.evaluate(positions)
+        energies[mine] = found.energies
+        np.add.at(forces, owner, found.forces)
+        virial += found.virials.sum(axis=0)
+    return energies, forces, virial
+
+
+@pytest.mark.parametrize("name", [name for name in MODELS if name not in ("morse", "ace", "ace_saturated")])
+def test_parts_add_up_to_the_whole(name, potentials, silicon):
+    """A skewed cell smaller than the cutoff, in three parts."""
+    potential = potentials(name)
+    atoms = silicon.repeat((2, 1, 1))
+    atoms.rattle(0.03, seed=2)
+    atoms.numbers[1] = 6
+    (whole,) = potential.predict([atoms])
+    energies, forces, virial = in_parts(potential, atoms, np.array([0, 1, 2, 0]), potential.receptive_field)
+    scale = np.abs(whole.forces).max()
+    np.testing.assert_allclose(energies, whole.energies, rtol=1e-10)
+    np.testing.assert_allclose(forces, whole.forces, rtol=0, atol=1e-10 * scale)
+    np.testing.assert_allclose(virial / atoms.get_volume(), whole.stress, rtol=0, atol=1e-10 * np.abs(whole.stress).max())
+    assert scale > 1e-2
+
+
+@pytest.mark.parametrize("name", ["morse", "schnet", "ace"])
+def test_the_receptive_field_is_how_far_influence_reaches(name, potentials):
+    """Along a chain of atoms the energy of the first one depends on as many others as there are layers."""
+    potential = potentials(name)
+    chain = ase.Atoms("H6", [[0.9 * potential.cutoff * k, 0.1 * k * k, 0] for k in range(6)])
+    graph = potential.graph_of(chain)
+    with potential.scope():
+        slope = jax.jit(jax.grad(lambda r: potential.energy(potential.device_params, graph._replace(positions=r))[0]))
+        influence = np.linalg.norm(slope(graph.positions), axis=1)
+    assert (influence > 1e-12).tolist() == [k <= potential.layers for k in range(6)]
+    assert potential.receptive_field == potential.layers * potential.cutoff
+
+
+@pytest.mark.parametrize("name", ["schnet", "ace_messages2"])
+def test_a_halo_of_one_cutoff_is_too_short_for_messages(name, potentials, silicon):
+    potential = potentials(name)
+    (whole,) = potential.predict([silicon])
+    _, forces, _ = in_parts(potential, silicon, np.array([0, 1]), potential.cutoff)
+    assert np.abs(forces - whole.forces).max() > 1e-4 * np.abs(whole.forces).max()
