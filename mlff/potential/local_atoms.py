@@ -62,10 +62,13 @@ class LocalAtoms:
         numbers (n,): atomic numbers; `ids` (n,): what errors call the atoms, by default their place. Raises StructureError:
         positions that are not finite, atoms on top of each other, an element that the potential does not know.
         """
+        if not np.isfinite(positions).all():
+            atom = np.flatnonzero(~np.isfinite(positions).all(axis=1))[0]
+            raise StructureError(f"the position of atom {atom if ids is None else ids[atom]} is not finite")
         i, j = self._pairs(positions, self.potential.cutoff + self.skin)
         self._lay_out(numbers, owned, i, j, positions[j] - positions[i], ids)
         self._center = positions[:owned].mean(axis=0) if owned else np.zeros(3)
-        self._built = positions.copy()
+        self._built, self._listed = positions.copy(), (i, j)
         self.rebuilds += 1
 
     def covers(self, positions: np.ndarray) -> bool:
@@ -113,12 +116,25 @@ class LocalAtoms:
     @property
     def shortest(self) -> tuple[int, int, float] | None:
         """The nearest two atoms, by their place, and their distance in Å, as they were when the list was built."""
-        i, j = self._pairs(self._built, self.potential.cutoff)
+        i, j = self._listed
         if not len(i):
             return None
         lengths = np.linalg.norm(self._built[j] - self._built[i], axis=1)
         nearest = lengths.argmin()
         return int(i[nearest]), int(j[nearest]), float(lengths[nearest])
+
+    def one_sided(self, ids: np.ndarray) -> np.ndarray:
+        """Two sums over pairs of owned atoms with ghosts, (2,): the first of an odd function of the two ids (n,), the second of its size.
+
+        Over all processes the first sum vanishes, as each pair is seen from both of its atoms, unless ghosts are missing.
+        """
+        i, j = self._listed
+        crossing = (i < self._owned) & (j >= self._owned)
+        i, j = i[crossing], j[crossing]
+        lengths = np.linalg.norm(self._built[j] - self._built[i], axis=1)
+        weights = np.maximum(self.potential.cutoff - lengths, 0.0) ** 2  # none at the cutoff, which rounding may cross
+        odd = weights * (np.sin(1.0 + ids[i]) - np.sin(1.0 + ids[j]))
+        return np.array([odd.sum(), np.abs(odd).sum()])
 
     def _pairs(self, positions: np.ndarray, reach: float) -> tuple[np.ndarray, np.ndarray]:
         return neighbor_list(positions, np.zeros((3, 3)), np.zeros(3, bool), reach)[:2]

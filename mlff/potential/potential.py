@@ -283,18 +283,25 @@ class Potential:
 
         The message names the two nearest atoms of `structure()`.
         """
-        sane = abs(energy) < _LARGEST_ENERGY * max(1, len(forces))
-        if sane and np.vdot(forces, forces) < LARGEST_FORCE**2:  # which costs a third of the next line
+        if (what := self.nonsense(energy, forces)) is None:
             return
-        largest = np.abs(forces).max(initial=0.0)
-        if sane and largest < LARGEST_FORCE:
-            return
-        numbers = f"an energy of {energy:.2g} eV and forces of up to {largest:.2g} eV/Å"
-        what = numbers if np.isfinite([energy, largest]).all() else "energies or forces that are not finite"
         culprit = structure()
         raise StructureError(
             f"{culprit.source}: the potential gives {what}: {self._nearest(culprit)}; look at positions, cell, pbc and their unit"
         )
+
+    @staticmethod
+    def nonsense(energy: float, forces: np.ndarray) -> str | None:
+        """What is wrong with an energy (eV) and forces (n, 3; eV/Å), in words, if they are not finite or absurdly large."""
+        sane = abs(energy) < _LARGEST_ENERGY * max(1, len(forces))
+        if sane and np.vdot(forces, forces) < LARGEST_FORCE**2:  # which costs a third of the next line
+            return None
+        largest = np.abs(forces).max(initial=0.0)
+        if sane and largest < LARGEST_FORCE:
+            return None
+        if np.isfinite([energy, largest]).all():
+            return f"an energy of {energy:.2g} eV and forces of up to {largest:.2g} eV/Å"
+        return "energies or forces that are not finite"
 
     def _nearest(self, structure: Structure) -> str:
         """The two nearest atoms and their distance; one of them may be the other's periodic image."""
