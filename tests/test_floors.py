@@ -16,7 +16,7 @@ FLOORS = {
     "potential": "energy to forces, stress, Hessian; compiled, saved, loaded, checked on a new machine; distance from the training data",
     "training": "losses, optimisers, steps, checkpoints, metrics",
     "simulation": "molecular dynamics and its gradients, relaxation, sampling",
-    "interfaces": "the potential in other programs: ASE, i-PI, OpenMM, JAX MD",
+    "interfaces": "the potential in other programs: ASE, LAMMPS, i-PI, OpenMM, JAX MD",
     "properties": "vibrations, phonons, elastic constants, equations of state, reaction paths, free energies; analysis of trajectories",
     "refinement": "a trained potential corrected to match observables",
     "certificate": "checks of a potential before it is used",

@@ -1,1 +1,1 @@
-"""The potential in other programs: ASE, i-PI, OpenMM, JAX MD."""
+"""The potential in other programs: ASE, LAMMPS, i-PI, OpenMM, JAX MD."""

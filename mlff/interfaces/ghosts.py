@@ -62,7 +62,9 @@ class GhostSum:
         order = np.argsort(known, kind="stable")
         known, ranks = known[order], ranks[order]
         if len(twice := np.flatnonzero(known[1:] == known[:-1])):
-            raise StructureError(f"two atoms have the id {known[twice[0]]}; atoms need ids of their own (atom_modify id yes)")
+            raise StructureError(
+                f"two atoms have the id {known[twice[0]]}; atoms need ids of their own (atom_modify id yes)"
+            )
         by_place = np.argsort(wanted % size, kind="stable")
         sent = np.bincount(wanted % size, minlength=size)
         asked, counts = _exchange(self._comm, wanted[by_place], sent)

@@ -26,7 +26,10 @@ from mlff.interfaces.ghosts import GhostSum
 from mlff.potential.local_atoms import LocalAtoms
 from mlff.potential.potential import Potential
 
-FIX, HALO = "mlff", "mlff_halo"  #: ids in LAMMPS: of the fix, and of a compute that is never asked but refuses too few ghosts
+FIX, HALO = (
+    "mlff",
+    "mlff_halo",
+)  #: ids in LAMMPS: of the fix, and of a compute that is never asked but refuses too few ghosts
 _UNITS = {"metal": "eV", "real": "kcal/mol"}  #: units of LAMMPS with lengths in Å, and their energy
 _COMMANDS = "command", "commands_list", "commands_string", "file"
 _SIX = [0, 0], [1, 1], [2, 2], [0, 1], [0, 2], [1, 2]  #: order of LAMMPS
@@ -177,12 +180,16 @@ class LammpsForces:
         self._around = self._numbers[types]
         there = self._comm.allreduce(owned)
         if (expected := lmp.extract_global("natoms")) != there:
-            raise StructureError(f"{expected - there} of {expected} atoms were lost; look at boundary, time step and structure")
+            raise StructureError(
+                f"{expected - there} of {expected} atoms were lost; look at boundary, time step and structure"
+            )
         self._ghosts = GhostSum(self._comm, self._ids, owned)
         self.local.build(self._around, x, owned, self._ids)
         one_sided = self._comm.allreduce(self.local.one_sided(self._ids))
         if abs(one_sided[0]) > 1e-6 * (1.0 + one_sided[1]):
-            raise StructureError("some pairs of atoms are seen from one side only: ghosts are missing (comm_modify group all)")
+            raise StructureError(
+                "some pairs of atoms are seen from one side only: ghosts are missing (comm_modify group all)"
+            )
 
     def _refuse_settings(self) -> None:
         lmp = self._lmp
@@ -202,7 +209,11 @@ class LammpsForces:
         if what is None:
             return
         nearest = self.local.shortest
-        text = "" if nearest is None else ": atoms {} and {} are {:.3g} Å apart".format(*self._ids[list(nearest[:2])], nearest[2])
+        text = (
+            ""
+            if nearest is None
+            else ": atoms {} and {} are {:.3g} Å apart".format(*self._ids[list(nearest[:2])], nearest[2])
+        )
         raise StructureError(f"the potential gives {what}{text}; look at the structure, its units and the time step")
 
 
@@ -213,7 +224,9 @@ def _numbers(lmp, potential: Potential, species: Sequence[str]) -> np.ndarray:
     if (units := lmp.extract_global("units")) not in _UNITS:
         raise ConfigError(f"units {units}: the potential works in LAMMPS with units {' or '.join(_UNITS)}")
     if isinstance(species, str) or len(species) != (types := lmp.extract_setting("ntypes")):
-        raise ConfigError(f"species {species!r}: LAMMPS has {lmp.extract_setting('ntypes')} atom types, each needs an element")
+        raise ConfigError(
+            f"species {species!r}: LAMMPS has {lmp.extract_setting('ntypes')} atom types, each needs an element"
+        )
     known = ", ".join(chemical_symbols[z] for z in potential.elements)
     numbers, masses = np.zeros(types + 1, np.int32), lmp.extract_atom("mass")
     for place, symbol in enumerate(species, start=1):

@@ -29,7 +29,9 @@ _LARGEST = 512  #: on a CPU; more gain nothing
 _CACHES = 2**25  #: bytes; 512 atoms of 16 channels, 64 of 64 channels with quadrupoles
 _COPIES = 4  #: of what neighbours pass that a program makes, about
 Stage = Callable[[Graph, State | None, Array | None], State | Array]  #: see `mlff.models.common.State`
-Strain = Literal["structure", "atom"] | None  #: the derivative by strain: of structures, with the share of each atom, or none
+Strain = (
+    Literal["structure", "atom"] | None
+)  #: the derivative by strain: of structures, with the share of each atom, or none
 
 
 class Derivatives(NamedTuple):
@@ -54,7 +56,9 @@ class _Chunk(NamedTuple):
     """Some of the atoms of a graph."""
 
     start: Array  #: () int: the first of them
-    fresh: Array  #: (n,) bool: it counts, and no chunk before has it; the last chunk is as long as the others and reaches back
+    fresh: (
+        Array  #: (n,) bool: it counts, and no chunk before has it; the last chunk is as long as the others and reaches back
+    )
     graph: Graph  #: of these atoms; neighbours may be any
     own: State | None
     sent: Array | None  #: (n, K, F)

@@ -32,7 +32,9 @@ class LocalResult(NamedTuple):
 
     energies: np.ndarray  #: (owned,) eV
     forces: np.ndarray  #: (n, 3) eV/Å: -d(sum of the energies)/dR by owned atoms and ghosts
-    virials: np.ndarray  #: (n, 3, 3) eV: shares of dE/dε by atom; their sum is that of this process. Zero without a cell's worth of pairs
+    virials: (
+        np.ndarray
+    )  #: (n, 3, 3) eV: shares of dE/dε by atom; their sum is that of this process. Zero without a cell's worth of pairs
 
 
 class PairResult(NamedTuple):

@@ -6,21 +6,17 @@ import ase
 import jax
 import numpy as np
 import pytest
-from ase.neighborlist import primitive_neighbor_list
 
 from mlff.potential.local_atoms import LocalAtoms
 from tests.conftest import MODELS
+from tests.ghosts import with_ghosts
+
+USUAL = "lennard_jones", "schnet", "ace_messages2"
 
 
-def with_ghosts(atoms: ase.Atoms, mine: np.ndarray, reach: float):
-    """(positions, place of the owner in `atoms`) of the owned atoms and of all others and images up to `reach` (Å) from one of them."""
-    i, j, shifts = primitive_neighbor_list("ijS", atoms.pbc, atoms.cell, atoms.positions, reach, self_interaction=False)
-    near = mine[i]
-    ghosts = np.unique(np.column_stack([j, shifts])[near], axis=0)
-    ghosts = ghosts[~(mine[ghosts[:, 0]] & (ghosts[:, 1:] == 0).all(axis=1))]
-    own = np.flatnonzero(mine)
-    positions = np.vstack([atoms.positions[own], atoms.positions[ghosts[:, 0]] + ghosts[:, 1:] @ atoms.cell.array])
-    return positions, np.append(own, ghosts[:, 0])
+def each_model(*names: str):
+    """Over every model; those not named run with the slow tests."""
+    return pytest.mark.parametrize("name", [pytest.param(n, marks=[] if n in names else [pytest.mark.slow]) for n in MODELS])
 
 
 def in_parts(potential, atoms: ase.Atoms, parts: np.ndarray, reach: float):
@@ -38,7 +34,7 @@ def in_parts(potential, atoms: ase.Atoms, parts: np.ndarray, reach: float):
     return energies, forces, virial
 
 
-@pytest.mark.parametrize("name", [name for name in MODELS if name not in ("morse", "ace", "ace_saturated")])
+@each_model(*USUAL)
 def test_parts_add_up_to_the_whole(name, potentials, silicon):
     """A skewed cell smaller than the cutoff, in three parts."""
     potential = potentials(name)
@@ -52,9 +48,12 @@ def test_parts_add_up_to_the_whole(name, potentials, silicon):
     np.testing.assert_allclose(forces, whole.forces, rtol=0, atol=1e-10 * scale)
     np.testing.assert_allclose(virial / atoms.get_volume(), whole.stress, rtol=0, atol=1e-10 * np.abs(whole.stress).max())
     assert scale > 1e-2
+    if name == "schnet":  # a halo of one cutoff is too short for messages
+        _, forces, _ = in_parts(potential, atoms, np.array([0, 1, 2, 0]), potential.cutoff)
+        assert np.abs(forces - whole.forces).max() > 1e-4 * scale
 
 
-@pytest.mark.parametrize("name", ["morse", "schnet", "ace"])
+@each_model("morse", "schnet")
 def test_the_receptive_field_is_how_far_influence_reaches(name, potentials):
     """Along a chain of atoms the energy of the first one depends on as many others as there are layers."""
     potential = potentials(name)
@@ -65,11 +64,3 @@ def test_the_receptive_field_is_how_far_influence_reaches(name, potentials):
         influence = np.linalg.norm(slope(graph.positions), axis=1)
     assert (influence > 1e-12).tolist() == [k <= potential.layers for k in range(6)]
     assert potential.receptive_field == potential.layers * potential.cutoff
-
-
-@pytest.mark.parametrize("name", ["schnet", "ace_messages2"])
-def test_a_halo_of_one_cutoff_is_too_short_for_messages(name, potentials, silicon):
-    potential = potentials(name)
-    (whole,) = potential.predict([silicon])
-    _, forces, _ = in_parts(potential, silicon, np.array([0, 1]), potential.cutoff)
-    assert np.abs(forces - whole.forces).max() > 1e-4 * np.abs(whole.forces).max()
