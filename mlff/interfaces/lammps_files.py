@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -115,5 +116,5 @@ def write_folder(model: str | Path, folder: str | Path) -> None:
     write_data(folder / "system.data", atoms, species)
     write_text(folder / "system.lammps", SYSTEM.format(species=" ".join(species), boundary=boundary(atoms)))
     write_text(folder / "in.lammps", INPUT.format(timestep=timestep))
-    write_text(folder / "run.py", RUN.format(species=species))
+    write_text(folder / "run.py", RUN.format(species=json.dumps(species)))
     write_text(folder / "check.py", CHECK)

@@ -116,6 +116,11 @@ class LocalAtoms:
         return PairResult(energies, gradient)
 
     @property
+    def rows(self) -> list[int]:
+        """For how many atoms each layer is computed."""
+        return [int(count) for count in self._rows]
+
+    @property
     def shortest(self) -> tuple[int, int, float] | None:
         """The nearest two atoms, by their place, and their distance in Å, as they were when the list was built."""
         i, j = self._listed
