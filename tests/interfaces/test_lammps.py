@@ -26,7 +26,8 @@ from mlff.basics.units import ENERGY, STRESS
 from mlff.cli import app
 from mlff.data.structure import Structure
 from mlff.interfaces import lammps_check
-from mlff.interfaces.lammps import FIX, attach, one_line_errors
+from mlff.interfaces.lammps import FIX, attach
+from mlff.interfaces.processes import one_line_errors
 from mlff.potential import compiled, selfcheck
 from mlff.potential.committee import committee
 from tests.conftest import make_potential

@@ -53,7 +53,7 @@ def test_ghosts_without_neighbours_and_unknown_elements_are_refused(silicon):
     data = data_of(silicon, potential.receptive_field, potential.cutoff, ghost_neighbors=False)
     with pytest.raises(StructureError, match="ghosts have no neighbours: .* comm_modify cutoff of at least 8 Å"):
         PairForces(potential, ["C", "Si"]).compute_forces(data)
-    with pytest.raises(ConfigError, match="species: Ge is not known"):
+    with pytest.raises(ConfigError, match="species: type 1 is Ge, which"):
         PairForces(potential, ["Ge"])
 
 
