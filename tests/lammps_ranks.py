@@ -22,7 +22,7 @@ def agree(model: str, precision: str, case: str) -> dict:
     attach(lmp, make_potential(model, precision), species(atoms))
     lmp.commands_string(ASK + "run 0")
     found = results(lmp, atoms)
-    lmp.commands_string("velocity all create 300 1 loop geom\nfix moves all nve\nneighbor 0.5 bin\nrun 20")
+    lmp.commands_string("velocity all create 300 1 loop geom\nfix moves all nve\nneighbor 0.5 bin\ntimestep 0.0002\nrun 20")
     return {**found, "later": results(lmp, atoms)["energy"]}
 
 
@@ -37,6 +37,8 @@ def fail(model: str, how: str) -> None:
         elif how == "overlap":
             x = lmp.numpy.extract_atom("x")
             x[1] = x[0]
+        elif how == "nan":
+            lmp.numpy.extract_atom("x")[0] = np.nan
         elif how == "outside":
             raise ValueError("in the script")
     lmp.command("run 100000")

@@ -8,6 +8,7 @@ on all processes; nothing is computed with forces that are not those of the mode
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import warnings
 from collections.abc import Sequence
@@ -21,7 +22,7 @@ from mlff.basics.errors import ConfigError, MLFFError, StructureError
 from mlff.basics.runtime import keep_to_one_thread
 from mlff.basics.units import ENERGY
 from mlff.interfaces.ghosts import GhostSum
-from mlff.interfaces.processes import end_all
+from mlff.interfaces.processes import end_all, one_line_errors
 from mlff.interfaces.species import numbers_of, refuse_other_mass
 from mlff.potential.local_atoms import LocalAtoms
 from mlff.potential.potential import Potential
@@ -29,6 +30,7 @@ from mlff.potential.potential import Potential
 FIX = "mlff"  #: id of the fix in LAMMPS
 HALO = "mlff_halo"  #: id of a compute that is never asked, but refuses to start a run with too few ghosts
 _UNITS = {"metal": "eV", "real": "kcal/mol"}  #: units of LAMMPS with lengths in Å, and their energy
+_ONE_PROCESS = "MPIAbortException"  #: what `lammps` raises where one process has an error, which the others do not know of
 _COMMANDS = "command", "commands_list", "commands_string", "file"
 _SIX = [0, 0], [1, 1], [2, 2], [0, 1], [0, 2], [1, 2]  #: order of LAMMPS
 
@@ -48,14 +50,15 @@ def attach(
     each other, positions or results that are not finite or absurd, not enough memory.
     """
     comm = lmp.get_mpi_comm().Dup()
-    if comm.size > 1:
-        keep_to_one_thread()
-    potential = _load(comm, potential)
-    if precision is not None:
-        potential = potential.with_precision(precision)
-    if comm.rank == 0 and (failed := potential.failed_checks):
-        warnings.warn(f"this potential failed checks of its certificate: {'; '.join(failed)}", stacklevel=2)
-    return LammpsForces(lmp, comm, potential, _numbers(lmp, potential, species), skin)
+    with one_line_errors() if comm.size > 1 else contextlib.nullcontext():
+        if comm.size > 1:
+            keep_to_one_thread()
+        potential = _load(comm, potential)
+        if precision is not None:
+            potential = potential.with_precision(precision)
+        if comm.rank == 0 and (failed := potential.failed_checks):
+            warnings.warn(f"this potential failed checks of its certificate: {'; '.join(failed)}", stacklevel=2)
+        return LammpsForces(lmp, comm, potential, _numbers(lmp, potential, species), skin)
 
 
 class LammpsForces:
@@ -97,6 +100,8 @@ class LammpsForces:
             try:
                 result = method(*arguments)
             except Exception as error:
+                if self._comm.size > 1 and type(error).__name__ == _ONE_PROCESS:
+                    end_all(self._comm, error)
                 self._forget(error)
                 raise
             self._forget(None)

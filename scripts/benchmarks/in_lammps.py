@@ -62,11 +62,15 @@ def agreement(model: Path) -> dict:
 
 
 def mean(values: np.ndarray) -> dict:
-    """Mean and its standard error, without equilibration."""
+    """Mean without equilibration, and its standard error from the number of independent values.
+
+    Blocks would say less (`block_error`): the volume swings, so that it averages out within one, but how far it swings does not.
+    """
     from mlff.properties.averages import average
 
     found = average(values, start=len(values) // 5)
-    return {"mean": found.mean, "error": found.error, "std": found.std, "inefficiency": found.inefficiency}
+    independent = (len(values) - len(values) // 5) / found.inefficiency
+    return {"mean": found.mean, "error": found.std / independent**0.5, "block_error": found.error, "std": found.std}
 
 
 def npt_lammps(model: Path, steps: int, cells: int) -> dict:
@@ -143,6 +147,15 @@ def scaling(model: Path) -> dict:
         ["neighbor 1.0 bin", "timestep 0.001", f"velocity all create {TEMPERATURE} 7 loop geom", "fix moves all nve"]
     )
     lmp.command("run 5")
+    evaluate, busy = forces.local.evaluate, []
+
+    def timed(x):
+        start = time.process_time()
+        result = evaluate(x)
+        busy.append(time.process_time() - start)
+        return result
+
+    forces.local.evaluate = timed
     comm.Barrier()
     wall, cpu, steps = time.perf_counter(), time.process_time(), 30
     lmp.command(f"run {steps}")
@@ -155,6 +168,7 @@ def scaling(model: Path) -> dict:
         "rows_per_process": [round(float(np.mean(rows))) for rows in zip(*comm.allgather(forces.local.rows), strict=True)],
         "wall_ms_per_step": round(1e3 * wall, 1),
         "cpu_ms_per_step_and_process": round(1e3 * float(np.mean(comm.allgather(cpu))), 1),
+        "cpu_ms_of_it_in_the_potential": round(1e3 * float(np.mean(comm.allgather(np.mean(busy)))), 1),
         "compilations": forces.potential.programs.compilations,
     }
 
@@ -163,11 +177,12 @@ PARTS = {"agreement": agreement, "npt_lammps": npt_lammps, "npt_ase": npt_ase, "
 
 
 def in_processes(count: int, part: str, *arguments: str) -> dict:
-    """A part in processes of its own; the last line that the first of them prints."""
+    """What a part says, in processes of its own."""
     command = [sys.executable, str(Path(__file__)), "--part", part, *arguments]
     if count > 1 or part == "scaling":
         command = [str(Path(sys.executable).with_name("mpirun")), "-np", str(count), *command]
-    return json.loads(subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout.splitlines()[-1])
+    printed = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout.splitlines()
+    return json.loads([line for line in printed if line.startswith("{")][-1])
 
 
 def main() -> None:
