@@ -1,4 +1,4 @@
-"""LAMMPS with a potential: agreement, NPT against ASE, weak scaling; writes results/lammps.json.
+"""LAMMPS with a potential: agreement, NPT against ASE, weak scaling; writes results/in_lammps.json.
 
     python scripts/benchmarks/in_lammps.py MODEL [--only agreement npt scaling] [--steps 20000] [--cells 2] [--ranks 1 2] [--out FILE]
 
@@ -193,7 +193,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=20000)
     parser.add_argument("--cells", type=int, default=2)
     parser.add_argument("--ranks", type=int, nargs="+", default=[1, 2], choices=GRIDS)
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "lammps.json")
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "in_lammps.json")
     options = parser.parse_args()
     if options.part:
         extra = (options.steps, options.cells) if options.part.startswith("npt") else ()
