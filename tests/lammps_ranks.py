@@ -12,7 +12,10 @@ from mlff.interfaces.processes import one_line_errors
 from tests.conftest import make_potential
 from tests.lammps_cases import CASES, MPI, results, species, start
 
-ASK = "compute energies all pe/atom\ncompute virials all stress/atom NULL\nthermo_style custom step pe press pxx pyy pzz pxy pxz pyz\n"
+ASK = """compute energies all pe/atom
+compute virials all stress/atom NULL
+thermo_style custom step pe press pxx pyy pzz pxy pxz pyz
+"""
 
 
 def agree(model: str, precision: str, case: str) -> dict:

@@ -6,7 +6,19 @@ Heavy imports happen inside the commands, so that --help is quick.
 from mlff.cli import analyze, engines, export, learn, measure, pretraining, properties, refine, simulate
 from mlff.cli.app import app
 
-__all__ = ["analyze", "app", "engines", "export", "learn", "main", "measure", "pretraining", "properties", "refine", "simulate"]
+__all__ = [
+    "analyze",
+    "app",
+    "engines",
+    "export",
+    "learn",
+    "main",
+    "measure",
+    "pretraining",
+    "properties",
+    "refine",
+    "simulate",
+]
 
 
 def main() -> None:

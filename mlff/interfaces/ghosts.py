@@ -15,7 +15,7 @@ class GhostSum:
     """Where the ghosts of this process belong, until the engine gives other ghosts."""
 
     def __init__(self, comm, ids: np.ndarray, owned: int):
-        """`comm`: an mpi4py communicator, all of whose processes make one at the same time; ids (n,), those of owned atoms first.
+        """`comm`: of mpi4py, all of whose processes make one at the same time; ids (n,), those of owned atoms first.
 
         Raises StructureError: an id that two atoms have, or that no process owns.
         """

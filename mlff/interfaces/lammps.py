@@ -77,7 +77,7 @@ class LammpsForces:
 
     def _introduce(self) -> None:
         """The commands that make LAMMPS ask."""
-        lmp, reach = self._lmp, self.potential.receptive_field
+        lmp, reach, precision = self._lmp, self.potential.receptive_field, self.potential.precision
         for category, name in (("compute", HALO), ("fix", FIX)):
             if lmp.has_id(category, name):
                 lmp.command(f"un{category} {name}")
@@ -89,7 +89,7 @@ class LammpsForces:
                 f"compute {HALO} all rdf 1 cutoff {reach}",
                 f"fix {FIX} all external pf/callback 1 1",
                 f"fix_modify {FIX} energy yes virial yes",
-                f'print "mlff: {self.potential.config.architecture}, receptive field {reach:g} Angstrom, {self.potential.precision}"',
+                f'print "mlff: {self.potential.config.architecture}, receptive field {reach:g} Angstrom, {precision}"',
             ]
         )
         lmp.set_fix_external_callback(FIX, self._callback, None)
@@ -194,7 +194,8 @@ class LammpsForces:
         every, delay = lmp.extract_setting("neigh_every"), lmp.extract_setting("neigh_delay")
         if every != 1 or delay != 0:
             raise ConfigError(
-                f"neigh_modify every {every} delay {delay}: ghosts would come too late; use neigh_modify every 1 delay 0 check yes"
+                f"neigh_modify every {every} delay {delay}: ghosts would come too late; "
+                "use neigh_modify every 1 delay 0 check yes"
             )
 
     def _refuse_nonsense(self, energy: float, forces: np.ndarray) -> None:

@@ -54,7 +54,7 @@ def in_lammps(potential: Potential, atoms: ase.Atoms) -> tuple[float, np.ndarray
 
 
 def check(model: str | Path | Potential) -> list[str]:
-    """Compare all reference structures of a model; one line of text for each. Raises ModelFileError where they differ too much."""
+    """Compare all reference structures of a model; a line of text for each. Raises ModelFileError: they differ too much."""
     potential = model if isinstance(model, Potential) else Potential.load(model)
     if not (structures := potential.reference_structures):
         raise ModelFileError(f"{model}: has no reference structures")

@@ -23,7 +23,7 @@ class PairForces:
     """Energies and pair forces for the `data` object of ML-IAP. Units metal: eV, Å."""
 
     def __init__(self, potential: str | Path | Potential, species: Sequence[str]):
-        """`species`: the elements of `pair_coeff * *`, in that order. Raises ConfigError: one that the potential does not know."""
+        """`species`: the elements of `pair_coeff * *`, in that order. Raises ConfigError: one is not known to the potential."""
         self.potential = potential if isinstance(potential, Potential) else Potential.load(potential)
         self.species = list(species)
         self.local = LocalAtoms(self.potential)

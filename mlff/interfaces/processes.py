@@ -21,7 +21,7 @@ def one_line_errors() -> Iterator[None]:
 
 
 def end_all(comm, error: BaseException) -> None:
-    """Say in one line what is wrong and end the processes of `comm`, a communicator of mpi4py; one process alone by SystemExit."""
+    """Say in one line what is wrong and end the processes of `comm`, of mpi4py; one process alone by SystemExit."""
     text = " ".join(str(getattr(error, "message", error)).split()) or type(error).__name__
     if not (isinstance(error, MLFFError) or text.startswith("ERROR")):  # the latter is how LAMMPS says it
         text = f"{type(error).__name__}: {text}"

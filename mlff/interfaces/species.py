@@ -14,7 +14,7 @@ _SAME = 0.005  #: relative difference of masses of one element
 
 
 def numbers_of(species: Sequence[str], potential: Potential) -> np.ndarray:
-    """(types,) atomic numbers of element symbols. Raises ConfigError: one that is no element, or not known to the potential."""
+    """(types,) atomic numbers of element symbols. Raises ConfigError: no element, or not known to the potential."""
     known = ", ".join(chemical_symbols[z] for z in potential.elements)
     for place, symbol in enumerate(species, start=1):
         if atomic_numbers.get(symbol, 0) not in potential.elements:

@@ -1,4 +1,4 @@
-"""Energies and forces of the part of a system that one process has: the atoms it owns, and copies of those around them (ghosts).
+"""Energies and forces of the part of a system that one process has: atoms it owns, and copies of those around (ghosts).
 
 For engines that divide space among processes, as LAMMPS does. There is no cell: an image of an atom is a ghost like any other.
 The energy of an atom depends on the atoms within the receptive field, one cutoff for each layer of the model. Ghosts must
@@ -131,7 +131,7 @@ class LocalAtoms:
         return int(i[nearest]), int(j[nearest]), float(lengths[nearest])
 
     def one_sided(self, ids: np.ndarray) -> np.ndarray:
-        """Two sums over pairs of owned atoms with ghosts, (2,): the first of an odd function of the two ids (n,), the second of its size.
+        """Two sums over pairs of owned atoms with ghosts, (2,): of an odd function of the two ids (n,), and of its size.
 
         Over all processes the first sum vanishes, as each pair is seen from both of its atoms, unless ghosts are missing.
         """

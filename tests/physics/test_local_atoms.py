@@ -1,4 +1,4 @@
-"""Claims about any model: owned atoms and ghosts give energies, forces and stresses of the whole, and the receptive field is what it says."""
+"""Claims about any model: owned atoms and ghosts give what the whole gives, and the receptive field is what it says."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def each_model(*names: str):
 
 
 def in_parts(local: LocalAtoms, atoms: ase.Atoms, parts: np.ndarray, reach: float):
-    """Energies (n,), forces (n, 3) and dE/dε (3, 3) of atoms divided among processes, number `parts` (n,), all by one evaluator."""
+    """Energies (n,), forces (n, 3) and dE/dε (3, 3) of atoms divided into `parts` (n,), all by one evaluator."""
     energies, forces, virial = np.zeros(len(atoms)), np.zeros((len(atoms), 3)), np.zeros((3, 3))
     for part in range(parts.max() + 1):
         mine = parts == part
