@@ -17,7 +17,7 @@ class Stop:
     """In the block the first Ctrl-C or SIGTERM asks to stop (`asked`, then raise `error()`), the second stops at once."""
 
     def __init__(self) -> None:
-        self._signal: int | None = None
+        self.signal = 0  #: that was received; 0: none
         self._before: dict[int, object] = {}
 
     def __enter__(self) -> Stop:
@@ -30,20 +30,25 @@ class Stop:
 
     @property
     def asked(self) -> bool:
-        return self._signal is not None
+        return self.signal != 0
 
     def error(self) -> BaseException:
         """What to raise: KeyboardInterrupt or Terminated."""
-        return Terminated() if self._signal == signal.SIGTERM else KeyboardInterrupt()
+        return stopped(self.signal)
 
     def _handle(self, number: int, frame) -> None:
-        self._signal = number
+        self.signal = number
         self._restore()
 
     def _restore(self) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
         self._before = {}
+
+
+def stopped(number: int) -> BaseException:
+    """What a loop raises that was stopped by this signal: KeyboardInterrupt or Terminated."""
+    return Terminated() if number == signal.SIGTERM else KeyboardInterrupt()
 
 
 def terminate(*_) -> None:

@@ -56,8 +56,8 @@ def train(
     if find_lr:
         _find_learning_rate(settings, out, config.stem)
         return
-    _run(settings, out, config.stem, None, certify, quiet)
-    print(out / "model.safetensors")
+    if _run(settings, out, config.stem, None, certify, quiet) is not None:
+        print(out / "model.safetensors")
 
 
 @app.command(epilog="Example: mlff finetune runs/xtb configs/malonaldehyde.yaml --set 'optimizer.plasticity={layer_0/*: 0}'")
@@ -87,9 +87,10 @@ def finetune(
     from mlff.training.start import before_and_after
 
     splits = load_data(settings.data, settings.seed, settings.loss, not quiet)
-    before = load(model, pretrained=True)
     potential = _run(settings, out, config.stem, splits, certify, quiet)
-    rows = before_and_after(before, potential, splits)
+    if potential is None:
+        return
+    rows = before_and_after(load(model, pretrained=True), potential, splits)
     write_text(out / "finetuning.json", json.dumps(rows, indent=2))
     if not quiet:
         from rich.console import Console
@@ -125,14 +126,18 @@ def plasticity(
     print(out)
 
 
-def _run(settings: Config, out: Path, title: str, splits: Splits | None, certify: bool, quiet: bool) -> Potential:
-    """Train, with learning curve, certificate and report beside the model."""
+def _run(settings: Config, out: Path, title: str, splits: Splits | None, certify: bool, quiet: bool) -> Potential | None:
+    """Train, with learning curve, certificate and report beside the model; None in a process that is not the first of its training."""
+    import jax
+
     from mlff.basics.runtime import use_compilation_cache
     from mlff.potential.modelfile import CERTIFICATE
     from mlff.training.train import train as run_training
 
     use_compilation_cache()
     potential = run_training(settings, out, progress=not quiet, data=splits)
+    if jax.process_index() > 0:
+        return None
     if (out / "metrics.jsonl").exists():
         plot_run(out, title)
     model = out / "model.safetensors"

@@ -105,7 +105,7 @@ def make_graph(samples: list[Sample], sizes: Sizes, dtype=np.float32, shifts: bo
     mask = np.zeros((N, K), bool)
     whole = all(sample.reverse is not None for sample in samples)
     reverse = np.arange(N * K, dtype=np.int32).reshape(N, K) if whole else None
-    small = all(sample.shifts is not None and sample.shifts.dtype == np.int8 for sample in samples)
+    small = bool(samples) and all(sample.shifts is not None and sample.shifts.dtype == np.int8 for sample in samples)
     images = np.zeros((N, K, 3), np.int8 if small else dtype) if shifts else None
     start = 0
     for index, sample in enumerate(samples):

@@ -16,19 +16,28 @@ from mlff.training.losses import Sums
 
 Params = Any
 Apply = Callable[[Params, Graph], Array]  #: parameters, graph -> per-atom energies (N,), eV
+Errors = Callable[[Params, Graph, Labels], Sums]  #: of one graph
 Objective = Callable[[Params, Graph, Labels, Array, Array], tuple[Array, Sums]]
 """Parameters, graph, labels, progress of training (0 to 1) and a random key of the step to the loss and sums for the report."""
 
 
-def supervised(apply: Apply, config: Loss, scale: float) -> Objective:
-    """Errors of energies, forces and stresses, weighted as `config` says. `scale`: see `losses.compare`."""
+def supervised(
+    apply: Apply, config: Loss, scale: float, summed: Callable[[Errors], Errors] = lambda errors: errors
+) -> Objective:
+    """Errors of energies, forces and stresses, weighted as `config` says. `scale`: see `losses.compare`.
+
+    `summed`: turns the errors of a graph into those of a batch that several devices share (`mlff.training.devices`).
+    """
     with_forces, with_stress = losses.terms(config)
 
-    def objective(params: Params, graph: Graph, labels: Labels, progress: Array, key: Array) -> tuple[Array, Sums]:
+    def errors(params: Params, graph: Graph, labels: Labels) -> Sums:
         if not with_forces:
             labels = labels._replace(has=labels.has | {"forces": jnp.zeros_like(labels.has["forces"])})
         prediction = predict(lambda g: apply(params, g), graph, forces=with_forces or with_stress, stress=with_stress)
-        sums = losses.compare(prediction, labels, graph, config, scale)
+        return losses.compare(prediction, labels, graph, config, scale)
+
+    def objective(params: Params, graph: Graph, labels: Labels, progress: Array, key: Array) -> tuple[Array, Sums]:
+        sums = summed(errors)(params, graph, labels)
         return losses.combine(sums, losses.weights(config, progress)), sums
 
     return objective

@@ -80,6 +80,8 @@ def _pretrain(config: Config, out: Path, splits: Splits, journal: RunLog, starte
 
 def check(config: Config) -> None:
     """Raise ConfigError for what cannot be: another model to start from, pairs of views with nothing to tell them from."""
+    if config.training.devices != 1:
+        raise ConfigError("training.devices: learning without labels runs on one device; leave it out")
     if config.finetune_from is not None:
         raise ConfigError("finetune_from: pre-training starts from random weights; leave it out")
     if config.pretraining.method == "contrastive" and config.training.batch_size == 1:

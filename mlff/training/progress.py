@@ -92,6 +92,11 @@ class TrainingProgress:
         return self.plateau * 0.5**self.backoffs
 
     @property
+    def elapsed(self) -> float:
+        """Seconds of the run in all."""
+        return self.seconds + self.overhead
+
+    @property
     def unstable(self) -> bool:
         """Whether so many steps were skipped lately that training must back off."""
         return sum(self.recent) >= OF_RECENT or (len(self.recent) >= IN_A_ROW and all(self.recent[-IN_A_ROW:]))

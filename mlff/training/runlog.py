@@ -127,6 +127,21 @@ class RunLog:
         write_text(self.metrics, "".join(kept))
 
 
+class Silence(RunLog):
+    """Of a process that has nothing to tell, because the first one does."""
+
+    def __enter__(self) -> Silence:
+        return self
+
+    def say(self, text: str) -> None:
+        """Nothing."""
+
+    warn = print = record = rewind = say
+
+    def show(self, **fields) -> None:
+        """Nothing."""
+
+
 def errors(line: dict) -> str:
     """Validation errors of a line of metrics, in a few words; empty where nothing was validated."""
     parts = []

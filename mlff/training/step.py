@@ -21,7 +21,7 @@ from mlff.graph import Graph, Labels
 from mlff.potential.derivatives import predict
 from mlff.training import losses, optimizer, plasticity
 from mlff.training.losses import Sums
-from mlff.training.objectives import Apply, Objective, Params
+from mlff.training.objectives import Apply, Errors, Objective, Params
 from mlff.training.plasticity import Factors
 
 
@@ -93,12 +93,20 @@ def make_step(
     return jax.jit(step, donate_argnums=0, compiler_options=compiler.quick())
 
 
-def make_eval_step(apply: Apply, config: Config, scale: float, stress: bool) -> Callable[[Params, Graph, Labels], Array]:
-    """`measure(params, graph, labels) -> report vector` of one batch, compiled: energies and forces, stress if asked."""
+def make_eval_step(
+    apply: Apply, config: Config, scale: float, stress: bool, summed: Callable[[Errors], Errors] = lambda errors: errors
+) -> Callable[[Params, Graph, Labels], Array]:
+    """`measure(params, graph, labels) -> report vector` of one batch, compiled: energies and forces, stress if asked.
+
+    `summed`: see `mlff.training.objectives.supervised`.
+    """
+
+    def errors(params: Params, graph: Graph, labels: Labels) -> Sums:
+        prediction = predict(lambda g: apply(params, g), graph, forces=True, stress=stress)
+        return losses.compare(prediction, labels, graph, config.loss, scale)
 
     def measure(params: Params, graph: Graph, labels: Labels) -> Array:
-        prediction = predict(lambda g: apply(params, g), graph, forces=True, stress=stress)
-        sums = losses.compare(prediction, labels, graph, config.loss, scale)
+        sums = summed(errors)(params, graph, labels)
         return _pack(losses.combine(sums, losses.weights(config.loss, 1.0)), 0.0, False, sums)
 
     return jax.jit(measure, compiler_options=compiler.quick())

@@ -35,15 +35,17 @@ from mlff.models import registry
 from mlff.models.parameters import initial_params
 from mlff.potential import domain, selfcheck
 from mlff.potential.potential import Potential
-from mlff.training import losses, parity, plasticity, ranges, recipe, start, statistics
+from mlff.training import devices, losses, parity, plasticity, ranges, recipe, start, statistics
 from mlff.training.checkpoint import Checkpoints
+from mlff.training.devices import Devices
 from mlff.training.evaluate import predict
 from mlff.training.metrics import compare
 from mlff.training.objectives import Params
 from mlff.training.parity import Parity
+from mlff.training.processes import Group, processes
 from mlff.training.progress import TrainingProgress
 from mlff.training.range_test import RangeTest, range_test
-from mlff.training.runlog import RunLog, duration
+from mlff.training.runlog import RunLog, Silence, duration
 from mlff.training.trainer import Task, Trainer
 
 MODEL = "model.safetensors"  #: the trained potential in a run directory
@@ -52,7 +54,7 @@ _FORMULAS = 12  # that are named
 _MEMBER = 1_000_003  # between the seeds of a committee's members
 MAY_CHANGE = {
     "data": {"train", "valid", "test", "replay", "lint", "skip"},  # the content counts, not the path
-    "training": {"epochs", "max_hours", "patience", "validate_every", "checkpoint_every", "tensorboard"},
+    "training": {"epochs", "max_hours", "patience", "validate_every", "checkpoint_every", "tensorboard", "devices"},
 }
 
 
@@ -64,17 +66,22 @@ def train(config: Config, out_dir: str | Path, *, progress: bool = True, data: S
 
     Raises ConfigError when the directory holds a run with another configuration or other data, or one at work; DataError
     for unusable data, TrainingError when training keeps diverging, FileError where nothing can be written,
-    ProcessError in a process that was forked after JAX had started, KeyboardInterrupt (Terminated) after Ctrl-C (SIGTERM),
-    once a checkpoint is written.
+    ProcessError in a process that was forked after JAX had started, or when another process of the training is gone
+    (`mlff.training.processes`), KeyboardInterrupt (Terminated) after Ctrl-C (SIGTERM), once a checkpoint is written.
+
+    Of several processes each returns the potential, and the first alone writes files and shows progress.
     """
     started = time.monotonic()
     out = begin(out_dir)
-    journal = RunLog(out, progress, config.training.tensorboard)
-    splits = load_data(config.data, config.seed, config.loss, progress) if data is None else data
-    if data is not None and len(data.valid):
-        check_labels(data, config.loss)
-    with claimed(out):
-        return _train(config, out, splits, journal, progress, started)
+    with processes(config.training.devices) as group:
+        progress = progress and group.first
+        journal = RunLog(out, progress, config.training.tensorboard) if group.first else Silence(out, progress)
+        found = devices.find(config.training.devices, group)
+        splits = load_data(config.data, config.seed, config.loss, progress) if data is None else data
+        if data is not None and len(data.valid):
+            check_labels(data, config.loss)
+        with claimed(out, group):
+            return _train(config, out, splits, journal, found, progress, started)
 
 
 def begin(out_dir: str | Path) -> Path:
@@ -88,15 +95,30 @@ def begin(out_dir: str | Path) -> Path:
 
 
 @contextlib.contextmanager
-def claimed(out: Path) -> Iterator[None]:
-    """Make the directory of a run and keep other trainings out of it. Raises FileError; ConfigError: another is at work there."""
+def claimed(out: Path, group: Group | None = None) -> Iterator[None]:
+    """Make the directory of a run and keep other trainings out of it. Raises FileError; ConfigError: another is at work there.
+
+    Of several processes the first does so; ConfigError in another one that does not see the same directory.
+    """
+    if group is not None and not group.first:
+        group.wait()
+        if not (out / ".lock").exists():
+            raise ConfigError(
+                f"{out}: process {group.index} does not see what the first one wrote there; choose a shared --out"
+            )
+        yield
+        return
     with writing(out):
         out.mkdir(parents=True, exist_ok=True)
     with alone(out / ".lock", f"{out}: another process trains there; wait for it or choose another --out"):
+        if group is not None:
+            group.wait()
         yield
 
 
-def _train(config: Config, out: Path, splits: Splits, journal: RunLog, progress: bool, started: float) -> Potential:
+def _train(
+    config: Config, out: Path, splits: Splits, journal: RunLog, devices: Devices, progress: bool, started: float
+) -> Potential:
     beginning = start.load(config)
     config, choices = recipe.choose(config, splits.train, beginning)
     choices += start.check(beginning, config, splits)
@@ -111,15 +133,18 @@ def _train(config: Config, out: Path, splits: Splits, journal: RunLog, progress:
         for choice in choices:
             journal.say(choice)
         inspect(config, splits, journal.warn)
-        write_text(out / "config.yaml", dump_config(config))
-        provenance.record(out / "run.json", go_on=record is not None, seed=config.seed, data=identity["content of data"])
+        if devices.group.first:
+            write_text(out / "config.yaml", dump_config(config))
+            provenance.record(out / "run.json", go_on=record is not None, seed=config.seed, data=identity["content of data"])
 
-        task = prepare(config, splits, progress, beginning)
+        task = prepare(config, splits, progress, beginning, devices)
         journal.say(task.describe())
         for line in plasticity.describe(config.optimizer, task.params):
             journal.say(line)
         params, run = optimise(Trainer(task, saved, journal, identity), out, started)
     potential, parities = finish(task, splits, params, run, journal, progress)
+    if not devices.group.first:
+        return potential
     potential.save(out / MODEL)
     journal.say(f"saved {out / MODEL}")
     try:
@@ -171,8 +196,17 @@ def inspect(config: Config, splits: Splits, warn: Callable[[str], None]) -> None
         warn(f"and {len(found) - _WARNINGS} more warnings: mlff lint shows them")
 
 
-def prepare(config: Config, splits: Splits, progress: bool = False, beginning: Potential | None = None) -> Task:
-    """Baseline, statistics, batches and initial parameters, of `beginning` if given. Raises DataError, StructureError."""
+def prepare(
+    config: Config,
+    splits: Splits,
+    progress: bool = False,
+    beginning: Potential | None = None,
+    devices: Devices | None = None,
+) -> Task:
+    """Baseline, statistics, batches and initial parameters, of `beginning` if given; `devices`: more than one.
+
+    Raises DataError, StructureError; ConfigError: steps that do not divide over the devices.
+    """
     if not len(splits.valid):
         raise DataError("no validation structures: give data.valid, or more training structures to split them from")
     elements, source = splits.train.elements, splits.train.census.source
@@ -201,6 +235,8 @@ def prepare(config: Config, splits: Splits, progress: bool = False, beginning: P
     dtype, sizes = np.dtype(config.precision), (config.training.batch_size, config.training.max_atoms)
     train = Batches(new, *sizes, dtype, replayed=old, replay_share=config.data.replay_share)
     valid = Batches(held_out, *sizes, dtype)
+    devices = devices or Devices()
+    devices.check(config.training, train)
     module = registry.build(config.model, elements, measured)
     params = (
         {"params": beginning.params["params"]}
@@ -209,7 +245,7 @@ def prepare(config: Config, splits: Splits, progress: bool = False, beginning: P
     )
     params = jax.tree.map(lambda p: jnp.asarray(p, dtype), params)
     known = {} if beginning is None else beginning.params.get(ranges.NAME, {})
-    return Task(config, elements, baseline, measured, module.apply, params, train, valid, known)
+    return Task(config, elements, baseline, measured, module.apply, params, train, valid, known, devices)
 
 
 def finish(

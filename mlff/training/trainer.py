@@ -16,13 +16,14 @@ import numpy as np
 from mlff.basics import compiler
 from mlff.basics.errors import TrainingError
 from mlff.basics.runtime import on_host
-from mlff.basics.signals import Stop
+from mlff.basics.signals import Stop, stopped
 from mlff.config.options import Config
 from mlff.data.batching import Batches, Sizes
 from mlff.graph import Graph, Labels
 from mlff.models.common import Statistics
 from mlff.training import losses, optimizer, plasticity
 from mlff.training.checkpoint import Checkpoints
+from mlff.training.devices import Devices
 from mlff.training.losses import Sums
 from mlff.training.objectives import Apply, Objective, Params, supervised
 from mlff.training.progress import MAX_BACKOFFS, SPIKE, TrainingProgress, errors
@@ -32,6 +33,7 @@ from mlff.training.step import Report, copied, initial_state, layers, make_eval_
 IN_FLIGHT = 2  #: steps the device may be ahead of the host's book-keeping
 AHEAD = 2  #: batches that are built before they are needed
 SELDOM, OFTEN = 600.0, 10.0  #: seconds between checkpoints, at most and at least
+_MEETING = 0.5  #: seconds between meetings of several processes about time and signals
 
 
 @dataclass(frozen=True)
@@ -47,16 +49,17 @@ class Task:
     train: Batches
     valid: Batches
     ranges: dict = field(default_factory=dict)  #: of the potential to start from, see `mlff.training.ranges`
+    devices: Devices = field(default_factory=Devices)  #: that share each step
 
     @property
     def objective(self) -> Objective:
         """What its training minimises."""
-        return supervised(self.apply, self.config.loss, self.statistics.energy_scale)
+        return supervised(self.apply, self.config.loss, self.statistics.energy_scale, self.devices.summed)
 
     def measure(self) -> Callable[[Params, Graph, Labels], jax.Array]:
         """`measure(params, graph, labels) -> report vector` of a batch of the validation set, compiled."""
         stress = any("stress" in sample.labels for sample in self.valid.samples)
-        return make_eval_step(self.apply, self.config, self.statistics.energy_scale, stress)
+        return make_eval_step(self.apply, self.config, self.statistics.energy_scale, stress, self.devices.summed)
 
     def score(self, sums: Sums, loss: float) -> float:
         """What decides which epoch is best: the loss with the final weights, from sums over the validation set.
@@ -87,15 +90,18 @@ class Trainer:
             )
         compiler.check()
         self.run = TrainingProgress()
-        self.state = initial_state(self.config, task.params)
+        self.state = task.devices.replicated(initial_state(self.config, task.params))
         self.best = copied(self.state)
         self.step = make_step(task.objective, self.config, plasticity.factors(self.config.optimizer, task.params))
         self.measure = task.measure()
         self._compiled: set[tuple[str, Sizes]] = set()
         self._layers = list(layers(task.params))
         self._norms = np.zeros((3, len(self._layers)))
-        self._stop = Stop()
-        self._mark = self._saved = self._shown = time.monotonic()
+        self._stop, self._stopping = Stop(), 0  # the signal that all processes have agreed to obey
+        self._mark = self._shown = time.monotonic()
+        self._spent = [0.0, 0.0]  # seconds and overhead since the last meeting
+        self._saved = 0.0  # time of the run at the last checkpoint
+        self._met = self._meeting = 0  # steps of the last meeting and the next
         self._share = self._speed = 0.0  # progress at the last step, structures per second in the last epoch
         self._reported = 0  # skipped steps the user knows of
         self._session: tuple[float, float] | None = None  # share and seconds when this process took over
@@ -107,7 +113,9 @@ class Trainer:
             self.journal.rewind(0)
             return False
         arrays, record = found
-        self.state, self.best = (jax.tree.map(jnp.asarray, arrays[name]) for name in ("state", "best"))
+        self.state, self.best = (
+            self.task.devices.replicated(jax.tree.map(jnp.asarray, arrays[name])) for name in ("state", "best")
+        )
         self.run = TrainingProgress.from_record(record, self.checkpoints.directory)
         self._reported = self.run.skipped
         self.journal.rewind(self.run.epoch)
@@ -115,26 +123,28 @@ class Trainer:
         return True
 
     def fit(self) -> Params:
-        """TrainingProgress until epochs, hours or patience end; the averaged parameters of the best validation.
+        """Train until epochs, hours or patience end; the averaged parameters of the best validation, on one device.
 
         Raises TrainingError when backing off does not help, FileError; KeyboardInterrupt or Terminated, after a checkpoint.
         """
         run = self.run
-        self._mark = self._saved = time.monotonic()
+        self._mark = time.monotonic()
         with self.journal, self._stop:
+            self._meet()
+            self._saved = run.elapsed
             while not run.over(self.config):
                 self._train_epoch()
-                if self._stop.asked:
+                if self._asked:
                     self.save()
-                    raise self._stop.error()
+                    raise stopped(self._asked)
                 self._end_epoch()
-        return self.best.average
+        return self.task.devices.gathered(self.best.average)
 
     def save(self) -> None:
         """Write a checkpoint (in the background)."""
         record = {"run": self.run.to_dict(), "identity": self.identity}
         self.checkpoints.save(self.run.tried, {"state": self.state, "best": self.best}, record)
-        self._saved = time.monotonic()
+        self._saved = self.run.elapsed
 
     def _train_epoch(self) -> None:
         """What is left of the current epoch; its order is a function of seed, epoch and member only."""
@@ -143,7 +153,7 @@ class Trainer:
         begun, structures = run.seconds, 0
         pending: collections.deque[jax.Array] = collections.deque()
         with closing(self._batches(plan[run.position :])) as batches:
-            while run.position < len(plan) and not run.out_of_time(self.config) and not self._stop.asked:
+            while run.position < len(plan) and not run.out_of_time(self.config) and not self._asked:
                 sizes, count, graph, labels = next(batches)
                 self._share = run.progress(self.config, len(plan))
                 look = run.position == len(plan) - 1  # at the norms of the layers: once an epoch
@@ -157,10 +167,11 @@ class Trainer:
                     self._take(pending)
                 self._tick()
                 self._show(structures / max(run.seconds - begun, 1e-9))
-                if self._mark - self._saved > SELDOM:
+                if run.elapsed - self._saved > SELDOM:
                     self._drain(pending)
                     self.save()
         self._drain(pending)
+        self._meeting = run.tried
         self._tick()
         self._speed = structures / max(run.seconds - begun, 1e-9)
 
@@ -178,7 +189,8 @@ class Trainer:
 
         def build(sizes: Sizes, indices: list[int]) -> tuple[Sizes, int, Graph, Labels]:
             with jax.enable_x64(self.config.precision == "float64"):  # the thread's own
-                return sizes, len(indices), *jax.device_put(self.task.train.build(sizes, indices))
+                sizes, graph, labels = self.task.devices.place(self.task.train, sizes, indices)
+                return sizes, len(indices), graph, labels
 
         with ThreadPoolExecutor(1) as thread:
             ahead = collections.deque(thread.submit(build, *batch) for batch in plan[:AHEAD])
@@ -203,15 +215,15 @@ class Trainer:
         self._tick()
         line |= {"skipped": run.skipped, "seconds": round(run.seconds, 2), "structures_per_second": round(self._speed, 1)}
         self.journal.record(line)
-        due = run.epoch % config.training.checkpoint_every == 0 and time.monotonic() - self._saved > OFTEN
-        if due or run.over(config) or self._stop.asked:
+        due = run.epoch % config.training.checkpoint_every == 0 and run.elapsed - self._saved > OFTEN
+        if due or run.over(config) or self._asked:
             self.save()
 
     def _validate(self) -> dict[str, float]:
         """Errors of the averaged parameters on the validation set, and its score."""
         totals, loss, count = np.zeros(len(Sums._fields)), 0.0, 0
         for sizes, indices in self.task.valid.plan(None):
-            graph, labels = self.task.valid.build(sizes, indices)
+            sizes, graph, labels = self.task.devices.place(self.task.valid, sizes, indices)
             vector = self._first_use("measure", sizes, self.measure, self.state.average, graph, labels)
             report = Report.unpack(vector)
             totals += report.sums
@@ -270,14 +282,31 @@ class Trainer:
         self.journal.show(epoch=self._epoch_text(), rate=f"compiling for {sizes.atoms} atoms x {sizes.neighbors} neighbours")
         result = jax.block_until_ready(function(*arguments))
         self._compiled.add((name, sizes))
-        self.run.overhead += time.monotonic() - self._mark
-        self._mark = time.monotonic()
+        self._tick(overhead=True)
         return result
 
-    def _tick(self) -> None:
+    def _tick(self, overhead: bool = False) -> None:
+        """Book the time since the last tick, one process at once, several when they next meet."""
         now = time.monotonic()
-        self.run.seconds += now - self._mark
+        self._spent[overhead] += now - self._mark
         self._mark = now
+        if self.task.devices.group.count == 1 or self.run.tried >= self._meeting:
+            self._meet()
+
+    def _meet(self) -> None:
+        """Several processes take the time of the first, stop together where one was asked to, and choose when to meet again."""
+        run, before = self.run, self.run.seconds
+        times = run.seconds + self._spent[0], run.overhead + self._spent[1]
+        run.seconds, run.overhead, self._stopping = self.task.devices.group.agree(*times, self._stop.signal)
+        self._spent = [0.0, 0.0]
+        steps = run.tried - self._met
+        self._met = run.tried
+        self._meeting = run.tried + int(np.clip(_MEETING * steps / max(run.seconds - before, 1e-9), 1, 1000))
+
+    @property
+    def _asked(self) -> int:
+        """The signal to obey, 0: none."""
+        return self._stop.signal if self.task.devices.group.count == 1 else self._stopping
 
     def _rate(self) -> float:
         """The learning rate of the last step."""
