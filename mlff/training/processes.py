@@ -11,6 +11,7 @@ import os
 import sys
 import threading
 import time
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, Literal
@@ -45,7 +46,10 @@ def processes(devices: int | Literal["auto"]) -> Iterator[Group]:
         return
     group = _meet(*found)
     try:
-        yield group
+        with warnings.catch_warnings():
+            if not group.first:
+                warnings.simplefilter("ignore")  # the first one tells them
+            yield group
     except BaseException as error:
         told = group.leave(error)
         if told is error:

@@ -10,6 +10,7 @@ from mlff.data.batching import Batches, Sizes, make_graph, make_sample
 from mlff.data.structure import Structure
 from mlff.models.common import Statistics
 from mlff.potential.derivatives import predict
+from mlff.training.devices import Devices
 from mlff.training.trainer import Task
 
 CUTOFF = 3.0
@@ -50,10 +51,11 @@ def make_config(training=None, optimizer=None, **options):
     return Config(data=Data(train="unused.xyz"), **sections)
 
 
-def make_task(config, structures, valid=None, apply=pair_energies):
+def make_task(config, structures, valid=None, apply=pair_energies, devices=None):
+    dtype = np.dtype(config.precision)
     batches = [
-        Batches([make_sample(s, CUTOFF) for s in part], config.training.batch_size, config.training.max_atoms)
+        Batches([make_sample(s, CUTOFF) for s in part], config.training.batch_size, config.training.max_atoms, dtype)
         for part in (structures, valid or structures[:2])
     ]
-    params = {"w": jnp.zeros(4)}
-    return Task(config, (6,), {6: 0.0}, Statistics(1.0), apply, params, *batches)
+    params = {"w": jnp.zeros(4, dtype)}
+    return Task(config, (6,), {6: 0.0}, Statistics(1.0), apply, params, *batches, devices=devices or Devices())
