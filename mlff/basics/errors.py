@@ -42,7 +42,7 @@ class CompilerError(MLFFError):
 
 
 class ProcessError(MLFFError):
-    """JAX cannot compute in this process: it was forked from one that had used JAX."""
+    """JAX cannot compute in this process, forked from one that had used JAX; or another process of a training is gone."""
 
 
 class TrainingError(MLFFError):

@@ -16,6 +16,8 @@ from mlff.config.options import Config
 from mlff.data.batching import Sizes
 from mlff.data.dataset import load_data
 from mlff.training import recipe, start
+from mlff.training.devices import find
+from mlff.training.processes import Group
 from mlff.training.step import initial_state, make_step
 from mlff.training.train import inspect, prepare
 from mlff.training.trainer import Task
@@ -27,6 +29,7 @@ def print_plan(config: Config, out: Path) -> None:
     Nothing is written. Raises what `train` would raise before its first step.
     """
     console = Console()
+    devices = find(config.training.devices, Group(0, 1))
     splits = load_data(config.data, config.seed, config.loss, progress=True)
     beginning = start.load(config)
     config, choices = recipe.choose(config, splits.train, beginning)
@@ -38,7 +41,7 @@ def print_plan(config: Config, out: Path) -> None:
         console.print(f"{name}: {dataset.census}", highlight=False, soft_wrap=True)
     inspect(config, splits, lambda text: console.print(text, style="yellow", markup=False, highlight=False, soft_wrap=True))
     with jax.enable_x64(config.precision == "float64"):
-        task = prepare(config, splits, beginning=beginning)
+        task = prepare(config, splits, beginning=beginning, devices=devices)
         console.print(task.describe(), highlight=False, soft_wrap=True)
         sizes = max(task.train.sizes, key=lambda size: size.atoms * size.neighbors)
         with console.status("compiling the largest step"):
@@ -52,8 +55,9 @@ def print_plan(config: Config, out: Path) -> None:
         if array is not None
     )
     shapes = len(task.train.sizes) + len(task.valid.sizes)
+    where = f" on each of {devices.count} devices" if devices.count > 1 else ""
     console.print(
-        f"memory: {needed / 2**20:,.0f} MiB for the largest step ({sizes.atoms} atoms x {sizes.neighbors} neighbours), "
+        f"memory: {needed / 2**20:,.0f} MiB{where} for the largest step ({sizes.atoms} atoms x {sizes.neighbors} neighbours), "
         f"{samples / 2**20:,.0f} MiB for the data, beside about 500 MiB for Python and XLA",
         highlight=False,
         soft_wrap=True,
@@ -71,10 +75,11 @@ def print_plan(config: Config, out: Path) -> None:
 
 
 def step_memory(task: Task, sizes: Sizes) -> int:
-    """Bytes that one training step at this padded size needs, parameters and optimiser included, as XLA plans it."""
+    """Bytes that one training step at this padded size needs on each device, parameters and optimiser included, as XLA plans it."""
     indices = next(indices for planned, indices in task.train.plan(None) if planned == sizes)
-    graph, labels = task.train.build(sizes, indices)
+    _, graph, labels = task.devices.place(task.train, sizes, indices)
     step = make_step(task.objective, task.config)
     controls = jnp.asarray(np.zeros(3, task.train.dtype))
-    plan = step.lower(initial_state(task.config, task.params), controls, graph, labels).compile().memory_analysis()
+    state = task.devices.replicated(initial_state(task.config, task.params))
+    plan = step.lower(state, controls, graph, labels).compile().memory_analysis()
     return plan.temp_size_in_bytes + plan.argument_size_in_bytes + plan.output_size_in_bytes - plan.alias_size_in_bytes

@@ -12,6 +12,7 @@ from weakref import WeakKeyDictionary
 
 import jax
 import numpy as np
+from jax.flatten_util import ravel_pytree
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from mlff.basics.errors import ConfigError
@@ -73,16 +74,26 @@ class Devices:
         return jax.make_array_from_process_local_data(sharding, np.concatenate(parts), shape)
 
     def summed(self, function: Callable[[Any, Graph, Labels], Any]) -> Callable[[Any, Graph, Labels], Any]:
-        """The same function of parameters and a batch, where its results add up over the parts of a batch."""
+        """The same function of parameters and a batch, where its results add up over the parts of a batch.
+
+        Parameters and results travel as one vector each: two sums over devices for a step, instead of one for every array.
+        """
         if self._mesh is None:
             return function
         part, whole = PartitionSpec(_AXIS), PartitionSpec()
 
-        def total(params: Any, graph: Graph, labels: Labels) -> Any:
-            return jax.lax.psum(function(params, graph, labels), _AXIS)
+        def summed(params: Any, graph: Graph, labels: Labels) -> Any:
+            vector, params_of = ravel_pytree(params)
 
-        # without the check of types, which knows nothing of functions with derivatives of their own
-        return jax.shard_map(total, mesh=self._mesh, in_specs=(whole, part, part), out_specs=whole, check_vma=False)
+            def total(vector: Any, graph: Graph, labels: Labels) -> Any:
+                results, results_of = ravel_pytree(function(params_of(vector), graph, labels))
+                return results_of(jax.lax.psum(results, _AXIS))
+
+            # without the check of types, which knows nothing of functions with derivatives of their own
+            specs = {"in_specs": (whole, part, part), "out_specs": whole, "check_vma": False}
+            return jax.shard_map(total, mesh=self._mesh, **specs)(vector, graph, labels)
+
+        return summed
 
     def replicated(self, tree: Any) -> Any:
         """Arrays, the same in all processes, on every device."""

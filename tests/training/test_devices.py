@@ -17,6 +17,7 @@ from mlff.data.batching import Batches, make_sample
 from mlff.data.division import Division
 from mlff.training.devices import Devices, find
 from mlff.training.processes import Group, processes
+from tests.conftest import MODELS
 
 from .toy import CUTOFF, make_structures
 
@@ -108,6 +109,14 @@ def test_two_processes_follow_the_curve_of_one(one_device, tmp_path):
     for what in ("params", "state"):
         np.testing.assert_allclose(first[0][what], one_device[1]["one"][what], rtol=1e-10)
     assert_same_curve(tmp_path, one_device[0] / "one")
+
+
+@pytest.mark.slow
+def test_loss_and_gradient_of_every_model_are_those_of_one_device():
+    (found,) = results(start(["-m", "tests.training.every_model"], JAX_NUM_CPU_DEVICES=4))
+    assert found.keys() == MODELS.keys()
+    for name, (loss, of_loss, of_gradient) in found.items():
+        assert loss > 0 and of_loss < 1e-12 and of_gradient < 1e-10, name
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 7])
