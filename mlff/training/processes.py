@@ -91,9 +91,10 @@ class Group:
 
     def part(self) -> None:
         """Leave after all have come to this point."""
+        self.wait()
         self._ending.acquire(blocking=False)
         with suppress(Exception):
-            self.wait()
+            self.wait()  # none leaves while another still looks for those that are gone
         self._disconnect()
 
     def leave(self, error: BaseException) -> BaseException:

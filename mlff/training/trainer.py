@@ -166,7 +166,7 @@ class Trainer:
                 if len(pending) > IN_FLIGHT:
                     self._take(pending)
                 self._tick()
-                self._show(structures / max(run.seconds - begun, 1e-9))
+                self._show(structures / max(run.seconds + self._spent[0] - begun, 1e-9))
                 if run.elapsed - self._saved > SELDOM:
                     self._drain(pending)
                     self.save()
