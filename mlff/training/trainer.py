@@ -282,14 +282,17 @@ class Trainer:
         self.journal.show(epoch=self._epoch_text(), rate=f"compiling for {sizes.atoms} atoms x {sizes.neighbors} neighbours")
         result = jax.block_until_ready(function(*arguments))
         self._compiled.add((name, sizes))
-        self._tick(overhead=True)
+        self._spent[1] += self._lap()
         return result
 
-    def _tick(self, overhead: bool = False) -> None:
-        """Book the time since the last tick, one process at once, several when they next meet."""
-        now = time.monotonic()
-        self._spent[overhead] += now - self._mark
-        self._mark = now
+    def _lap(self) -> float:
+        """Seconds since the last call."""
+        before, self._mark = self._mark, time.monotonic()
+        return self._mark - before
+
+    def _tick(self) -> None:
+        """Book the time since the last tick: one process at once, several when they meet."""
+        self._spent[0] += self._lap()
         if self.task.devices.group.count == 1 or self.run.tried >= self._meeting:
             self._meet()
 
