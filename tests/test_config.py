@@ -75,7 +75,10 @@ def test_sections_left_empty_have_their_defaults(tmp_path):
             "unknown key 'optimizer.schedule.warmups'; did you mean 'warmup_fraction'?",
         ),
         ({"loss": {"schedule": [{"start": 0, "force": 1}]}}, "unknown key 'loss.schedule.0.force'; did you mean 'forces'?"),
-        ({"training": {"zzz": 1}}, "unknown key 'training.zzz'; known: batch_size, checkpoint_every, devices, ema_decay, epochs,"),
+        (
+            {"training": {"zzz": 1}},
+            "unknown key 'training.zzz'; known: batch_size, checkpoint_every, devices, ema_decay, epochs,",
+        ),
     ],
 )
 def test_unknown_keys_suggest_known_ones_at_every_level(raw, expected):

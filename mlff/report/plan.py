@@ -16,7 +16,7 @@ from mlff.config.options import Config
 from mlff.data.batching import Sizes
 from mlff.data.dataset import load_data
 from mlff.training import recipe, start
-from mlff.training.devices import find
+from mlff.training.devices import find_devices
 from mlff.training.processes import Group
 from mlff.training.step import initial_state, make_step
 from mlff.training.train import inspect, prepare
@@ -29,7 +29,7 @@ def print_plan(config: Config, out: Path) -> None:
     Nothing is written. Raises what `train` would raise before its first step.
     """
     console = Console()
-    devices = find(config.training.devices, Group(0, 1))
+    devices = find_devices(config.training.devices, Group(0, 1))
     splits = load_data(config.data, config.seed, config.loss, progress=True)
     beginning = start.load(config)
     config, choices = recipe.choose(config, splits.train, beginning)

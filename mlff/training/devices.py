@@ -106,7 +106,7 @@ class Devices:
         return tree if self._mesh is None else jax.device_put(jax.device_get(tree), jax.local_devices()[0])
 
 
-def find(wanted: int | Literal["auto"], group: Group) -> Devices:
+def find_devices(wanted: int | Literal["auto"], group: Group) -> Devices:
     """The devices of `training.devices`, the same number in each process. Raises ConfigError: there are not so many."""
     if wanted == 1:
         return Devices(None, group)

@@ -35,9 +35,9 @@ from mlff.models import registry
 from mlff.models.parameters import initial_params
 from mlff.potential import domain, selfcheck
 from mlff.potential.potential import Potential
-from mlff.training import devices, losses, parity, plasticity, ranges, recipe, start, statistics
+from mlff.training import losses, parity, plasticity, ranges, recipe, start, statistics
 from mlff.training.checkpoint import Checkpoints
-from mlff.training.devices import Devices
+from mlff.training.devices import Devices, find_devices
 from mlff.training.evaluate import predict
 from mlff.training.metrics import compare
 from mlff.training.objectives import Params
@@ -76,7 +76,7 @@ def train(config: Config, out_dir: str | Path, *, progress: bool = True, data: S
     with processes(config.training.devices) as group:
         progress = progress and group.first
         journal = RunLog(out, progress, config.training.tensorboard) if group.first else Silence(out, progress)
-        found = devices.find(config.training.devices, group)
+        found = find_devices(config.training.devices, group)
         splits = load_data(config.data, config.seed, config.loss, progress) if data is None else data
         if data is not None and len(data.valid):
             check_labels(data, config.loss)

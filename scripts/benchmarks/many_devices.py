@@ -39,6 +39,7 @@ CASES = {
 
 def work(config_file: str, out: str, devices: int, batch: int, epochs: int) -> None:
     """One process: prints wall-clock and CPU seconds of each epoch after the first, and its structures."""
+    from mlff.basics.runtime import use_compilation_cache
     from mlff.config.load import load_config
     from mlff.training.train import train
     from mlff.training.trainer import Trainer
@@ -53,6 +54,7 @@ def work(config_file: str, out: str, devices: int, batch: int, epochs: int) -> N
         rows.append([time.perf_counter() - wall, time.process_time() - cpu])
 
     Trainer._train_epoch = timed
+    use_compilation_cache()
     options = {"max_hours": "null", "epochs": epochs + 1, "batch_size": batch, "devices": devices, "tensorboard": "false"}
     changes = [f"training.{name}={value}" for name, value in options.items()]
     changes += ["data.n_train=128", "data.test=null", "data.lint=off", "model.channels=32"]
@@ -65,7 +67,12 @@ def launch(config: Path, devices: int, batch: int, epochs: int) -> np.ndarray:
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{found.getsockname()[1]}"
-    environment = os.environ | {"PJRT_NPROC": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    environment = os.environ | {
+        "PJRT_NPROC": "1",
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": str(ROOT),
+        "TF_CPP_MIN_LOG_LEVEL": "3",
+    }
     with tempfile.TemporaryDirectory() as out:
         job = json.dumps([str(config), f"{out}/run", devices, batch, epochs])
         running = []

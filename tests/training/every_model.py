@@ -13,7 +13,7 @@ from ase.build import bulk, molecule
 from mlff.config.options import Loss
 from mlff.data.batching import Batches, make_sample
 from mlff.data.structure import Structure
-from mlff.training.devices import Devices, find
+from mlff.training.devices import Devices, find_devices
 from mlff.training.objectives import supervised
 from mlff.training.processes import Group
 from tests.conftest import ELEMENTS, MODELS, make_potential
@@ -55,5 +55,5 @@ def compare(name, devices):
 
 if __name__ == "__main__":
     with jax.enable_x64(True):
-        four = find(4, Group(0, 1))
+        four = find_devices(4, Group(0, 1))
         print(json.dumps({name: compare(name, four) for name in MODELS}))

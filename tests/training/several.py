@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from mlff.training.checkpoint import Checkpoints
-from mlff.training.devices import find
+from mlff.training.devices import find_devices
 from mlff.training.processes import processes
 from mlff.training.runlog import RunLog, Silence
 from mlff.training.trainer import Trainer
@@ -24,7 +24,7 @@ def run(group, out, devices, epochs):
     structures = make_structures(
         21, seed=3, sizes=(2, 8)
     )  # of unlike sizes: parts differ in atoms, the last batches are small
-    found = find(devices, group)
+    found = find_devices(devices, group)
     config = make_config(training={"epochs": epochs, "batch_size": 4}, precision="float64")
     with jax.enable_x64(True), Checkpoints(Path(out) / "checkpoints") as saved:
         task = make_task(config, structures, devices=found)

@@ -15,7 +15,7 @@ from mlff.basics.errors import ConfigError
 from mlff.config.options import Training
 from mlff.data.batching import Batches, make_sample
 from mlff.data.division import Division
-from mlff.training.devices import Devices, find
+from mlff.training.devices import Devices, find_devices
 from mlff.training.processes import Group, processes
 from tests.conftest import MODELS
 
@@ -171,7 +171,7 @@ def test_batches_that_do_not_divide_are_refused(batches, training, count, line):
 )
 def test_devices_that_are_not_there_are_refused(wanted, group, line):
     with pytest.raises(ConfigError, match=line):
-        find(wanted, group)
+        find_devices(wanted, group)
 
 
 @pytest.mark.parametrize(
