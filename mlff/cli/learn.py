@@ -127,7 +127,7 @@ def plasticity(
 
 
 def _run(settings: Config, out: Path, title: str, splits: Splits | None, certify: bool, quiet: bool) -> Potential | None:
-    """Train, with learning curve, certificate and report beside the model; None in a process that is not the first of its training."""
+    """Train, with learning curve, certificate and report beside the model; None in all processes but the first."""
     import jax
 
     from mlff.basics.runtime import use_compilation_cache

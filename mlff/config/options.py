@@ -348,8 +348,8 @@ class Training(Section):
     )
     devices: Literal["auto"] | Annotated[int, Field(gt=0)] = Field(
         1,
-        description="devices that share each step, over all processes: a number, or auto: all there are; batch_size and max_atoms "
-        "are those of the whole step (docs/guides/many_devices.md)",
+        description="devices that share each step, over all processes: a number, or auto: all there are; batch_size and "
+        "max_atoms are those of the whole step (docs/guides/many_devices.md)",
     )
     ema_decay: float = Field(0.99, ge=0, lt=1, description="decay of the moving average of the weights (0: none)")
     patience: int | None = Field(None, gt=0, description="stop after so many validations without improvement")

@@ -129,6 +129,11 @@ class Splits:
     test: dict[str, Dataset]
     replay: Dataset | None = None  #: data that the model to start from was trained on
 
+    @property
+    def learned(self) -> tuple[Structure, ...]:
+        """All structures that are trained on."""
+        return self.train.structures + (() if self.replay is None else self.replay.structures)
+
 
 def read_dataset(
     path: str | Path | list,

@@ -10,8 +10,9 @@ from mlff.data.batching import Batches, Sizes
 class Division:
     """How `count` devices share each batch of a plan.
 
-    Structures go, largest first, each to the device with the fewest atoms so far (Graham, SIAM J. Appl. Math. 17, 416 (1969)). Two
-    padded shapes serve a size class: one into which the batches in their fixed order divide, and a larger one into which any does.
+    Structures go, largest first, each to the device with the fewest atoms so far (Graham, SIAM J. Appl. Math. 17, 416
+    (1969)). Two padded shapes serve a size class: one into which the batches in their fixed order divide, and a larger one
+    into which any does.
     """
 
     def __init__(self, batches: Batches, count: int):

@@ -31,6 +31,7 @@ def print_plan(config: Config, out: Path) -> None:
     console = Console()
     devices = find_devices(config.training.devices, Group(0, 1))
     splits = load_data(config.data, config.seed, config.loss, progress=True)
+    devices.check(config.training, [len(structure) for structure in splits.learned])
     beginning = start.load(config)
     config, choices = recipe.choose(config, splits.train, beginning)
     choices += start.check(beginning, config, splits)
@@ -75,7 +76,7 @@ def print_plan(config: Config, out: Path) -> None:
 
 
 def step_memory(task: Task, sizes: Sizes) -> int:
-    """Bytes that one training step at this padded size needs on each device, parameters and optimiser included, as XLA plans it."""
+    """Bytes that a training step at this padded size needs on a device, parameters and optimiser included, as XLA plans it."""
     indices = next(indices for planned, indices in task.train.plan(None) if planned == sizes)
     _, graph, labels = task.devices.place(task.train, sizes, indices)
     step = make_step(task.objective, task.config)

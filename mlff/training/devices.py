@@ -1,12 +1,12 @@
 """The devices that share each step of a training: data parallelism.
 
-Every device has the parameters and a part of the batch. Sums of errors are taken over all parts before they become a loss, so
-the loss, and with it the gradient, is that of the batch on one device, however atoms and padding are distributed.
+Every device has the parameters and a part of the batch. Sums of errors are taken over all parts before they become a loss,
+so the loss, and with it the gradient, is that of the batch on one device, however atoms and padding are distributed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 from weakref import WeakKeyDictionary
 
@@ -35,19 +35,18 @@ class Devices:
         self._local = [] if chosen is None else [i for i, d in enumerate(chosen) if d.process_index == jax.process_index()]
         self._divisions: WeakKeyDictionary[Batches, Division] = WeakKeyDictionary()
 
-    def check(self, training: Training, batches: Batches) -> None:
-        """Raise ConfigError where a step has no structure, or not equally many, for each device."""
+    def check(self, training: Training, atoms: Sequence[int]) -> None:
+        """Raise ConfigError where a step has no structure, or not equally many, for each device; `atoms`: in each."""
         count = self.count
         if count == 1:
             return
-        atoms = [sample.sizes.atoms for sample in batches.samples]
         size, given = training.batch_size, "training.batch_size"
         if size is None and training.max_atoms is not None:
             fitting = int(training.max_atoms / np.mean(atoms))
             if fitting < count:
                 raise ConfigError(
-                    f"training.max_atoms: {training.max_atoms} atoms are {fitting} structures of the mean size, fewer than the {count} "
-                    f"devices; take {int(np.ceil(count * np.mean(atoms)))} or more, or fewer training.devices"
+                    f"training.max_atoms: {training.max_atoms} atoms are {fitting} structures of the mean size, fewer than the "
+                    f"{count} devices; take {int(np.ceil(count * np.mean(atoms)))} or more, or fewer training.devices"
                 )
         elif (size or usual_batch(atoms)) % count:
             size, said = size or usual_batch(atoms), "" if size else " by default"

@@ -36,8 +36,8 @@ AGAIN = "the same command goes on from the last checkpoint, also on fewer device
 def processes(devices: int | Literal["auto"]) -> Iterator[Group]:
     """Meet the other processes of this training in the block; a group of one where the environment names no others.
 
-    `devices` (of the config): 1 meets nobody. Must come before JAX computes. Raises ConfigError: variables of the environment
-    that are no numbers; ProcessError: JAX has computed before, or a process is gone in the course of a sum over devices. A
+    `devices` (of the config): 1 meets nobody. Must come before JAX computes. Raises ConfigError: variables of the
+    environment that are no numbers; ProcessError: JAX has computed before, or a process is gone in the course of a sum over devices. A
     process that cannot reach the others within `START`, or that loses one while it waits, ends with a line and exit code 1.
     """
     found = None if devices == 1 else _environment()
@@ -98,7 +98,7 @@ class Group:
         self._disconnect()
 
     def leave(self, error: BaseException) -> BaseException:
-        """Tell the others why this process stops, and leave; the error to raise, which names another process if one is gone."""
+        """Tell the others why this process stops, and leave; the error to raise: another one if a process is gone."""
         if self._stopping:  # all of them do
             self.part()
             return error

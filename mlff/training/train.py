@@ -80,6 +80,7 @@ def train(config: Config, out_dir: str | Path, *, progress: bool = True, data: S
         splits = load_data(config.data, config.seed, config.loss, progress) if data is None else data
         if data is not None and len(data.valid):
             check_labels(data, config.loss)
+        found.check(config.training, [len(structure) for structure in splits.learned])
         with claimed(out, group):
             return _train(config, out, splits, journal, found, progress, started)
 
@@ -205,7 +206,7 @@ def prepare(
 ) -> Task:
     """Baseline, statistics, batches and initial parameters, of `beginning` if given; `devices`: more than one.
 
-    Raises DataError, StructureError; ConfigError: steps that do not divide over the devices.
+    Raises DataError, StructureError.
     """
     if not len(splits.valid):
         raise DataError("no validation structures: give data.valid, or more training structures to split them from")
@@ -235,8 +236,6 @@ def prepare(
     dtype, sizes = np.dtype(config.precision), (config.training.batch_size, config.training.max_atoms)
     train = Batches(new, *sizes, dtype, replayed=old, replay_share=config.data.replay_share)
     valid = Batches(held_out, *sizes, dtype)
-    devices = devices or Devices()
-    devices.check(config.training, train)
     module = registry.build(config.model, elements, measured)
     params = (
         {"params": beginning.params["params"]}
@@ -245,7 +244,7 @@ def prepare(
     )
     params = jax.tree.map(lambda p: jnp.asarray(p, dtype), params)
     known = {} if beginning is None else beginning.params.get(ranges.NAME, {})
-    return Task(config, elements, baseline, measured, module.apply, params, train, valid, known, devices)
+    return Task(config, elements, baseline, measured, module.apply, params, train, valid, known, devices or Devices())
 
 
 def finish(
@@ -253,7 +252,6 @@ def finish(
 ) -> tuple[Potential, dict[str, Parity]]:
     """The potential with its final errors in the metadata, and what it says of each set that was kept aside."""
     metadata = origin(task.config, splits, run)
-    structures = splits.train.structures + (() if splits.replay is None else splits.replay.structures)
     potential = Potential(
         config=task.config.model,
         params=jax.device_get(params),
@@ -262,7 +260,7 @@ def finish(
         statistics=task.statistics,
         precision=task.config.precision,
         metadata=metadata,
-        environments=domain.summarise(structures, task.elements, task.config.model.cutoff),
+        environments=domain.summarise(splits.learned, task.elements, task.config.model.cutoff),
     )
     found = ranges.measure(potential.model, params, (task.train, task.valid), task.ranges)
     potential = dataclasses.replace(potential, params=potential.params | found)

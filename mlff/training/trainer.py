@@ -297,7 +297,7 @@ class Trainer:
             self._meet()
 
     def _meet(self) -> None:
-        """Several processes take the time of the first, stop together where one was asked to, and choose when to meet again."""
+        """Several processes take the time of the first, stop where one was asked to, and choose when to meet again."""
         run, before = self.run, self.run.seconds
         times = run.seconds + self._spent[0], run.overhead + self._spent[1]
         run.seconds, run.overhead, self._stopping = self.task.devices.group.agree(*times, self._stop.signal)

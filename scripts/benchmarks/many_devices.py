@@ -1,17 +1,18 @@
 #!/usr/bin/env python3
 """Training on one device and on two: structures per second; writes results/many_devices.json.
 
-    .venv/bin/python scripts/benchmarks/many_devices.py [--rounds 3] [--epochs 4] [--config configs/silicon.yaml] [--out FILE]
+    .venv/bin/python scripts/benchmarks/many_devices.py [--rounds 3] [--epochs 4] [--config FILE] [--out FILE]
 
-A device is a process on one core with one thread; two of them meet over loopback. Cases: one device with the batch of one, one with
-a batch twice as large, two that share the latter. Each process trains the model of the config (32 channels) on 128 structures, as
-`mlff train` does, batches included; the first epoch, which compiles, does not count. Two figures:
+A device is a process on one core with one thread; two of them meet over loopback. Cases: one device with the batch of one,
+one with a batch twice as large, two that share the latter. Each process trains the model of the config (32 channels) on
+128 structures at most, as `mlff train` does, batches included; the first epoch, which compiles, does not count. Figures:
 
     strong: time of a large batch on one device / (2 x time of it on two)
     weak:   time of the batch of one device / time of the large one on two
 
-From wall-clock time, and from CPU time of the process that took most (without waiting for the other: what is left is what sums over
-devices and equal shapes cost). On a machine that others use believe the CPU time. Cases alternate; medians over epochs, then rounds.
+From wall-clock time, and from CPU time of the process that took most (without waiting for the other: what is left is what
+sums over devices and equal shapes cost). On a machine that others use believe the CPU time. Cases alternate; medians over
+epochs, then rounds.
 """
 
 from __future__ import annotations

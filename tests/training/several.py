@@ -1,4 +1,4 @@
-"""A training on several devices as a program of its own, as JAX makes its devices once: `python -m tests.training.several JOB`.
+"""A training on several devices as a program of its own (JAX makes devices once): `python -m tests.training.several JOB`.
 
 JOB is JSON: lists of runs {out, devices, epochs}, one after another in the same process. Prints a JSON line for each.
 """
@@ -28,7 +28,7 @@ def run(group, out, devices, epochs):
     config = make_config(training={"epochs": epochs, "batch_size": 4}, precision="float64")
     with jax.enable_x64(True), Checkpoints(Path(out) / "checkpoints") as saved:
         task = make_task(config, structures, devices=found)
-        found.check(config.training, task.train)
+        found.check(config.training, [len(structure) for structure in structures])
         trainer = Trainer(task, saved, (RunLog if group.first else Silence)(Path(out), False), {})
         trainer.resume()
         params = trainer.fit()

@@ -155,7 +155,7 @@ def test_batches_that_do_not_divide_are_refused(batches, training, count, line):
     devices = Devices()
     devices.count = count
     with pytest.raises(ConfigError, match=line):
-        devices.check(Training(**training), batches)
+        devices.check(Training(**training), [sample.sizes.atoms for sample in batches.samples])
 
 
 @pytest.mark.parametrize(
