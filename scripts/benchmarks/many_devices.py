@@ -124,14 +124,18 @@ def main() -> None:
             }
         )
         print(json.dumps(summarize(rounds)), flush=True)
-    setup = {
-        "config": arguments.config.name,
-        "batch": arguments.batch,
-        "rounds": arguments.rounds,
-        "epochs": arguments.epochs,
-    }
-    content = {"machine": machine(), "setup": setup, **summarize(rounds)}
-    arguments.out.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        setup = {
+            "config": arguments.config.name,
+            "batch": arguments.batch,
+            "rounds": len(rounds),
+            "epochs": arguments.epochs,
+        }
+        content = {
+            "machine": machine(),
+            "setup": setup,
+            **summarize(rounds),
+        }  # written after each round: what is there stays
+        arguments.out.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     print(arguments.out)
 
 
