@@ -5,7 +5,7 @@
 
 A device is a process on one core with one thread; two of them meet over loopback. Cases: one device with the batch of one,
 one with a batch twice as large, two that share the latter. Each process trains the model of the config (32 channels) on
-512 structures at most, as `mlff train` does, batches included; the first epoch, which compiles, does not count. Figures:
+256 structures at most, as `mlff train` does, batches included; the first epoch, which compiles, does not count. Figures:
 
     strong: time of a large batch on one device / (2 x time of it on two)
     weak:   time of the batch of one device / time of the large one on two
@@ -58,7 +58,7 @@ def work(config_file: str, out: str, devices: int, batch: int, epochs: int) -> N
     use_compilation_cache()
     options = {"max_hours": "null", "epochs": epochs + 1, "batch_size": batch, "devices": devices, "tensorboard": "false"}
     changes = [f"training.{name}={value}" for name, value in options.items()]
-    changes += ["data.n_train=512", "data.test=null", "data.lint=off", "model.channels=32"]
+    changes += ["data.n_train=256", "data.test=null", "data.lint=off", "model.channels=32"]
     train(load_config(Path(config_file), changes), out, progress=False)
     print(json.dumps(rows[1:]))
 
@@ -106,7 +106,7 @@ def summarize(rounds: list[dict[str, np.ndarray]]) -> dict:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", type=Path, default=ROOT / "configs" / "malonaldehyde.yaml")
-    parser.add_argument("--batch", type=int, default=32, help="structures of a step on one device")
+    parser.add_argument("--batch", type=int, default=8, help="structures of a step on one device")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--epochs", type=int, default=4, help="that count")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "many_devices.json")
