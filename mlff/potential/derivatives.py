@@ -44,16 +44,29 @@ def predict(energy_function: EnergyFunction, graph: Graph, forces: bool = True, 
         energies = energy_function(graph)
         return Prediction(structure_energies(energies, graph), jnp.zeros_like(graph.positions), None, energies)
 
-    def total(positions: Array, strain: Array | None) -> tuple[Array, Array]:
+    if stress:
+        energies, forces, virial = with_virial(energy_function, graph)
+        return Prediction(structure_energies(energies, graph), forces, stresses(graph, virial), energies)
+
+    def total(positions: Array) -> tuple[Array, Array]:
+        energies = energy_function(graph._replace(positions=positions))
+        return jnp.sum(energies), energies
+
+    (_, energies), gradient = jax.value_and_grad(total, has_aux=True)(graph.positions)
+    return Prediction(structure_energies(energies, graph), -gradient, None, energies)
+
+
+@unrounded
+def with_virial(energy_function: EnergyFunction, graph: Graph) -> tuple[Array, Array, Array]:
+    """Energies of the atoms (N,), eV, forces -dE/dR (N, 3), eV/Å, and dE/dε (B, 3, 3), eV, from one reverse pass."""
+
+    def total(positions: Array, strain: Array) -> tuple[Array, Array]:
         energies = energy_function(_deform(graph, positions, strain))
         return jnp.sum(energies), energies
 
-    if not stress:
-        (_, energies), gradient = jax.value_and_grad(total, has_aux=True)(graph.positions, None)
-        return Prediction(structure_energies(energies, graph), -gradient, None, energies)
     strain = jnp.zeros_like(graph.cell)
     (_, energies), (gradient, virial) = jax.value_and_grad(total, argnums=(0, 1), has_aux=True)(graph.positions, strain)
-    return Prediction(structure_energies(energies, graph), -gradient, stresses(graph, virial), energies)
+    return energies, -gradient, virial
 
 
 def stresses(graph: Graph, virial: Array) -> Array:
@@ -100,9 +113,7 @@ def _gradient(energy_function: EnergyFunction, graph: Graph, positions: Array) -
     return jax.grad(lambda r: jnp.sum(energy_function(graph._replace(positions=r))))(positions)
 
 
-def _deform(graph: Graph, positions: Array, strain: Array | None) -> Graph:
-    if strain is None:
-        return graph._replace(positions=positions)
+def _deform(graph: Graph, positions: Array, strain: Array) -> Graph:
     symmetric = 0.5 * (strain + jnp.swapaxes(strain, 1, 2))
     deformation = jnp.eye(3, dtype=positions.dtype) + symmetric
     positions = jnp.einsum("na,nab->nb", positions, deformation[graph.structure])
