@@ -159,3 +159,13 @@ def test_links_lead_somewhere(page):
 def test_pages_are_short_enough():
     assert len(TEXTS[PAGES[0]].splitlines()) <= 150
     assert all(40 <= len(TEXTS[page].splitlines()) <= 150 for page in PAGES[1:])
+
+
+@pytest.mark.parametrize("page", LINKED, ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_row_of_a_table_has_its_columns(page):
+    """A row that was put into the middle of another one, for instance, has not."""
+    columns = None
+    for number, line in enumerate(re.sub(r"`[^`]*`", "", page.read_text(encoding="utf-8")).splitlines(), 1):
+        cells = len(re.findall(r"(?<!\\)\|", line)) if line.startswith("|") else None
+        assert None in (cells, columns) or cells == columns, f"line {number}"
+        columns = cells

@@ -54,6 +54,8 @@ MORE = {
     "mlff.interfaces.ipi": ["MLFFDriver", "export"],
     "mlff.interfaces.sockets": ["serve"],
     "mlff.interfaces.openmm": ["force"],
+    "mlff.interfaces.portable": ["write_folder"],
+    "mlff.interfaces.portable_loader": ["Portable", "slots"],
     "mlff.interfaces.jax_md": ["energy_fn"],
     "mlff.basics.errors": ["DataError", "ConfigError", "ModelFileError", "StructureError", "TrainingError", "FileError"],
 }

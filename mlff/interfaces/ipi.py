@@ -23,7 +23,7 @@ from mlff.interfaces.order import check_order
 from mlff.potential.beads import Beads
 from mlff.potential.potential import Potential
 
-MODEL, INIT, INPUT, PES = "model.safetensors", "init.xyz", "input.xml", "mlff_pes.py"  #: what `export` writes
+MODEL, INIT, INPUT, PES = "model.safetensors", "init.xyz", "input.xml", "mlff_pes.py"  #: what `write_folder` writes
 _SAME = 1e-6  #: Å by which the cell of a structure that is not periodic may change
 _PARAMETERS = "model, template, precision, skin"
 _FREE = 100.0  #: Å of vacuum in the cell that i-PI wants for a molecule
@@ -151,7 +151,7 @@ class MLFFDriver:
             )
 
 
-def export(
+def write_folder(
     potential: Potential,
     path: str | Path,
     folder: str | Path,

@@ -29,7 +29,7 @@ from machine import machine
 
 from mlff import MLFFCalculator, Potential
 from mlff.basics.units import INVERSE_CM, KB
-from mlff.interfaces.ipi import INPUT, export
+from mlff.interfaces.ipi import INPUT, write_folder
 from mlff.potential.beads import Beads
 from mlff.properties.vibrations import vibrations
 from mlff.simulation.relax import relax
@@ -54,11 +54,11 @@ def simulation(folder: Path):
 
 @contextlib.contextmanager
 def prepared(potential: Potential, atoms: ase.Atoms, beads: int):
-    """A folder of `mlff.interfaces.ipi.export`, as working directory."""
+    """A folder of `mlff.interfaces.ipi.write_folder`, as working directory."""
     from ipi.utils.softexit import softexit
 
     with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
-        export(potential, "model", Path(folder), atoms, beads=beads, temperature=TEMPERATURE)
+        write_folder(potential, "model", Path(folder), atoms, beads=beads, temperature=TEMPERATURE)
         yield Path(folder)
         softexit.cleanup("success")
         softexit.reset()

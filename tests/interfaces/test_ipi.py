@@ -13,7 +13,7 @@ from ase.io import read, write
 pytest.importorskip("ipi", reason="i-PI is not installed: pip install '.[ipi]'")
 
 from mlff.basics.errors import ConfigError, DataError, StructureError
-from mlff.interfaces.ipi import INIT, INPUT, MODEL, PES, MLFFDriver, export
+from mlff.interfaces.ipi import INIT, INPUT, MODEL, PES, MLFFDriver, write_folder
 from mlff.interfaces.order import check_order
 from mlff.potential.potential import Potential
 from tests.interfaces.servers import changed, simulation
@@ -25,7 +25,7 @@ ANGSTROM, EV = 1.8897261, 0.036749326  #: in bohr and hartree, i-PI's figures
 @pytest.fixture
 def water(tmp_path):
     """A folder to run i-PI in: a molecule of water, four beads."""
-    export(morse(precision="float64"), "model", tmp_path, molecule("H2O"), beads=4)
+    write_folder(morse(precision="float64"), "model", tmp_path, molecule("H2O"), beads=4)
     return tmp_path
 
 
@@ -145,7 +145,7 @@ def test_the_pressure_of_i_pi_is_that_of_kinetic_energy_and_stress(tmp_path):
     atoms = bulk("Si", cubic=True)
     atoms.rattle(0.05, seed=2)
     potential = morse(precision="float64")
-    export(potential, "model", tmp_path, atoms, beads=1)
+    write_folder(potential, "model", tmp_path, atoms, beads=1)
     steps = ("10000 </total", "1 </total"), ("mode='nvt'", "mode='nve'"), ("<thermostat.*</thermostat>", "")
     with simulation(tmp_path, changed(tmp_path, *steps)) as run:
         run.run()
@@ -200,7 +200,7 @@ def test_cells_are_turned_as_i_pi_wants_them(tmp_path):
     atoms = bulk("Si")  # its cell is no upper triangle
     atoms.set_cell(atoms.cell.array[[1, 0, 2]], scale_atoms=False)
     potential = morse(precision="float64")
-    export(potential, "model", tmp_path, atoms, beads=1)
+    write_folder(potential, "model", tmp_path, atoms, beads=1)
     turned = read(tmp_path / INIT)
     assert np.allclose(np.triu(turned.cell.array, 1), 0, atol=1e-12) and np.linalg.det(turned.cell.array) > 0
     energies = [result.energy for result in potential.predict([atoms, turned])]
@@ -210,16 +210,16 @@ def test_cells_are_turned_as_i_pi_wants_them(tmp_path):
 def test_exports_that_cannot_be_are_refused(tmp_path):
     tmp_path = tmp_path / "new"
     with pytest.raises(DataError, match="m: no structure travels with this model"):
-        export(morse(), "m", tmp_path)
+        write_folder(morse(), "m", tmp_path)
     with pytest.raises(StructureError, match="Fe"):
-        export(morse(), "m", tmp_path, bulk("Fe"))
+        write_folder(morse(), "m", tmp_path, bulk("Fe"))
     with pytest.raises(ConfigError, match="0 beads"):
-        export(morse(), "m", tmp_path, molecule("H2O"), beads=0)
+        write_folder(morse(), "m", tmp_path, molecule("H2O"), beads=0)
     slab = molecule("H2O", vacuum=3.0)
     slab.pbc = (True, True, False)
     with pytest.raises(StructureError, match="periodic in three directions, and molecules"):
-        export(morse(), "m", tmp_path, slab)
+        write_folder(morse(), "m", tmp_path, slab)
     assert not tmp_path.exists()
-    export(morse(), "m", tmp_path, molecule("H2O"))
+    write_folder(morse(), "m", tmp_path, molecule("H2O"))
     with pytest.raises(ConfigError, match="new: is there already"):
-        export(morse(), "m", tmp_path, molecule("H2O"))
+        write_folder(morse(), "m", tmp_path, molecule("H2O"))

@@ -146,10 +146,10 @@ def call(folder, *options):
 
 def test_the_command_serves_i_pi(folder):
     pytest.importorskip("ipi", reason="i-PI is not installed: pip install '.[ipi]'")
-    from mlff.interfaces.ipi import export
+    from mlff.interfaces.ipi import write_folder
     from tests.interfaces.servers import changed, simulation, socket_of
 
-    export(morse(precision="float64"), "model", folder / "run", molecule("H2O"), beads=2)
+    write_folder(morse(precision="float64"), "model", folder / "run", molecule("H2O"), beads=2)
     results = []
     with simulation(folder / "run", changed(folder / "run", socket_of(NAME), ("10000 </total", "20 </total"))) as run:
         client = threading.Thread(target=lambda: results.append(call(folder, "--unix", NAME)))
