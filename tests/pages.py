@@ -167,7 +167,7 @@ def crystal() -> Iterator[None]:
     data, model = Path("data/silicon/train.xyz"), Path("runs/silicon")
     kept = data.read_text(encoding="utf-8")
     write(data, bulk("Si", "fcc", a=3.6, cubic=True))
-    model.mkdir(parents=True)
+    model.mkdir(parents=True, exist_ok=True)
     lennard_jones(cutoff=4.0).save(model / "model.safetensors")
     yield
     data.write_text(kept, encoding="utf-8")

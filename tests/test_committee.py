@@ -54,6 +54,7 @@ def test_results_are_means_and_standard_deviations(members, together, ethanol, s
     assert members[0].predict([ethanol])[0].forces_std is None
 
 
+@pytest.mark.slow
 def test_hessian_is_the_mean(members, together, ethanol):
     np.testing.assert_allclose(together.hessian(ethanol), np.mean([m.hessian(ethanol) for m in members], axis=0), atol=1e-9)
 

@@ -101,7 +101,7 @@ def test_options_are_for_those_who_set_no_level_and_as_xla_knows_them(monkeypatc
 
 
 @pytest.mark.parametrize("precision", ["float32", pytest.param("float64", marks=pytest.mark.slow)])
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", ["ace", *(pytest.param(name, marks=pytest.mark.slow) for name in MODELS if name != "ace")])
 def test_compiled_and_operation_by_operation_agree_for_many_pairs(name, precision):
     """Energy, forces, stress and the gradient of the training loss of 2,048 copper atoms, more than 100,000 pairs."""
     atoms = bulk("Cu", cubic=True).repeat(8)

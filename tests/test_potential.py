@@ -430,8 +430,8 @@ def test_energy_is_a_pure_function_that_jax_may_transform(ethanol, silicon):
     one, other = make_potential("ace", "float64"), make_potential("ace", "float64")
     other = replace(other, params=jax.tree.map(lambda x: 1.1 * x, other.params))
     both = committee([one, other], ["a", "b"])
-    for potential in (one, both):
-        for atoms in (ethanol, silicon):
+    for potential, structures in ((one, (ethanol, silicon)), (both, (ethanol,))):
+        for atoms in structures:
             (result,) = potential.predict([atoms])
             graph, params = potential.graph_of(atoms), potential.device_params
             with potential.scope():

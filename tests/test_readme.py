@@ -21,7 +21,15 @@ from tests.pages import DOCS, PAGES, ROOT, TEXTS, all_commands, blocks, checkout
 LINKED = [*PAGES, *sorted(set(DOCS.rglob("*.md")) - set(PAGES)), ROOT / "SECURITY.md"]
 
 each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
-LONG = {"few_structures.md", "finetuning.md", "pretraining.md", "refinement.md", "training.md"}  #: several trainings
+LONG = {
+    "few_structures.md",
+    "finetuning.md",
+    "pretraining.md",
+    "refinement.md",
+    "training.md",
+    "safety.md",
+    "many_devices.md",
+}  #: long
 NEEDS = {"ipi.md": "ipi", "openmm.md": "openmmml", "other_engines.md": "MDAnalysis"}  #: packages beside those of mlff
 PRINTS = {
     "guides/use.md": r"meV/Å[^$]*\(27, 27\)",

@@ -51,7 +51,7 @@ MORE = {
     "mlff.training.pretrain": ["pretrain"],
     "mlff.properties.feature_map": ["feature_map", "FeatureMap"],
     "mlff.potential.beads": ["Beads"],
-    "mlff.interfaces.ipi": ["MLFFDriver", "export"],
+    "mlff.interfaces.ipi": ["MLFFDriver", "write_folder"],
     "mlff.interfaces.sockets": ["serve"],
     "mlff.interfaces.openmm": ["force"],
     "mlff.interfaces.portable": ["write_folder"],

@@ -11,7 +11,7 @@ import pytest
 from mlff.data.batching import Sizes, make_graph, make_sample
 from mlff.data.structure import Structure
 from mlff.potential import chunks, derivatives
-from tests.conftest import MODELS
+from tests.conftest import over_models
 
 
 @pytest.fixture
@@ -39,7 +39,7 @@ def both(potential, graph, size):
     return whole, parts
 
 
-@pytest.mark.parametrize("name", MODELS)
+@over_models()
 def test_chunks_agree_with_one_piece(name, potentials, batch):
     """Four chunks of eight atoms for 29: the last one has three, no padding, that were there before."""
     potential = potentials(name)

@@ -10,9 +10,9 @@ import pytest
 
 from mlff.models.common import WALL
 from mlff.models.radial import envelope
-from tests.conftest import MODELS
+from tests.conftest import over_models
 
-pytestmark = pytest.mark.parametrize("name", MODELS)
+pytestmark = over_models()
 
 
 def _line(distances: np.ndarray) -> list[ase.Atoms]:

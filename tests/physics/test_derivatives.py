@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import jax
 import numpy as np
-import pytest
 
 from mlff.data.batching import make_graph, make_sample
 from mlff.data.structure import Structure
 from mlff.potential.derivatives import pair_gradient, predict
-from tests.conftest import MODELS
+from tests.conftest import over_models
 
-pytestmark = pytest.mark.parametrize("name", MODELS)
+each_model = over_models()
+each_model_twice_derived = over_models("ace_l3", "ace_saturated")  #: where derivatives of derivatives are compiled
 STEP = 1e-4
 
 
+@each_model
 def test_forces_against_finite_differences(name, potentials, ethanol, silicon):
     potential = potentials(name)
     for atoms in (ethanol, silicon):
@@ -33,6 +34,7 @@ def test_forces_against_finite_differences(name, potentials, ethanol, silicon):
         np.testing.assert_allclose(slopes, expected, rtol=1e-6, atol=1e-6 * np.abs(expected).max())
 
 
+@each_model
 def test_stress_against_finite_differences(name, potentials, silicon):
     potential = potentials(name)
     strained, pairs = [], [(0, 0), (1, 1), (2, 2), (1, 2), (0, 2), (0, 1)]
@@ -53,6 +55,7 @@ def test_stress_against_finite_differences(name, potentials, silicon):
     np.testing.assert_allclose(result.stress, result.stress.T, atol=1e-12)
 
 
+@each_model_twice_derived
 def test_hessian_against_differences_of_forces(name, potentials, silicon):
     potential = potentials(name)
     vector = np.random.default_rng(1).normal(size=(len(silicon), 3))
@@ -68,6 +71,7 @@ def test_hessian_against_differences_of_forces(name, potentials, silicon):
     np.testing.assert_allclose(matrix, matrix.T, atol=1e-9 * np.abs(matrix).max())
 
 
+@each_model
 def test_products_are_not_rounded_where_the_device_would(name, potentials, ethanol):
     """JAX's default on a GPU takes float32 products with factors of 10 bits; forces would be off by a thousandth."""
     potential = potentials(name)
@@ -93,6 +97,7 @@ def products(jaxpr):
                 yield from products(inner)
 
 
+@each_model_twice_derived
 def test_forward_mode_of_energies_and_forces(name, potentials, ethanol):
     """jvp, linearize and forward over reverse: the slope of the energy, and the Hessian times a direction."""
     potential = potentials(name)
@@ -116,6 +121,7 @@ def test_forward_mode_of_energies_and_forces(name, potentials, ethanol):
             np.testing.assert_allclose(found, reverse, rtol=1e-9, atol=1e-9 * np.abs(reverse).max())
 
 
+@each_model
 def test_gradients_by_pair_vectors_make_forces_and_stress(name, potentials, ethanol, silicon):
     """What an engine that owns the neighbour list needs: the vectors are given, positions and cell then count nothing."""
     potential = potentials(name)

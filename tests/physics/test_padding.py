@@ -6,14 +6,13 @@ import functools
 
 import jax
 import numpy as np
-import pytest
 
 from mlff.data.batching import Sizes, make_graph, make_sample
 from mlff.data.structure import Structure
 from mlff.potential.derivatives import predict
-from tests.conftest import MODELS
+from tests.conftest import over_models
 
-pytestmark = pytest.mark.parametrize("name", MODELS)
+pytestmark = over_models()
 
 
 def test_padding_and_neighbours_in_the_batch_change_nothing(name, potentials, ethanol, silicon):

@@ -7,9 +7,9 @@ import pytest
 from scipy.spatial.transform import Rotation
 
 from mlff.basics.errors import ConfigError
-from tests.conftest import MODELS
+from tests.conftest import over_models
 
-pytestmark = pytest.mark.parametrize("name", MODELS)
+pytestmark = over_models()
 
 
 @pytest.mark.parametrize("precision, tolerance", [("float64", 1e-12), ("float32", 1e-6)])

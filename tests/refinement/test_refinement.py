@@ -84,6 +84,7 @@ def ensemble(model):
     return made
 
 
+@pytest.mark.slow
 def test_gradient_of_frequencies(model):
     options = Frequencies(kind="frequencies", structure="", values=(100.0, 120.0), modes=(0, 2), error=10.0, weight=2.0)
     with model.scope():
@@ -213,6 +214,7 @@ def test_a_target_that_the_data_contradict_is_said(case, tmp_path):
     assert errors["after"]["forces_rmse"] < 1.101 * errors["before"]["forces_rmse"]  # the limit holds
 
 
+@pytest.mark.slow
 def test_a_stopped_run_goes_on_as_if_it_had_not_been(reached, tmp_path, monkeypatch):
     settings, _, whole, outcome = reached
     calls, measure = [], Difference.measure

@@ -133,6 +133,7 @@ def profile(hills, grid):
     return free - free.mean()
 
 
+@pytest.mark.slow
 def test_metadynamics_finds_the_double_well(free, tmp_path):
     """Four replicas, whose scatter is the error; a wrong bias factor is a wrong scale."""
     out = tmp_path / "md.xyz"

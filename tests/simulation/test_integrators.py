@@ -142,7 +142,7 @@ def test_fixed_atoms_stay_and_the_others_have_the_temperature():
     assert kinetic_law(states, at, 6) > 1e-3
 
 
-@pytest.mark.parametrize("barostat", ["isotropic", "full"])
+@pytest.mark.parametrize("barostat", ["isotropic", pytest.param("full", marks=pytest.mark.slow)])
 def test_the_volume_of_an_ideal_gas_follows_its_law(barostat):
     """p(V) ~ V^N exp(-PV/kT), a gamma distribution; the kinetic energy stays canonical beside it."""
     gigapascal, masses = 2.0, (1.0, 4.0, 2.0, 3.0)

@@ -103,6 +103,7 @@ def test_each_shape_is_compiled_once(one_device):
         assert compiled == shapes <= 6
 
 
+@pytest.mark.slow
 def test_two_processes_follow_the_curve_of_one(one_device, tmp_path):
     """Half of it, and from its checkpoint the rest."""
     first, second = (results(process) for process in start_two(several((str(tmp_path), 2, 8), (str(tmp_path), 2, 17))))
