@@ -64,7 +64,8 @@ def test_one_killed_process_ends_the_others(folder, victim):  # noqa: F811
     assert time.monotonic() - begin < 60 and pair[1 - victim].returncode > 0 or victim == 0
     if victim:
         assert pair[0].returncode == 1 and len(lines) == 1, lines
-        assert lines[0].startswith("error: another process of this training is gone; the same command goes on from the last")
+        gone = "error: another process of this training is gone; the same command goes on from the last"
+        assert lines[0].startswith(gone), lines
     else:  # JAX itself ends those that lose the first process
         assert pair[1].returncode != 0 and any("gone" in line or "another task died" in line for line in lines), lines
     pair[victim].communicate()
