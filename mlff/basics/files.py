@@ -46,6 +46,12 @@ def writing(path: str | Path, again: str = AGAIN) -> Iterator[None]:
         raise cannot_write(path, error, again) from error
 
 
+def refuse_filled(folder: Path) -> None:
+    """Raise ConfigError for a folder to write that is a file, or holds files."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ConfigError(f"{folder}: is there already; choose another folder")
+
+
 def sync(path: str | Path) -> None:
     """Force a file, or the names in a directory, to disk."""
     number = os.open(path, os.O_RDONLY)

@@ -17,7 +17,7 @@ import numpy as np
 from ase.io import read, write
 
 from mlff.basics.errors import ConfigError, DataError, MLFFError, StructureError
-from mlff.basics.files import replacing, write_text, writing
+from mlff.basics.files import refuse_filled, replacing, write_text, writing
 from mlff.data.structure import Structure
 from mlff.interfaces.order import check_order
 from mlff.potential.beads import Beads
@@ -166,8 +166,7 @@ def write_folder(
     folder is there and not empty; DataError, StructureError: a structure that is not there or not known.
     """
     folder = Path(folder)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ConfigError(f"{folder}: is there already; choose another folder")
+    refuse_filled(folder)
     if beads < 1 or not temperature > 0:
         raise ConfigError(f"{beads} beads at {temperature:g} K: at least one bead and a temperature above 0 K are needed")
     if atoms is None:

@@ -15,7 +15,7 @@ from ase.data import atomic_masses, chemical_symbols
 from ase.geometry import complete_cell
 
 from mlff.basics.errors import ConfigError
-from mlff.basics.files import write_text, writing
+from mlff.basics.files import refuse_filled, write_text, writing
 from mlff.potential.potential import Potential
 
 MARGIN = 10.0  #: Å between atoms and the box where nothing is periodic
@@ -104,8 +104,7 @@ def write_folder(model: str | Path, folder: str | Path) -> None:
     Raises ConfigError: the folder is there and not empty, or the model has no reference structures; ModelFileError; FileError.
     """
     folder, potential = Path(folder), Potential.load(model, verify=False)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ConfigError(f"{folder}: is there already; choose another folder")
+    refuse_filled(folder)
     if not potential.reference_structures:
         raise ConfigError(f"{model}: has no reference structures to put into the folder: it was not written by mlff train")
     atoms = boxed(potential.reference_structures[0])

@@ -19,8 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, export
 
-from mlff.basics.errors import ConfigError
-from mlff.basics.files import replacing, writing
+from mlff.basics.files import refuse_filled, replacing, writing
 from mlff.data.batching import make_sample
 from mlff.data.structure import Structure
 from mlff.graph import Graph
@@ -51,8 +50,7 @@ def write_folder(potential: Potential, folder: str | Path) -> None:
     Raises ConfigError: the folder holds other files; FileError: cannot be written; ModelFileError: trained without labels.
     """
     folder = Path(folder)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ConfigError(f"{folder}: exists and is not empty; name a new folder")
+    refuse_filled(folder)
     exported = lower(potential)
     references, count = _references(potential)
     contract = {

@@ -106,7 +106,7 @@ def test_references_and_versions_are_looked_at(folder, tmp_path):
     (copy / "potential.json").write_text(json.dumps(contract | {"version": VERSION + 1}))
     with pytest.raises(ValueError, match="newer than this loader"):
         Portable(copy)
-    with pytest.raises(ConfigError, match="exists and is not empty"):
+    with pytest.raises(ConfigError, match="is there already"):
         portable.write_folder(make_potential("morse"), copy)
 
 
