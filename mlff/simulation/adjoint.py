@@ -18,10 +18,10 @@ import jax.numpy as jnp
 from jax import Array
 
 from mlff.basics.units import FEMTOSECOND
-from mlff.simulation import fixed_point, integrators
+from mlff.simulation import fixed_point, thermostats
 from mlff.simulation.differentiable import Frame, Inputs, Objective, System
 from mlff.simulation.fixed_point import real, scaled, whole
-from mlff.simulation.integrators import Conditions
+from mlff.simulation.state import Conditions
 
 NORMS = 200  #: of the gradient along the way back that are recorded at most
 
@@ -212,8 +212,8 @@ class _Walk(NamedTuple):
     def _friction(self, at: Conditions, step: Array) -> tuple[Array, Array]:
         if self.system.integrator == "nve":
             return jnp.float64(1.0), jnp.zeros((len(at.masses), 3))
-        kept, noise = integrators.friction(at, step)
-        return kept, integrators.at_rest(at, noise)
+        kept, noise = thermostats.friction(at, step)
+        return kept, thermostats.at_rest(at, noise)
 
     def _middle(self, loop: Loop, numbers: Numbers) -> Loop:
         """Between the two kicks of a step: half a drift, friction, half a drift."""

@@ -16,10 +16,10 @@ from jax import Array
 
 from mlff.simulation import integrators
 from mlff.simulation.differentiable import Frame, Inputs, Objective, System
-from mlff.simulation.integrators import Conditions, State
+from mlff.simulation.state import CHAIN, Conditions, Outcome, State
 
 
-class Outcome(NamedTuple):
+class RunGradient(NamedTuple):
     """What a run gives."""
 
     value: Array  #: () the loss of the mean
@@ -28,7 +28,7 @@ class Outcome(NamedTuple):
     sound: Array  #: () bool: False where the list lost pairs or a number was not finite
 
 
-def run(system: System, objective: Objective, steps: int, inputs: Inputs, key: Array, cut: Array) -> Outcome:
+def run(system: System, objective: Objective, steps: int, inputs: Inputs, key: Array, cut: Array) -> RunGradient:
     """The gradient of an objective over `steps` steps with random numbers of `key`; pure, for JAX to compile.
 
     `cut`: after each so many steps of the way back the gradient with respect to the state is forgotten.
@@ -39,14 +39,14 @@ def run(system: System, objective: Objective, steps: int, inputs: Inputs, key: A
         return objective.loss(mean), (mean, sound)
 
     (found, (mean, sound)), gradient = jax.value_and_grad(value, has_aux=True)(inputs)
-    return Outcome(found, mean, gradient, sound)
+    return RunGradient(found, mean, gradient, sound)
 
 
 def begin(system: System, inputs: Inputs) -> tuple[State, Array]:
     """The state at step 0, and () bool: whether the list has its pairs."""
     frame = system.start(inputs)
     said = _outcome(system, inputs, frame.positions)
-    nothing = said.stress, jnp.float64(0.0), jnp.zeros((2, integrators.CHAIN)), jnp.zeros((3, 3))
+    nothing = said.stress, jnp.float64(0.0), jnp.zeros((2, CHAIN)), jnp.zeros((3, 3))
     state = State(jnp.int64(0), *frame, said.forces, said.energy, *nothing)
     return state, system.listed(frame.positions, frame.cell)
 
@@ -59,9 +59,9 @@ def step(system: System, at: Conditions, inputs: Inputs, state: State, sound: Ar
     return state, sound & system.listed(state.positions, state.cell) & jnp.all(jnp.isfinite(said.forces))
 
 
-def _outcome(system: System, inputs: Inputs, positions: Array) -> integrators.Outcome:
+def _outcome(system: System, inputs: Inputs, positions: Array) -> Outcome:
     energy, slope = jax.value_and_grad(system.energy, argnums=1)(inputs.params, positions, inputs.cell)
-    return integrators.Outcome(energy, -slope, jnp.zeros((3, 3)))
+    return Outcome(energy, -slope, jnp.zeros((3, 3)))
 
 
 def _walk(system: System, objective: Objective, steps: int, inputs: Inputs, key: Array, cut: Array) -> tuple[Array, Array]:

@@ -22,8 +22,8 @@ from mlff.basics.errors import ConfigError, DataError
 from mlff.basics.units import KB
 from mlff.config.bias import Bias, Restraint, period
 from mlff.simulation import collective
-from mlff.simulation.integrators import Outcome, State
 from mlff.simulation.settings import Settings
+from mlff.simulation.state import Outcome, State
 
 _BLOCK = 256  #: hills that are summed at once
 _MOST = 1_000_000  #: hills of one run

@@ -23,7 +23,7 @@ from mlff.potential.device_list import Capacity, Demand, NeighborList, Search
 from mlff.potential.potential import Potential
 from mlff.simulation import bias, integrators
 from mlff.simulation.bias import Hills, Push, Rules, Shape
-from mlff.simulation.integrators import Conditions, Outcome, State
+from mlff.simulation.state import Conditions, Outcome, State, temperature
 
 
 class System(NamedTuple):
@@ -180,7 +180,7 @@ def _loop(
 def _within(name: str, at: Conditions, system: System, state: State) -> Array:
     """(R,) bool: whether a state keeps the limits; what is not finite does not."""
     largest = jnp.abs(jnp.where(at.moving, state.forces, 0.0)).max(axis=(1, 2))
-    kelvin = jax.vmap(integrators.temperature)(at, state)
+    kelvin = jax.vmap(temperature)(at, state)
     drift = jnp.abs(jax.vmap(functools.partial(integrators.conserved, name))(at, state) - system.conserved)
     return (largest < system.largest_force) & (kelvin < system.hottest) & (drift < system.largest_drift)
 

@@ -22,8 +22,9 @@ from mlff.potential import device_list
 from mlff.potential.device_list import NeighborList, Search
 from mlff.potential.potential import Potential
 from mlff.simulation import fixed_point, integrators
-from mlff.simulation.integrators import Conditions
 from mlff.simulation.settings import Settings
+from mlff.simulation.state import Conditions, conditions
+from mlff.simulation.thermostats import at_rest
 from mlff.simulation.velocities import degrees_of_freedom
 
 SKIN = 2.0  #: Å beyond the cutoff that the list of a periodic structure reaches
@@ -99,7 +100,7 @@ class System:
         self.potential, self.settings, self.numbers = potential, settings, atoms.numbers.astype(np.int32)
         self.integrator = integrators.kind(settings)
         freedom = degrees_of_freedom(atoms, settings.keeps_rotation)
-        self._at = integrators.conditions(settings, 0, atoms.get_masses(), moving, freedom)
+        self._at = conditions(settings, 0, atoms.get_masses(), moving, freedom)
         self._positions, self._cell = atoms.positions.copy(), atoms.cell.array.copy()
         pbc = tuple(bool(periodic) for periodic in atoms.pbc)
         reach = skin if skin is not None else SKIN if any(pbc) else _ALL
@@ -124,7 +125,7 @@ class System:
         """The first frame: the cell carries the atoms along; under Langevin's friction the center of mass rests."""
         positions = self.carried(inputs.positions, self._cell, inputs.cell)
         resting = self._at._replace(resting=self._at.resting & (self.integrator == "langevin"))
-        return Frame(positions, integrators.at_rest(resting, inputs.momenta), inputs.cell)
+        return Frame(positions, at_rest(resting, inputs.momenta), inputs.cell)
 
     def carried(self, positions: Array, cell: Array, new: Array) -> Array:
         """Positions (n, 3) of a `cell` in a `new` one, at the same shares of its vectors; no derivative is taken of the shares."""

@@ -21,8 +21,8 @@ from mlff.simulation import compiled_loop, integrators
 from mlff.simulation.bias import Hills
 from mlff.simulation.compiled_loop import Biased, Plan, System
 from mlff.simulation.guard import Guard, SimulationError
-from mlff.simulation.integrators import Outcome, State
 from mlff.simulation.settings import Settings
+from mlff.simulation.state import CHAIN, Outcome, State, conditions, fresh, temperature
 
 _CHUNK = 0.25  #: seconds that a compiled loop may run before Python looks up (for Ctrl-C and the progress bar)
 _WIDEST = 1000.0  #: Å from the center, where float32 is good to 6e-5 Å
@@ -63,10 +63,7 @@ class Replicas:
         moving = np.ones(len(atoms), bool)
         for constraint in atoms.constraints:
             moving[constraint.index] = False
-        at = [
-            integrators.conditions(*each, atoms.get_masses(), moving, f)
-            for *each, f in zip(settings, seeds, freedom, strict=True)
-        ]
+        at = [conditions(*each, atoms.get_masses(), moving, f) for *each, f in zip(settings, seeds, freedom, strict=True)]
         self._at = _stacked(at)
         self.host = _stacked([_start(copy, self.potential) for copy in copies])  #: the state, as arrays of NumPy
         self.bias, self.biased = bias, None  #: what the bias has done, as arrays of NumPy
@@ -151,7 +148,7 @@ class Replicas:
 
     def temperature(self, index: int) -> float:
         """K."""
-        return float(integrators.temperature(_one(self._at, index), _one(self.host, index)))
+        return float(temperature(_one(self._at, index), _one(self.host, index)))
 
     def extent(self, atoms: ase.Atoms) -> float:
         """Å."""
@@ -170,7 +167,7 @@ class Replicas:
     def restore(self, steps: Sequence[int], held: Sequence[dict[str, np.ndarray]], sources: Sequence[object]) -> None:
         """Take up what `Member.state` gave, at the geometry of the atoms. Raises DataError, with the source: it does not fit."""
         n, rooms = self._plan.atoms, [self._plan.room]
-        shapes = dict(zip(_HELD, ((n, 3), (), (3, 3), (), (2, integrators.CHAIN)), strict=True))
+        shapes = dict(zip(_HELD, ((n, 3), (), (3, 3), (), (2, CHAIN)), strict=True))
         shapes |= {"list_reference": (n, 3), "list_cell": (3, 3), "list_room": (4,)}
         for state, source in zip(held, sources, strict=True):
             _check(state, shapes, source)
@@ -365,7 +362,7 @@ def _start(atoms: ase.Atoms, potential: Potential) -> State:
 
 
 def _state_of(atoms: ase.Atoms, outcome: Outcome) -> State:
-    return integrators.fresh(atoms.positions, atoms.get_momenta(), atoms.cell.array, outcome)
+    return fresh(atoms.positions, atoms.get_momenta(), atoms.cell.array, outcome)
 
 
 def _largest(rooms: Sequence[Capacity]) -> Capacity:

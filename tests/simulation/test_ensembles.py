@@ -16,7 +16,7 @@ from ase.build import bulk
 from mlff import MLFFCalculator
 from mlff.basics.units import KB, STRESS
 from mlff.properties.elasticity import elasticity
-from mlff.simulation import integrators
+from mlff.simulation import thermostats
 from mlff.simulation.md import run_md
 from mlff.simulation.relax import relax
 from tests.potentials import lennard_jones
@@ -101,11 +101,11 @@ def test_physical_validation_catches_a_wrong_thermostat(tmp_path, monkeypatch):
     pytest.importorskip("physical_validation")
 
     def weak_coupling(at, state):
-        kinetic = integrators.kinetic_energy(at, state)
+        kinetic = thermostats.kinetic_energy(at, state)
         share = 1 + at.timestep / at.tau * (0.5 * at.freedom * KB * at.temperature / kinetic - 1)
-        return integrators._with_momenta(at, state, state.momenta * share**0.5)
+        return thermostats.with_momenta(at, state, state.momenta * share**0.5)
 
-    monkeypatch.setattr(integrators, "_rescale_momenta", weak_coupling)
+    monkeypatch.setattr(thermostats, "rescale_momenta", weak_coupling)
     exact.cache_clear()  # programs are compiled once for a potential
     kinetic, _ = validated(tmp_path, ratio=False, thermostat="bussi")
     exact.cache_clear()

@@ -9,9 +9,9 @@ import pytest
 from scipy import stats
 
 from mlff.basics.units import FEMTOSECOND, KB, STRESS
-from mlff.simulation import integrators
-from mlff.simulation.integrators import Outcome
+from mlff.simulation import integrators, thermostats
 from mlff.simulation.settings import Settings
+from mlff.simulation.state import Outcome, conditions, fresh
 
 METRIC = np.array([[9.0, 2.0, 1.0], [2.0, 8.0, -1.0], [1.0, -1.0, 10.0]])  # Å²
 STIFFNESS_CELL = 0.05 * np.array([[1.0, 0.6, 0.8], [0.6, 1.5, 0.7], [0.8, 0.7, 1.2]])  # eV/Å⁴
@@ -49,7 +49,7 @@ def sample(
     """The states of `COPIES` systems after `steps`, begun at `start` times the temperature, and the conditions."""
     name, masses = integrators.kind(settings), np.array(masses)
     n, rng = len(masses), np.random.default_rng(1)
-    at = integrators.conditions(settings, 0, masses, np.array(moving), freedom)
+    at = conditions(settings, 0, masses, np.array(moving), freedom)
 
     def outcome(positions, cell):
         value, slope = jax.value_and_grad(energy)(positions)
@@ -61,7 +61,7 @@ def sample(
     def run(key, positions, momenta, cell):
         mine = at._replace(key=key)
         zero = Outcome(0.0, np.zeros((n, 3)), np.zeros((3, 3)))
-        state = jax.tree.map(jnp.asarray, integrators.fresh(np.zeros((n, 3)), np.zeros((n, 3)), np.eye(3), zero))
+        state = jax.tree.map(jnp.asarray, fresh(np.zeros((n, 3)), np.zeros((n, 3)), np.eye(3), zero))
         first = outcome(positions, cell)
         state = state._replace(positions=positions, momenta=momenta, cell=cell)
         state = state._replace(energy=first.energy, forces=first.forces, stress=first.stress)
@@ -125,11 +125,11 @@ def test_the_law_catches_a_thermostat_that_only_has_the_right_mean(monkeypatch):
     """Rescaling towards the target, as Berendsen's, gives the temperature and too small fluctuations."""
 
     def weak_coupling(at, state):
-        kinetic = integrators.kinetic_energy(at, state)
+        kinetic = thermostats.kinetic_energy(at, state)
         share = 1 + at.timestep / at.tau * (0.5 * at.freedom * KB * at.temperature / kinetic - 1)
-        return integrators._with_momenta(at, state, state.momenta * jnp.sqrt(share))
+        return thermostats.with_momenta(at, state, state.momenta * jnp.sqrt(share))
 
-    monkeypatch.setattr(integrators, "_rescale_momenta", weak_coupling)
+    monkeypatch.setattr(thermostats, "rescale_momenta", weak_coupling)
     states, _, at = sample(settings("bussi"), wells, 3 * ATOMS, 900)
     kinetic = 0.5 * np.sum(states.momenta**2 / at.masses, axis=(1, 2))
     assert kinetic.mean() == pytest.approx(1.5 * ATOMS * KB * KELVIN, rel=0.15)
@@ -209,7 +209,7 @@ def test_without_a_thermostat_energy_errors_fall_with_the_square_of_the_time_ste
         errors.append(np.sqrt(np.mean(drift**2)))
     exponent = np.polyfit(np.log([0.4, 0.2, 0.1]), np.log(errors), 1)[0]
     assert exponent == pytest.approx(2.0, abs=0.1)
-    at = integrators.conditions(settings("langevin", ensemble="nve"), 0, np.ones(3), np.ones(3, bool), 9)
+    at = conditions(settings("langevin", ensemble="nve"), 0, np.ones(3), np.ones(3, bool), 9)
     rng = np.random.default_rng(2)
     begin = rng.normal(0, 0.1, (3, 3)), rng.normal(0, 0.2, (3, 3))
     with jax.enable_x64(True):
@@ -219,7 +219,7 @@ def test_without_a_thermostat_energy_errors_fall_with_the_square_of_the_time_ste
             def outcome(x):
                 return Outcome(wells(x), -jax.grad(wells)(x), jnp.zeros((3, 3)))
 
-            state = integrators.fresh(begin[0], begin[1], np.eye(3), Outcome(0.0, np.zeros((3, 3)), np.eye(3)))
+            state = fresh(begin[0], begin[1], np.eye(3), Outcome(0.0, np.zeros((3, 3)), np.eye(3)))
             state = jax.tree.map(jnp.asarray, state)
             state = state._replace(positions=positions, momenta=momenta, forces=outcome(positions).forces)
 
@@ -238,5 +238,5 @@ def test_without_a_thermostat_energy_errors_fall_with_the_square_of_the_time_ste
 
 
 def test_time_steps_are_in_femtoseconds():
-    at = integrators.conditions(settings("bussi", timestep=2.0, tau=50.0), 0, np.ones(2), np.ones(2, bool), 6)
+    at = conditions(settings("bussi", timestep=2.0, tau=50.0), 0, np.ones(2), np.ones(2, bool), 6)
     assert at.timestep == pytest.approx(2 * FEMTOSECOND) and at.tau == pytest.approx(50 * FEMTOSECOND)
