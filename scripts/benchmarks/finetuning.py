@@ -38,7 +38,7 @@ MAPS = {
     "fisher": "map",
 }
 MODEL = {"channels": 32}
-STEPS = 2000  #: of fine-tuning, those on replayed data not counted
+STEPS = 1000  #: of fine-tuning, those on replayed data not counted
 BATCH = 5
 TESTED = 300  #: structures of each test
 
