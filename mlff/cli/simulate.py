@@ -227,6 +227,10 @@ def md(
         Path | None,
         typer.Option(help="YAML file of collective variables, restraints and metadynamics; hills go to OUT with .hills"),
     ] = None,
+    constraints: Annotated[
+        Literal["h-bonds"] | None,
+        typer.Option(help="h-bonds: the bonds of hydrogen stay as long as in the structure", show_default=False),
+    ] = None,
     temperatures: Annotated[
         str | None,
         typer.Option(
@@ -267,6 +271,7 @@ def md(
     """Molecular dynamics with a trajectory, a log and a state to restart from; stops when the run blows up."""
     log = out.with_suffix(".jsonl") if log is None else log
     from mlff.config.bias import load_bias
+    from mlff.simulation.bonds import to_hydrogen
     from mlff.simulation.flagged import flagged_path
     from mlff.simulation.guard import Limits
     from mlff.simulation.md import run_md
@@ -305,6 +310,8 @@ def md(
             scaled = thermostat in ("bussi", "nose_hoover")
             source, kelvin = take_velocities(atoms, rotation_is_kept=ensemble == "nve" or scaled)
             say("note", f"velocities of {structure}: {source}, {kelvin:.0f} K")
+        if constraints is not None:
+            atoms.set_constraint([*atoms.constraints, to_hydrogen(atoms)])
     calculator = make_calculator(model, precision, skin)
     options = {"ensemble": ensemble, "temperature": temperature, "timestep": timestep, "steps": steps, "pressure": pressure}
     options |= {"thermostat": thermostat, "tau": tau, "tau_pressure": tau_pressure, "trajectory": out, "log": log}

@@ -7,7 +7,7 @@ import operator
 
 import ase
 import numpy as np
-from ase.constraints import FixCom
+from ase.constraints import FixBondLengths, FixCom
 from ase.md.bussi import Bussi
 from ase.md.langevin import Langevin
 from ase.md.nose_hoover_chain import IsotropicMTKNPT, NoseHooverChainNVT
@@ -15,6 +15,7 @@ from ase.md.verlet import VelocityVerlet
 
 from mlff.basics.errors import ConfigError, DataError
 from mlff.basics.units import FEMTOSECOND, STRESS
+from mlff.simulation.constraints import move_freely
 from mlff.simulation.guard import Guard
 from mlff.simulation.settings import Settings
 
@@ -95,8 +96,9 @@ class AseEngine:
 def make_engine(atoms: ase.Atoms, settings: Settings, guard: Guard, rng: np.random.Generator, freedom: int) -> AseEngine:
     """The engine of `settings` for `atoms` (with momenta and a calculator) of `freedom` degrees of freedom.
 
-    Langevin puts a FixCom constraint on unconstrained atoms. Raises ConfigError where the ensemble does not fit the atoms.
+    Langevin puts a FixCom constraint on atoms that move freely. Raises ConfigError where the ensemble does not fit the atoms.
     """
+    _check_bonds(atoms)
     dt, tau, kelvin = settings.timestep * FEMTOSECOND, settings.tau * FEMTOSECOND, settings.temperature
     if settings.ensemble == "npt":
         dynamics, held, conserved = _npt(atoms, settings, freedom)
@@ -106,8 +108,8 @@ def make_engine(atoms: ase.Atoms, settings: Settings, guard: Guard, rng: np.rand
         def conserved() -> float:
             return atoms.get_potential_energy() + atoms.get_kinetic_energy()
     elif settings.thermostat == "langevin":
-        if not atoms.constraints and len(atoms) > 1:
-            atoms.set_constraint(FixCom())
+        if move_freely(atoms) and len(atoms) > 1:
+            atoms.set_constraint([*atoms.constraints, FixCom()])
         dynamics = Langevin(atoms, dt, temperature_K=kelvin, friction=1.0 / tau, fixcm=False, rng=rng)
         held, conserved = (), None
     elif settings.thermostat == "bussi":
@@ -121,6 +123,17 @@ def make_engine(atoms: ase.Atoms, settings: Settings, guard: Guard, rng: np.rand
     else:
         dynamics, held, conserved = _nose_hoover(atoms, settings, freedom)
     return AseEngine(atoms, dynamics, rng, held, conserved, guard)
+
+
+def _check_bonds(atoms: ase.Atoms) -> None:
+    """Raise ConfigError where another constraint would undo what keeps a distance: ASE applies them one after the other."""
+    held = {int(atom) for each in atoms.constraints if isinstance(each, FixBondLengths) for atom in each.get_indices()}
+    for constraint in atoms.constraints:
+        if held and not isinstance(constraint, (FixBondLengths, FixCom)) and hasattr(constraint, "get_indices"):
+            for atom in constraint.get_indices():
+                if int(atom) in held:
+                    name = type(constraint).__name__
+                    raise ConfigError(f"the engine ase cannot keep distances of atom {atom}, which {name} holds too")
 
 
 def _nose_hoover(atoms: ase.Atoms, settings: Settings, freedom: int):

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 
 import ase
+import numpy as np
+from ase.constraints import FixAtoms, FixBondLengths
 
 from mlff.basics.errors import StructureError
 
@@ -30,6 +32,20 @@ def check_constraints(atoms: ase.Atoms) -> None:
         name = type(constraint).__name__
         if name not in KEPT:
             raise StructureError(f"dynamics cannot keep the constraint {name}; remove it, or use one of {', '.join(KEPT)}")
+
+
+def free_to_move(atoms: ase.Atoms) -> np.ndarray:
+    """(n,) bool: False for those that a FixAtoms holds."""
+    moving = np.ones(len(atoms), bool)
+    for constraint in atoms.constraints:
+        if isinstance(constraint, FixAtoms):
+            moving[constraint.index] = False
+    return moving
+
+
+def move_freely(atoms: ase.Atoms) -> bool:
+    """Whether all may move and turn together: there is no constraint, or only distances are kept."""
+    return all(type(constraint) is FixBondLengths for constraint in atoms.constraints)
 
 
 def fix_lengths(atoms: ase.Atoms) -> None:

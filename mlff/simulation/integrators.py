@@ -9,7 +9,7 @@ Verlet (kick B, drift A):
 - `nose_hoover`: half a step of a chain of thermostats before and after.
 - `npt`, `npt_full`: `bussi`, and the barostat changes the volume or the full cell.
 
-Thermostats are in `thermostats`, barostats in `barostats`, with their papers.
+Thermostats are in `thermostats`, barostats in `barostats`, distances that are kept in `bonds`, with their papers.
 """
 
 from __future__ import annotations
@@ -18,8 +18,9 @@ import jax.numpy as jnp
 from jax import Array
 
 from mlff.simulation import barostats, thermostats
+from mlff.simulation.bonds import kept_positions
 from mlff.simulation.settings import Settings
-from mlff.simulation.state import Conditions, Outcome, State, at_step, kinetic_energy
+from mlff.simulation.state import Conditions, Outcome, State, along_bonds, at_step, inverse_masses, kinetic_energy
 
 
 def kind(settings: Settings) -> str:
@@ -70,8 +71,15 @@ def conserved(name: str, at: Conditions, state: State) -> Array:
 
 
 def _kick(at: Conditions, state: State) -> State:
-    return state._replace(momenta=state.momenta + 0.5 * at.timestep * jnp.where(at.moving, state.forces, 0.0))
+    momenta = state.momenta + 0.5 * at.timestep * jnp.where(at.moving, state.forces, 0.0)
+    return state._replace(momenta=along_bonds(at, state.positions, momenta))
 
 
 def _drift(at: Conditions, state: State, share: float) -> State:
-    return state._replace(positions=state.positions + share * at.timestep * state.momenta / at.masses)
+    time = share * at.timestep
+    positions = state.positions + time * state.momenta / at.masses
+    if at.bonds is None:
+        return state._replace(positions=positions)
+    held = kept_positions(at.bonds, inverse_masses(at), state.positions, positions)
+    momenta = state.momenta + at.masses * (held - positions) / time
+    return state._replace(positions=held, momenta=along_bonds(at, held, momenta))

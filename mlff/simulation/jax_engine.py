@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import ase
 import numpy as np
-from ase.constraints import FixAtoms
+from ase.constraints import FixAtoms, FixBondLengths
 
 from mlff.basics.errors import ConfigError
 from mlff.data.placement import WIDE
 from mlff.potential import device_list
 from mlff.potential.potential import Potential
+from mlff.simulation import bonds
 from mlff.simulation.guard import Guard
 from mlff.simulation.replicas import Member, Replicas, extent_of, search_of
 from mlff.simulation.settings import Settings
@@ -25,8 +26,10 @@ def obstacle(calculator, atoms: ase.Atoms) -> str | None:
     if type(potential) is not Potential:
         return f"the potential is a {type(potential).__name__}, which may compute otherwise"
     for constraint in atoms.constraints:
-        if type(constraint) is not FixAtoms:
+        if type(constraint) not in (FixAtoms, FixBondLengths):
             return f"the constraint {type(constraint).__name__}"
+        if type(constraint) is FixBondLengths and len(constraint.pairs) > bonds.MOST:
+            return f"{len(constraint.pairs):,} distances that are kept, more than {bonds.MOST}"
     search = search_of(potential, calculator.skin, atoms)
     box = device_list.box_of(search.pbc, atoms.cell.array)
     if not (np.isfinite(atoms.positions).all() and np.isfinite(box).all() and abs(np.linalg.det(box)) > 1e-6):

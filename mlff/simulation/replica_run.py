@@ -19,7 +19,7 @@ from mlff.basics.signals import Stop
 from mlff.config.bias import Bias
 from mlff.simulation import driver
 from mlff.simulation.bias import check_bias
-from mlff.simulation.constraints import check_constraints
+from mlff.simulation.constraints import check_constraints, fix_lengths
 from mlff.simulation.driver import Run, Summary
 from mlff.simulation.flagged import check_limits
 from mlff.simulation.guard import Guard, Limits, SimulationError
@@ -70,6 +70,7 @@ def run_replicas(
     if count < 1 or steps < 0 or (interval is not None and interval < 1) or (seed is not None and seed < 0):
         raise ConfigError("replicas and interval must be positive, steps and seed not negative")
     check_constraints(atoms)
+    fix_lengths(atoms)
     check_limits(limits, calculator)
     if (reason := obstacle(calculator, atoms)) is not None:
         raise ConfigError(f"replicas need the engine jax, which cannot do this: {reason}")

@@ -19,7 +19,9 @@ from mlff.potential.potential import Potential
 from mlff.simulation import bias as biasing
 from mlff.simulation import compiled_loop, integrators
 from mlff.simulation.bias import Hills
+from mlff.simulation.bonds import bonds_of
 from mlff.simulation.compiled_loop import Biased, Plan, System
+from mlff.simulation.constraints import free_to_move
 from mlff.simulation.guard import Guard, SimulationError
 from mlff.simulation.settings import Settings
 from mlff.simulation.state import CHAIN, Outcome, State, conditions, fresh, temperature
@@ -60,11 +62,10 @@ class Replicas:
         self._plan = Plan(integrators.kind(settings[0]), search, room, len(copies), len(atoms), shape)
         self._system = _system(self.potential, search, guards, atoms)._replace(bias=rules)
         self.members = [Member(self, *each) for each in zip(range(len(copies)), copies, guards, strict=True)]
-        moving = np.ones(len(atoms), bool)
-        for constraint in atoms.constraints:
-            moving[constraint.index] = False
-        at = [conditions(*each, atoms.get_masses(), moving, f) for *each, f in zip(settings, seeds, freedom, strict=True)]
-        self._at = _stacked(at)
+        moving, masses = free_to_move(atoms), atoms.get_masses()
+        bonds = [bonds_of(copy) for copy in copies]
+        at = [conditions(s, seed, masses, moving, *of) for s, seed, *of in zip(settings, seeds, freedom, bonds, strict=True)]
+        self._at, self.bonds = _stacked(at), bonds[0] is not None  #: whether distances are kept
         self.host = _stacked([_start(copy, self.potential) for copy in copies])  #: the state, as arrays of NumPy
         self.bias, self.biased = bias, None  #: what the bias has done, as arrays of NumPy
         if bias is not None:
@@ -277,8 +278,8 @@ class Member:
         return self._replicas.conserved(self.index) + self._baseline
 
     def pressure(self) -> float | None:
-        """GPa, kinetic part included; None without three periodic directions."""
-        if not self.atoms.pbc.all():
+        """GPa, kinetic part included; None without three periodic directions, and where distances are kept."""
+        if not self.atoms.pbc.all() or self._replicas.bonds:
             return None
         state, masses = self._state, self.atoms.get_masses()[:, None]
         kinetic = float(np.sum(state.momenta**2 / masses)) / abs(float(np.linalg.det(state.cell)))
@@ -303,10 +304,8 @@ class Member:
     def explain(self) -> None:
         """Find the limit that was broken: `error`."""
         try:
-            moving = np.ones(len(self.atoms), bool)
-            for constraint in self.atoms.constraints:
-                moving[constraint.index] = False
-            self._guard.check_step(np.array(self._state.forces) * moving[:, None], self._replicas.temperature(self.index))
+            moving = free_to_move(self.atoms)[:, None]
+            self._guard.check_step(np.array(self._state.forces) * moving, self._replicas.temperature(self.index))
             self._guard.check_geometry(self.atoms)
             self._guard.check_drift(self._replicas.drift(self.index))
             if self._replicas.potential.precision == "float32" and self._replicas.extent(self.atoms) > 0.99 * _WIDEST:

@@ -8,18 +8,21 @@ from typing import Literal
 
 import ase
 import numpy as np
-from ase.constraints import FixAtoms
+from ase.constraints import FixBondLengths
 
 from mlff.basics.errors import ConfigError, DataError
 from mlff.config.bias import Bias
 from mlff.data.structure import Structure
-from mlff.simulation.constraints import describe, fix_lengths
+from mlff.simulation.constraints import describe, fix_lengths, free_to_move
 from mlff.simulation.jax_engine import obstacle
 from mlff.simulation.record import check_state
 from mlff.simulation.settings import Settings
 
 Engine = Literal["auto", "jax", "ase"]
 _LONGEST = 2.0  #: fs for 1 amu: the stiffest bonds of hydrogen, of 9 to 10 fs a period, are then lost
+_HELD = (
+    4.0  #: times its mass: what limits the step of hydrogen whose bond is kept, the bending of which has twice the period
+)
 _SINGLE = (
     "interval",
     "seed",
@@ -58,18 +61,20 @@ def check_ensemble(atoms: ase.Atoms, settings: Settings) -> None:
         raise ConfigError(f"npt needs a cell that is periodic in three directions, found pbc={atoms.pbc.tolist()}")
     if settings.ensemble == "npt" and atoms.constraints:
         raise ConfigError("npt does not work with constraints; remove them or use nvt")
-    moving = np.ones(len(atoms), bool)
+    moving, masses = free_to_move(atoms), atoms.get_masses()
     for constraint in atoms.constraints:
-        if isinstance(constraint, FixAtoms):
-            moving[constraint.index] = False
+        if isinstance(constraint, FixBondLengths):
+            held = [atom for atom in np.unique(constraint.pairs) if atoms.numbers[atom] == 1]
+            masses[held] *= _HELD  # does not vibrate along its bond any more
     if not moving.any():
         return
-    lightest = int(np.flatnonzero(moving)[atoms.get_masses()[moving].argmin()])
-    mass = float(atoms.get_masses()[lightest])
+    lightest = int(np.flatnonzero(moving)[masses[moving].argmin()])
+    mass = float(masses[lightest])
     longest = _LONGEST * np.sqrt(mass)
     if settings.timestep > longest:
+        which = f"{atoms.symbols[lightest]} {lightest} of {atoms.get_masses()[lightest]:.3g} amu"
         raise ConfigError(
-            f"a time step of {settings.timestep:g} fs is too long for {atoms.symbols[lightest]} {lightest} of {mass:.3g} amu: "
+            f"a time step of {settings.timestep:g} fs is too long for {which}: "
             f"take {longest / 4:.2g} fs, at most {longest:.2g}"
         )
 

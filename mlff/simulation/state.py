@@ -13,6 +13,7 @@ import numpy as np
 from jax import Array
 
 from mlff.basics.units import FEMTOSECOND, KB, STRESS
+from mlff.simulation.bonds import Bonds, kept_momenta
 from mlff.simulation.settings import Settings
 
 CHAIN = 3  #: thermostats of a Nosé-Hoover chain
@@ -49,6 +50,7 @@ class Conditions(NamedTuple):
     pressure: Array  #: () eV/Å³, at the start
     pressure_end: Array  #: () eV/Å³
     ramp_steps: Array  #: () steps in which temperature and pressure go to their end values
+    bonds: Bonds | None = None  #: distances that are kept
 
 
 class Outcome(NamedTuple):
@@ -59,7 +61,9 @@ class Outcome(NamedTuple):
     stress: Array  #: (3, 3) eV/Å³
 
 
-def conditions(settings: Settings, seed: int, masses: np.ndarray, moving: np.ndarray, freedom: int) -> Conditions:
+def conditions(
+    settings: Settings, seed: int, masses: np.ndarray, moving: np.ndarray, freedom: int, bonds: Bonds | None = None
+) -> Conditions:
     """The conditions of one system: masses (n,) amu, moving (n,) bool."""
     return Conditions(
         temperature=np.float64(settings.temperature),
@@ -75,6 +79,7 @@ def conditions(settings: Settings, seed: int, masses: np.ndarray, moving: np.nda
         pressure=np.float64(settings.pressure * STRESS["GPa"]),
         pressure_end=np.float64(settings.pressure_end * STRESS["GPa"]),
         ramp_steps=np.float64(max(settings.ramp_steps, 1)),
+        bonds=bonds,
     )
 
 
@@ -117,6 +122,16 @@ def with_momenta(at: Conditions, state: State, momenta: Array) -> State:
     """Other momenta; the difference of kinetic energies is heat."""
     changed = state._replace(momenta=momenta)
     return changed._replace(heat=state.heat + kinetic_energy(at, changed) - kinetic_energy(at, state))
+
+
+def inverse_masses(at: Conditions) -> Array:
+    """(n, 1) 1/amu, 0 for fixed atoms."""
+    return jnp.where(at.moving, 1 / at.masses, 0.0)
+
+
+def along_bonds(at: Conditions, positions: Array, momenta: Array) -> Array:
+    """Momenta (n, 3) that leave the distances that are kept as they are."""
+    return momenta if at.bonds is None else kept_momenta(at.bonds, inverse_masses(at), positions, momenta)
 
 
 def random_key(at: Conditions, step: Array) -> Array:

@@ -14,7 +14,7 @@ import numpy as np
 from jax import Array
 
 from mlff.basics.units import KB
-from mlff.simulation.state import CHAIN, Conditions, State, kinetic_energy, random_key, with_momenta
+from mlff.simulation.state import CHAIN, Conditions, State, along_bonds, kinetic_energy, random_key, with_momenta
 
 _YOSHIDA = (1 / (2 - 2 ** (1 / 3)), 1 - 2 / (2 - 2 ** (1 / 3)), 1 / (2 - 2 ** (1 / 3)))
 
@@ -36,7 +36,7 @@ def at_rest(at: Conditions, momenta: Array) -> Array:
 def langevin(at: Conditions, state: State) -> State:
     """Friction and noise of a whole step."""
     kept, noise = friction(at, state.step)
-    return with_momenta(at, state, at_rest(at, kept * state.momenta + noise))
+    return with_momenta(at, state, along_bonds(at, state.positions, at_rest(at, kept * state.momenta + noise)))
 
 
 def rescale_momenta(at: Conditions, state: State) -> State:

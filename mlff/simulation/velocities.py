@@ -7,6 +7,7 @@ import numpy as np
 
 from mlff.basics.errors import StructureError
 from mlff.basics.units import FEMTOSECOND, KB
+from mlff.simulation.constraints import move_freely
 
 COLUMNS = ("velo", "vel", "velocity", "velocities")  #: names of velocities in extended XYZ, Å/fs
 _HOTTEST = 1e5  #: K; velocities beyond are in another unit
@@ -15,11 +16,11 @@ _HOTTEST = 1e5  #: K; velocities beyond are in another unit
 def maxwell_boltzmann(atoms: ase.Atoms, temperature: float, rng: np.random.Generator) -> None:
     """Draw momenta at `temperature` (K), without motion of the center of mass and, for molecules, without rotation.
 
-    Atoms with constraints lose only what their constraints remove.
+    Atoms with constraints lose only what their constraints remove; distances that are kept do not hinder the others.
     """
     masses = atoms.get_masses()[:, None]
     momenta = rng.standard_normal((len(atoms), 3)) * np.sqrt(masses * KB * temperature)
-    if not atoms.constraints and len(atoms) > 1:
+    if move_freely(atoms) and len(atoms) > 1:
         momenta -= masses * (momenta.sum(axis=0) / masses.sum())
         if not atoms.pbc.any():
             momenta -= masses * np.cross(_angular_velocity(atoms.positions, momenta, masses), _arms(atoms.positions, masses))
@@ -62,18 +63,19 @@ def take_velocities(atoms: ase.Atoms, rotation_is_kept: bool) -> tuple[str, floa
 def degrees_of_freedom(atoms: ase.Atoms, rotation_is_kept: bool) -> int:
     """Coordinates that share the kinetic energy.
 
-    3n less the center of mass; less the rotation of a molecule that does not rotate, if the dynamics keep it so; for
-    atoms with constraints 3n less what these remove.
+    3n less the center of mass; less the rotation of a molecule that does not rotate, if the dynamics keep it so; less the
+    distances that are kept; for atoms with other constraints 3n less what these remove.
     """
-    if atoms.constraints or len(atoms) == 1:
+    if not move_freely(atoms) or len(atoms) == 1:
         return max(1, atoms.get_number_of_degrees_of_freedom())
+    kept = sum(len(constraint.pairs) for constraint in atoms.constraints)
     momenta, masses = atoms.get_momenta(), atoms.get_masses()[:, None]
     if rotation_is_kept and not atoms.pbc.any():
         spin = np.cross(_angular_velocity(atoms.positions, momenta, masses), _arms(atoms.positions, masses))
         if kinetic_energy(masses * spin, masses) <= 1e-9 * kinetic_energy(momenta, masses):
             linear = np.linalg.matrix_rank(_arms(atoms.positions, masses), tol=1e-6) < 2
-            return max(1, 3 * len(atoms) - (5 if linear else 6))
-    return 3 * len(atoms) - 3
+            return max(1, 3 * len(atoms) - (5 if linear else 6) - kept)
+    return max(1, 3 * len(atoms) - 3 - kept)
 
 
 def kinetic_energy(momenta: np.ndarray, masses: np.ndarray) -> float:

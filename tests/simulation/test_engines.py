@@ -7,7 +7,7 @@ import signal
 import numpy as np
 import pytest
 from ase.build import bulk, molecule
-from ase.constraints import FixAtoms, FixBondLengths
+from ase.constraints import FixAtoms, FixedPlane
 from ase.io import read
 
 from mlff import MLFFCalculator
@@ -224,12 +224,12 @@ class _Corrected(MLFFCalculator):
 
 def test_auto_takes_the_compiled_engine_where_it_can_do_what_is_asked(exact, ethanol):
     held = ethanol.copy()
-    held.set_constraint(FixBondLengths([[0, 1]]))
+    held.set_constraint(FixedPlane(0, [0, 0, 1]))
     options = {"steps": 1, "timestep": 0.1, "engine": "auto"}
     for atoms, calculator, reason in (
         (ethanol.copy(), Springs(ethanol), "the calculator is not mlff's own"),
         (ethanol.copy(), _Corrected(morse()), "the calculator is not mlff's own"),
-        (held, MLFFCalculator(morse()), "the constraint FixBondLengths"),
+        (held, MLFFCalculator(morse()), "the constraint FixedPlane"),
     ):
         summary = run_md(atoms, calculator, progress=False, **options)
         assert (summary.engine, summary.engine_reason) == ("ase", reason)

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 from ase.build import bulk
-from ase.constraints import FixBondLengths
+from ase.constraints import FixedPlane
 from ase.io import read, write
 from typer.testing import CliRunner
 
@@ -69,10 +69,8 @@ def test_one_that_blows_up_rests_and_the_others_go_on(exact, tmp_path):
 
 
 def test_what_replicas_cannot_do_is_said(exact, ethanol):
-    ethanol.set_constraint(FixBondLengths([[0, 1]]))
-    with pytest.raises(
-        ConfigError, match="replicas need the engine jax, which cannot do this: the constraint FixBondLengths"
-    ):
+    ethanol.set_constraint(FixedPlane(0, [0, 0, 1]))
+    with pytest.raises(ConfigError, match="replicas need the engine jax, which cannot do this: the constraint FixedPlane"):
         run_replicas(ethanol, MLFFCalculator(morse()), 2)
     with pytest.raises(ConfigError, match="2 temperatures for 3 replicas"):
         run_replicas(crystal(), MLFFCalculator(exact), 3, temperature=[100.0, 200.0])
