@@ -173,7 +173,7 @@ def _find_learning_rate(settings: Config, out: Path, title: str) -> None:
 def plot(
     run: Annotated[Path, typer.Argument(help="directory of a training, finished or at work", show_default=False)],
 ) -> None:
-    """Draw errors, and the gradients and updates of the layers, over the epochs: RUN/learning_curve.png and RUN/layers.png."""
+    """Draw errors, and gradients, updates and saturation of the layers, over the epochs: RUN/learning_curve.png, RUN/layers.png."""
     for path in plot_run(run, run.name):
         print(path)
 

@@ -285,13 +285,19 @@ class Loss(_LossTerms):
 class Schedule(Section):
     """Learning rate in the course of training."""
 
-    kind: Literal["constant", "cosine", "exponential", "plateau"] = Field(
-        "cosine", description="how the learning rate falls; plateau: when validation no longer improves"
+    kind: Literal["constant", "cosine", "exponential", "plateau", "restarts"] = Field(
+        "cosine",
+        description="how the learning rate falls; plateau: when validation no longer improves; restarts: cosines one after another, "
+        "each from the full rate and twice as long as the one before (SGDR: Loshchilov & Hutter, ICLR 2017)",
     )
     warmup_fraction: float = Field(0.01, ge=0, lt=1, description="share of training with linear warm-up")
     final_fraction: float = Field(
-        0.01, gt=0, le=1, description="last learning rate as a share of the first (cosine, exponential); floor (plateau)"
+        0.01,
+        gt=0,
+        le=1,
+        description="last learning rate as a share of the first (cosine, exponential; restarts: of each cosine); floor (plateau)",
     )
+    cycles: int = Field(3, gt=1, le=10, description="restarts: how many cosines")
     factor: float = Field(0.5, gt=0, lt=1, description="plateau: multiply by this")
     patience: int = Field(10, gt=0, description="plateau: after so many validations without improvement")
 
@@ -351,6 +357,15 @@ class Training(Section):
         description="devices that share each step, over all processes: a number, or auto: all there are; batch_size and "
         "max_atoms are those of the whole step (docs/guides/many_devices.md)",
     )
+    starts: int = Field(
+        1,
+        gt=0,
+        le=64,
+        description="trainings side by side in one program, from other first weights, with the same batches; hours are shared by all of them",
+    )
+    keep: Literal["best", "committee"] = Field(
+        "best", description="of several starts: the one with the best validation, or all of them as a committee"
+    )
     ema_decay: float = Field(0.99, ge=0, lt=1, description="decay of the moving average of the weights (0: none)")
     patience: int | None = Field(None, gt=0, description="stop after so many validations without improvement")
     validate_every: int = Field(1, gt=0, description="epochs between validations")
@@ -358,6 +373,16 @@ class Training(Section):
         1, gt=0, description="epochs between checkpoints (at most one in ten seconds, at least one in ten minutes)"
     )
     tensorboard: bool = Field(True, description="write TensorBoard events beside the JSON lines")
+
+    @pydantic.model_validator(mode="after")
+    def _starts(self) -> Training:
+        if self.starts > 1 and self.devices != 1:
+            raise ValueError(f"starts: {self.starts} and devices: {self.devices} do not go together; leave one of them out")
+        if self.starts == 1 and self.keep == "committee":
+            raise ValueError(
+                "keep: committee joins several starts, and there is one; write starts: 2 or more, or leave it out"
+            )
+        return self
 
 
 class Pretraining(Section):

@@ -20,6 +20,7 @@ from jax import Array
 from mlff.basics.numerics import dense, smooth_silu
 from mlff.config import options as config
 from mlff.graph import Graph
+from mlff.models.activation import activate
 from mlff.models.angular import sphere_grid, spherical_harmonics
 from mlff.models.common import PairGeometry, State, Statistics, atomic_energies, pair_geometry
 from mlff.models.contraction import sum_harmonics, sum_neighbors
@@ -233,7 +234,7 @@ class Head(nn.Module):
     @nn.compact
     def __call__(self, scalars: Array) -> Array:
         if self.hidden:
-            scalars = smooth_silu(linear(self, "hidden", scalars, self.hidden))
+            scalars = activate(self, "hidden", smooth_silu, linear(self, "hidden", scalars, self.hidden))
         return READOUT * linear(self, "output", scalars, 1)[..., 0]
 
 

@@ -10,6 +10,7 @@ from jax import Array
 from mlff.basics.numerics import dense
 from mlff.config import options as config
 from mlff.graph import Graph
+from mlff.models.activation import activate
 from mlff.models.common import PairGeometry, State, Statistics, atomic_energies, pair_geometry
 from mlff.models.radial import gaussian_basis
 
@@ -84,12 +85,12 @@ class Interaction(nn.Module):
     @nn.compact
     def __call__(self, graph: Graph, envelope: Array, features: Array, basis: Array, sent: Array | None = None) -> Array:
         """`sent` (N, K, C): what the neighbours pass where `features` are of some of the atoms only."""
-        hidden = shifted_softplus(linear(self, "filter_0", basis, self.channels))
+        hidden = activate(self, "filter_0", shifted_softplus, linear(self, "filter_0", basis, self.channels))
         filters = linear(self, "filter_1", hidden, self.channels) * envelope[..., None]
         if sent is None:
             sent = linear(self, "in", features, self.channels, bias=False)[graph.neighbors]
         messages = jnp.sum(filters * sent, axis=1) / jnp.sqrt(self.mean_neighbors)
-        hidden = shifted_softplus(linear(self, "out_0", messages, self.channels))
+        hidden = activate(self, "out_0", shifted_softplus, linear(self, "out_0", messages, self.channels))
         return features + linear(self, "out_1", hidden, self.channels)
 
 
@@ -100,7 +101,7 @@ class Head(nn.Module):
 
     @nn.compact
     def __call__(self, features: Array) -> Array:
-        hidden = shifted_softplus(linear(self, "hidden", features, self.hidden))
+        hidden = activate(self, "hidden", shifted_softplus, linear(self, "hidden", features, self.hidden))
         return linear(self, "output", hidden, 1, bias=False)[..., 0]
 
 

@@ -77,7 +77,7 @@ def curves(lines: Sequence[dict]) -> list[tuple[str, str | None, str]]:
 
 
 def curve(axes: Axes, lines: Sequence[dict], train: str, valid: str | None, label: str) -> None:
-    """A loss or an error over the epochs; the least of validation is marked."""
+    """A loss or an error over the epochs; the least of validation is marked. Of several starts the loss of each."""
     unit = label.partition("(")[2].rstrip(")")
     for key, color, name in ((train, GREY, "training"), (valid, BLUE, "validation")):
         points = [(line["epoch"], line[key]) for line in lines if key and line.get(key) is not None and line[key] > 0]
@@ -87,10 +87,28 @@ def curve(axes: Axes, lines: Sequence[dict], train: str, valid: str | None, labe
             if key == valid:
                 best = int(values.argmin())
                 axes.plot(epochs[best], values[best], "o", color=ORANGE, ms=6, label=f"best: {values[best]:.3g} {unit}")
+    if valid is None:
+        for name, points in series(lines, "valid_loss/").items():
+            axes.plot(*zip(*points, strict=True), lw=1, label=f"validation, start {name}")
     axes.set_yscale("log")
     _plain_log(axes)
     axes.set(xlabel="epoch", ylabel=label)
     axes.legend(frameon=False, fontsize=8)
+    clean(axes)
+
+
+def series(lines: Sequence[dict], prefix: str) -> dict[str, list[tuple[int, float]]]:
+    """(epoch, value) of each key of metrics that begins so, by what follows; a key without values is left out."""
+    names = {key: None for line in lines for key in line if key.startswith(prefix)}
+    found = {key: [(line["epoch"], line[key]) for line in lines if line.get(key) is not None] for key in names}
+    return {key.removeprefix(prefix): points for key, points in found.items() if points}
+
+
+def layers(axes: Axes, found: dict[str, list[tuple[int, float]]], label: str) -> None:
+    """A line for each layer over the epochs."""
+    for name, points in found.items():
+        axes.plot(*zip(*points, strict=True), lw=1.4, label=name)
+    axes.set(xlabel="epoch", ylabel=label)
     clean(axes)
 
 

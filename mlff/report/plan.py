@@ -18,7 +18,7 @@ from mlff.data.dataset import load_data
 from mlff.training import recipe, start
 from mlff.training.devices import find_devices
 from mlff.training.processes import Group
-from mlff.training.step import initial_state, make_step
+from mlff.training.step import make_step
 from mlff.training.train import inspect, prepare
 from mlff.training.trainer import Task
 
@@ -79,8 +79,8 @@ def step_memory(task: Task, sizes: Sizes) -> int:
     """Bytes that a training step at this padded size needs on a device, parameters and optimiser included, as XLA plans it."""
     indices = next(indices for planned, indices in task.train.plan(None) if planned == sizes)
     _, graph, labels = task.devices.place(task.train, sizes, indices)
-    step = make_step(task.objective, task.config)
-    controls = jnp.asarray(np.zeros(3, task.train.dtype))
-    state = task.devices.replicated(initial_state(task.config, task.params))
+    step = make_step(task.objective, task.config, starts=task.starts)
+    controls = jnp.asarray(np.zeros(3 if task.starts == 1 else (task.starts, 3), task.train.dtype))
+    state = task.devices.replicated(task.initial_state())
     plan = step.lower(state, controls, graph, labels).compile().memory_analysis()
     return plan.temp_size_in_bytes + plan.argument_size_in_bytes + plan.output_size_in_bytes - plan.alias_size_in_bytes

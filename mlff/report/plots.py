@@ -48,21 +48,26 @@ def learning_curve(metrics: str | Path, path: str | Path, title: str | None = No
 
 
 def layers(metrics: str | Path, path: str | Path, title: str | None = None) -> None:
-    """Norms of gradient and update of each layer over the epochs, and update over weights, from a metrics.jsonl. Raises DataError."""
+    """Over the epochs: norms of gradient and update of each layer, update over weights, share of saturated activations.
+
+    From a metrics.jsonl. Raises DataError: there are none in it.
+    """
     lines = panels.read_log(metrics)
-    figure = Figure(figsize=(12.6, 3.8), layout="constrained")
     kinds = {"gradient": "norm of the gradient", "update": "norm of the update", "ratio": "update over weights"}
-    for axes, (kind, label) in zip(figure.subplots(1, len(kinds)), kinds.items(), strict=True):
-        names = [key for key in lines[-1] if key.startswith(f"{kind}/")]
-        for name in names:
-            points = [(line["epoch"], line[name]) for line in lines if line.get(name)]
-            if points:
-                axes.plot(*zip(*points, strict=True), lw=1.4, label=name.partition("/")[2])
-        axes.set(xlabel="epoch", ylabel=label, yscale="log")
-        panels.clean(axes)
-    if not names:
+    found = {kind: panels.series(lines, f"{kind}/") for kind in (*kinds, "saturated")}
+    if not found["ratio"]:
         raise DataError(f"{metrics}: holds no norms of layers")
-    axes.legend(frameon=False, fontsize=8)
+    count = len(kinds) + bool(found["saturated"])
+    figure = Figure(figsize=(4.2 * count, 3.8), layout="constrained")
+    axes = figure.subplots(1, count)
+    for panel, (kind, label) in zip(axes, kinds.items(), strict=False):
+        panels.layers(panel, found[kind], label)
+        panel.set_yscale("log")
+    axes[len(kinds) - 1].legend(frameon=False, fontsize=8)
+    if found["saturated"]:
+        panels.layers(axes[-1], found["saturated"], "share of saturated activations")
+        axes[-1].set_ylim(-0.02, 1.02)
+        axes[-1].legend(frameon=False, fontsize=8)
     save(figure, path, title)
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax import Array
 from optax import contrib
@@ -37,7 +38,24 @@ def _decay(config: Schedule, rest: Array) -> Array:
         return _cosine(config.final_fraction, rest)
     if config.kind == "exponential":
         return config.final_fraction**rest
+    if config.kind == "restarts":
+        return _cosine(config.final_fraction, _cycle(config, rest)[1])
     return jnp.ones_like(rest)  # constant; plateau works through the run's factor
+
+
+def cycle(config: Schedule, progress: float) -> int:
+    """Which cosine `restarts` is in at `progress`, from 0; other schedules have one."""
+    if config.kind != "restarts":
+        return 0
+    rest = (progress - config.warmup_fraction) / (1.0 - config.warmup_fraction)
+    return int(_cycle(config, np.clip(rest, 0.0, 1.0), np)[0])
+
+
+def _cycle(config: Schedule, rest: Array | float, xp: Any = jnp) -> tuple[Array, Array]:
+    """Number of the cosine, and the share of it that is over; number i is 2^i times as long as the first."""
+    place = 1.0 + rest * (2.0**config.cycles - 1.0)
+    number = xp.clip(xp.floor(xp.log2(place)), 0.0, config.cycles - 1.0)
+    return number, place / 2.0**number - 1.0
 
 
 def _cosine(final: float, share: Array) -> Array:

@@ -71,7 +71,7 @@ def _pretrain(config: Config, out: Path, splits: Splits, journal: RunLog, starte
         provenance.record(out / "run.json", go_on=record is not None, seed=config.seed, data=identity["content of data"])
         task = prepare(config, splits)
         journal.say(task.describe())
-        params, run = optimise(Trainer(task, saved, journal, identity), out, started)
+        ((params, run),) = optimise(Trainer(task, saved, journal, identity), out, started)
     potential = finish(task, splits, params, run)
     potential.save(out / MODEL)
     journal.say(f"saved {out / MODEL}")
@@ -82,6 +82,8 @@ def check(config: Config) -> None:
     """Raise ConfigError for what cannot be: another model to start from, pairs of views with nothing to tell them from."""
     if config.training.devices != 1:
         raise ConfigError("training.devices: learning without labels runs on one device; leave it out")
+    if config.training.starts != 1:
+        raise ConfigError("training.starts: learning without labels has one start; leave it out")
     if config.finetune_from is not None:
         raise ConfigError("finetune_from: pre-training starts from random weights; leave it out")
     if config.pretraining.method == "contrastive" and config.training.batch_size == 1:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -51,7 +52,9 @@ class TrainingProgress:
         default_factory=list
     )  #: of the last WINDOW steps: RMSE of forces (eV/Å), else of energies per atom (eV)
     lowest: float | None = None  #: lowest mean of such a window
+    cycle: int = 0  #: which cosine of a schedule with warm restarts these errors are of
     spikes: int = 0  #: times the error rose far above what it had been, and the run went back to its best weights
+    failed: bool = False  #: of several starts one that backing off did not help: it was left behind
     seconds: float = 0.0  #: spent optimising and validating
     overhead: float = 0.0  #: spent compiling and preparing
 
@@ -75,6 +78,7 @@ class TrainingProgress:
                 *([] if run.best_score is None else [run.best_score]),
             ]
             good = all(type(n) is int and 0 <= n < 2**53 for n in whole) and run.backoffs <= MAX_BACKOFFS
+            good = good and type(run.failed) is bool
             good = good and all(type(x) in (int, float) and abs(x) < 1e300 for x in real) and 0 < run.plateau <= 1
             good = good and min(run.seconds, run.overhead) >= 0 and len(run.totals) == 2 + len(Sums._fields)
             good = good and (run.ending is None or len(run.ending) == 3 and run.ending[2] > 0)
@@ -107,7 +111,7 @@ class TrainingProgress:
         full = len(self.errors) == WINDOW and self.lowest is not None and self.spikes < MAX_SPIKES
         return full and _mean(self.errors) > SPIKE * max(self.lowest, ROUNDING)
 
-    def progress(self, config: Config, steps: int = 1) -> float:
+    def progress(self, config: Config, steps: float = math.inf) -> float:
         """What schedules follow, 0 to 1: the share of the plan, or how far the end is that was brought forward."""
         share = self.share(config, steps)
         if self.ending is None:
@@ -115,8 +119,11 @@ class TrainingProgress:
         begun, progress, length = self.ending
         return min(progress + (1.0 - progress) * max(share - begun, 0.0) / length, 1.0)
 
-    def share(self, config: Config, steps: int) -> float:
-        """Share of the plan, 0 to 1; `steps`: batches of the current epoch. The larger of the shares of epochs and of hours."""
+    def share(self, config: Config, steps: float = math.inf) -> float:
+        """Share of the plan, 0 to 1, the larger of those of epochs and of hours; `steps`: batches of the current epoch.
+
+        Without `steps` whole epochs count alone.
+        """
         epochs = config.training.epochs
         done = (self.epoch + self.position / steps) / epochs if epochs else 0.0
         return min(max(done, self._share_of_time(config)), 1.0)
@@ -128,21 +135,21 @@ class TrainingProgress:
         """Whether validation has become worse for so long that the rest of the plan would be spent in vain."""
         if self.ending is not None or not self.stale or config.optimizer.schedule.kind not in ("cosine", "exponential"):
             return False
-        return self.share(config, 1) - self.best_share >= STALLED and self.since > WORSE * self.best_score * self.stale
+        return self.share(config) - self.best_share >= STALLED and self.since > WORSE * self.best_score * self.stale
 
     def bring_end_forward(self, config: Config) -> None:
         """From the best validation on (the caller restores its weights) schedules run to their end in half the time it took."""
         length = max(END * self.best_share, SHORTEST_END)
-        self.ending = [self.share(config, 1), self.best_share, length]
+        self.ending = [self.share(config), self.best_share, length]
         self.errors = []
 
     def over(self, config: Config) -> bool:
-        """Whether the run has come to its end: epochs, hours, or patience."""
+        """Whether the run has come to its end: epochs, hours, patience, or it has failed. Epochs count when they are complete."""
         epochs, patience = config.training.epochs, config.training.patience
         done = epochs is not None and self.epoch >= epochs
         impatient = patience is not None and self.stale >= patience
         ended = self.ending is not None and self.progress(config) >= 1.0
-        return done or impatient or ended or self.out_of_time(config)
+        return done or impatient or ended or self.failed or self.out_of_time(config)
 
     def _share_of_time(self, config: Config) -> float:
         hours = config.training.max_hours
@@ -156,6 +163,11 @@ class TrainingProgress:
         if not bad:
             self._watch(report.sums)
             self.totals = [old + new for old, new in zip(self.totals, (1.0, report.loss, *report.sums), strict=True)]
+
+    def enter(self, cycle: int) -> None:
+        """Errors of one cosine are no measure for those of the next, which begins at the full learning rate."""
+        if cycle != self.cycle:
+            self.cycle, self.errors, self.lowest = cycle, [], None
 
     def _watch(self, sums: Sums) -> None:
         squares, count = (
@@ -173,7 +185,7 @@ class TrainingProgress:
         schedule = config.optimizer.schedule
         if self.best_score is None or score < self.best_score:
             self.best_score, self.best_epoch, self.stale, self.plateau_stale = score, self.epoch, 0, 0
-            self.best_share, self.since = self.share(config, 1), 0.0
+            self.best_share, self.since = self.share(config), 0.0
             return True
         self.stale += 1
         self.since += score

@@ -29,9 +29,14 @@ _USUAL = 3.0  #: times its error on its own validation set: a poor model may be 
 
 
 def load(config: Config) -> Potential | None:
-    """The potential of `config.finetune_from`, None without one. Raises ModelFileError for a file that is none; ConfigError for a committee."""
+    """The potential of `config.finetune_from`, None without one. Raises ModelFileError for a file that is none; ConfigError for a committee, or several starts."""
     if config.finetune_from is None:
         return None
+    if config.training.starts > 1:
+        raise ConfigError(
+            f"training.starts: {config.training.starts} starts would all begin with the weights of finetune_from: "
+            f"{config.finetune_from}; leave one of the two out"
+        )
     potential = Potential.load(config.finetune_from, pretrained=True)
     if potential.members > 1:
         raise ConfigError(f"finetune_from: {config.finetune_from}: is a committee; start from one of its members")

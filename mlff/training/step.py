@@ -64,14 +64,35 @@ def copied(tree):
     return jax.tree.map(jnp.copy, tree)
 
 
+def for_each_start(function: Callable, count: int, *own: bool) -> Callable:
+    """`function` for each of several starts in one program; arguments that are their `own` have an axis more in front.
+
+    On the CPU one after another, elsewhere all at once. Products with other weights for each start are slow on the CPU: four
+    starts of 64 channels took 1.6 times as long as four programs, one after another 0.9 times.
+    """
+    if count == 1:
+        return function
+    if jax.default_backend() != "cpu":
+        return jax.vmap(function, in_axes=[0 if mine else None for mine in own])
+
+    def one_after_another(*arguments):
+        def one(mine):
+            parts = iter(mine)
+            return function(*(next(parts) if is_own else argument for argument, is_own in zip(arguments, own, strict=True)))
+
+        return jax.lax.map(one, [argument for argument, is_own in zip(arguments, own, strict=True) if is_own])
+
+    return one_after_another
+
+
 def make_step(
-    objective: Objective, config: Config, factors: Factors | None = None
+    objective: Objective, config: Config, factors: Factors | None = None, starts: int = 1
 ) -> Callable[[State, Array, Graph, Labels], tuple[State, Array]]:
     """`step(state, controls, graph, labels) -> (state, report vector)`, compiled; the state passed in is consumed.
 
     controls: (3,) progress of training (0 to 1), the run's factor on the learning rate, and 1 to have the norms of the layers
     in the report. The objective's random key is another in every step, and the same when a run is repeated. `factors`: of
-    each parameter (`mlff.training.plasticity`).
+    each parameter (`mlff.training.plasticity`). Of several `starts` state, controls and report have an axis more in front.
     """
 
     def step(state: State, controls: Array, graph: Graph, labels: Labels) -> tuple[State, Array]:
@@ -90,15 +111,21 @@ def make_step(
         state = jax.tree.map(lambda new, old: jnp.where(good, new, old), updated, state)
         return state, _pack(loss, norm, ~good, sums, norms)
 
-    return jax.jit(step, donate_argnums=0, compiler_options=compiler.quick())
+    every = for_each_start(step, starts, True, True, False, False)
+    return jax.jit(every, donate_argnums=0, compiler_options=compiler.quick())
 
 
 def make_eval_step(
-    apply: Apply, config: Config, scale: float, stress: bool, summed: Callable[[Errors], Errors] = lambda errors: errors
+    apply: Apply,
+    config: Config,
+    scale: float,
+    stress: bool,
+    summed: Callable[[Errors], Errors] = lambda errors: errors,
+    starts: int = 1,
 ) -> Callable[[Params, Graph, Labels], Array]:
     """`measure(params, graph, labels) -> report vector` of one batch, compiled: energies and forces, stress if asked.
 
-    `summed`: see `mlff.training.objectives.supervised`.
+    `summed`: see `mlff.training.objectives.supervised`. Of several `starts` parameters and report have an axis more in front.
     """
 
     def errors(params: Params, graph: Graph, labels: Labels) -> Sums:
@@ -109,7 +136,7 @@ def make_eval_step(
         sums = summed(errors)(params, graph, labels)
         return _pack(losses.combine(sums, losses.weights(config.loss, 1.0)), 0.0, False, sums)
 
-    return jax.jit(measure, compiler_options=compiler.quick())
+    return jax.jit(for_each_start(measure, starts, True, False, False), compiler_options=compiler.quick())
 
 
 def make_loss_step(objective: Objective) -> Callable[[Params, Graph, Labels], Array]:

@@ -34,8 +34,9 @@ from mlff.lint.lint import lint
 from mlff.models import registry
 from mlff.models.parameters import initial_params
 from mlff.potential import domain, selfcheck
+from mlff.potential.committee import committee
 from mlff.potential.potential import Potential
-from mlff.training import losses, parity, plasticity, ranges, recipe, start, statistics
+from mlff.training import activations, losses, parity, plasticity, ranges, recipe, start, starts, statistics
 from mlff.training.checkpoint import Checkpoints
 from mlff.training.devices import Devices, find_devices
 from mlff.training.evaluate import predict
@@ -127,7 +128,11 @@ def _train(
     with jax.enable_x64(config.precision == "float64"), Checkpoints(out / "checkpoints") as saved:
         record = saved.record()
         refuse_other(out, identity, record, config)
-        if record is not None and TrainingProgress.from_record(record, out).over(config) and (out / MODEL).exists():
+        if (
+            record is not None
+            and (out / MODEL).exists()
+            and all(run.over(config) for run in starts.from_record(record, out))
+        ):
             journal.say(f"this run is finished: its potential is {out / MODEL}")
             return Potential.load(out / MODEL)
         journal.say(str(splits.train.census))
@@ -142,8 +147,8 @@ def _train(
         journal.say(task.describe())
         for line in plasticity.describe(config.optimizer, task.params):
             journal.say(line)
-        params, run = optimise(Trainer(task, saved, journal, identity), out, started)
-    potential, parities = finish(task, splits, params, run, journal, progress)
+        ends = optimise(Trainer(task, saved, journal, identity), out, started)
+    potential, parities = finish(task, splits, ends, journal, progress)
     if not devices.group.first:
         return potential
     potential.save(out / MODEL)
@@ -155,8 +160,11 @@ def _train(
     return potential
 
 
-def optimise(trainer: Trainer, out: Path, started: float) -> tuple[Params, TrainingProgress]:
-    """The parameters of the best validation, and how the run went; it goes on from a checkpoint. Raises as `Trainer.fit`."""
+def optimise(trainer: Trainer, out: Path, started: float) -> list[tuple[Params, TrainingProgress]]:
+    """Of each start that is kept the parameters of the best validation, and how it went; goes on from a checkpoint.
+
+    Raises as `Trainer.fit`.
+    """
     trainer.resume()
     trainer.run.overhead += time.monotonic() - started
     try:
@@ -164,8 +172,11 @@ def optimise(trainer: Trainer, out: Path, started: float) -> tuple[Params, Train
     except (KeyboardInterrupt, Terminated):
         trainer.journal.say(f"stopped after {trainer.run.epoch} epochs; the same command on {out} goes on from here")
         raise
-    trainer.journal.say(_outcome(trainer.run))
-    return params, trainer.run
+    runs, chosen = trainer.runs, starts.kept(trainer.config, trainer.runs)
+    trainer.journal.say(_outcome(runs[starts.leader(runs)]))
+    if len(runs) > 1:
+        trainer.journal.say(f"{starts.outcome(runs)}; kept: {', '.join(map(str, chosen))}")
+    return [(starts.of_start(params, k, len(runs)), runs[k]) for k in chosen]
 
 
 def find_learning_rate(config: Config) -> RangeTest:
@@ -237,34 +248,31 @@ def prepare(
     train = Batches(new, *sizes, dtype, replayed=old, replay_share=config.data.replay_share)
     valid = Batches(held_out, *sizes, dtype)
     module = registry.build(config.model, elements, measured)
-    params = (
-        {"params": beginning.params["params"]}
-        if beginning is not None
-        else initial_params(module, config.seed + _MEMBER * config.member)
-    )
-    params = jax.tree.map(lambda p: jnp.asarray(p, dtype), params)
+    if beginning is not None:
+        initial = [{"params": beginning.params["params"]}]
+    else:
+        members = range(config.member, config.member + config.training.starts)
+        initial = [initial_params(module, config.seed + _MEMBER * member) for member in members]
+    params, *others = jax.tree.map(lambda p: jnp.asarray(p, dtype), initial)
     known = {} if beginning is None else beginning.params.get(ranges.NAME, {})
-    return Task(config, elements, baseline, measured, module.apply, params, train, valid, known, devices or Devices())
+    fields = config, elements, baseline, measured, module.apply, params, train, valid, known, devices or Devices()
+    return Task(*fields, activations.shares(module), tuple(others))
 
 
 def finish(
-    task: Task, splits: Splits, params: Params, run: TrainingProgress, journal: RunLog, progress: bool = False
+    task: Task,
+    splits: Splits,
+    ends: list[tuple[Params, TrainingProgress]],
+    journal: RunLog,
+    progress: bool = False,
 ) -> tuple[Potential, dict[str, Parity]]:
-    """The potential with its final errors in the metadata, and what it says of each set that was kept aside."""
-    metadata = origin(task.config, splits, run)
-    potential = Potential(
-        config=task.config.model,
-        params=jax.device_get(params),
-        elements=task.elements,
-        baseline=task.baseline,
-        statistics=task.statistics,
-        precision=task.config.precision,
-        metadata=metadata,
-        environments=domain.summarise(splits.learned, task.elements, task.config.model.cutoff),
-    )
-    found = ranges.measure(potential.model, params, (task.train, task.valid), task.ranges)
-    potential = dataclasses.replace(potential, params=potential.params | found)
-    metadata[selfcheck.KEY] = selfcheck.record(potential, selfcheck.choose(splits.valid))
+    """The potential with its final errors in the metadata, and what it says of each set that was kept aside.
+
+    `ends`: parameters and how it went, of each start that is kept; several become a committee.
+    """
+    environments = domain.summarise(splits.learned, task.elements, task.config.model.cutoff)
+    members = [_potential(task, splits, environments, *end) for end in ends]
+    potential = members[0] if len(members) == 1 else committee(members)
     errors, parities = {}, {}
     for name, dataset in _held_out(splits):
         try:
@@ -276,7 +284,28 @@ def finish(
         errors[name] = metrics.to_dict()
         parities[name] = Parity.of(structures, results, potential.environments)
         journal.print(metrics.table(name))
-    return dataclasses.replace(potential, metadata=metadata | {"errors": errors}), parities
+    return dataclasses.replace(potential, metadata=potential.metadata | {"errors": errors}), parities
+
+
+def _potential(
+    task: Task, splits: Splits, environments: domain.Environments, params: Params, run: TrainingProgress
+) -> Potential:
+    """The potential of one start, without errors."""
+    metadata = origin(task.config, splits, run)
+    potential = Potential(
+        config=task.config.model,
+        params=jax.device_get(params),
+        elements=task.elements,
+        baseline=task.baseline,
+        statistics=task.statistics,
+        precision=task.config.precision,
+        metadata=metadata,
+        environments=environments,
+    )
+    found = ranges.measure(potential.model, params, (task.train, task.valid), task.ranges)
+    potential = dataclasses.replace(potential, params=potential.params | found)
+    metadata[selfcheck.KEY] = selfcheck.record(potential, selfcheck.choose(splits.valid))
+    return potential
 
 
 def origin(config: Config, splits: Splits, run: TrainingProgress) -> dict:
