@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
+
 import ase
 import jax
 import numpy as np
@@ -17,7 +20,13 @@ from mlff.graph import Graph
 def initial_params(model, seed: int) -> dict:
     """Fresh parameters of a model, {"params": {name: array}}; shapes do not depend on the graph."""
     with on_host():
-        return jax.jit(model.init, compiler_options=compiler.hasty())(jax.random.key(seed), _pair(model))
+        return _initialise(model)(jax.random.key(seed), _pair(model))
+
+
+@functools.lru_cache(maxsize=8)
+def _initialise(model) -> Callable:
+    """Compiled once for a model, whatever the seeds."""
+    return jax.jit(model.init, compiler_options=compiler.hasty())
 
 
 def range_shapes(model) -> dict[str, tuple[int, ...]]:
