@@ -66,6 +66,22 @@ def test_learning_curve(tmp_path):
     assert width(tmp_path / "curve.png") == width(tmp_path / "first.png")
 
 
+def test_layers_and_starts(tmp_path):
+    def draw(name, **more):
+        lines = [{"epoch": k, "train_loss": 1 / k} | {key: value / k for key, value in more.items()} for k in range(1, 5)]
+        (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+        plots.learning_curve(tmp_path / "metrics.jsonl", tmp_path / "curve.png")
+        plots.layers(tmp_path / "metrics.jsonl", tmp_path / name)
+        return width(tmp_path / name), imread(tmp_path / "curve.png")
+
+    norms = {f"{kind}/{layer}": 0.1 for kind in ("gradient", "update", "ratio") for layer in ("layer_0", "head")}
+    three, one_start = draw("three.png", **norms)
+    four, two_starts = draw("four.png", **norms, **{"saturated/head/hidden": 0.3, "valid_loss/0": 0.5, "valid_loss/1": 0.7})
+    assert three < four and not np.array_equal(one_start, two_starts)
+    with pytest.raises(DataError, match="holds no norms of layers"):
+        draw("none.png")
+
+
 @pytest.mark.parametrize("moving", [True, False])
 def test_md(tmp_path, moving):
     line = {"atoms": 4, "etot_ev": -1.0, "conserved_ev": None, "temperature_k": 300.0, "volume_a3": None}

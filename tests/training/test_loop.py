@@ -62,7 +62,8 @@ def test_a_run_leaves_a_potential_its_config_metrics_and_events(finished, files)
     loaded = Potential.load(out / "model.safetensors")
     for a, b in zip(jax.tree.leaves(loaded.params), jax.tree.leaves(potential.params), strict=True):
         np.testing.assert_array_equal(a, b)
-    assert len((out / "metrics.jsonl").read_text().splitlines()) == 3
+    history = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    assert len(history) == 3 and all(0 <= line["saturated/head/hidden"] <= 1 for line in history)
     assert list((out / "tensorboard").iterdir())
     assert "schnet" in (out / "config.yaml").read_text()
     errors = loaded.metadata["errors"]

@@ -53,6 +53,21 @@ def test_exponential_falls_by_equal_factors():
     assert values == pytest.approx([1.0, 0.1, 0.01], rel=1e-5)
 
 
+def test_warm_restarts_are_cosines_each_twice_as_long_from_the_full_rate():
+    def at(progress):
+        return share(progress, kind="restarts", cycles=3, warmup_fraction=0.0, final_fraction=0.1)
+
+    begins = [0.0, 1 / 7, 3 / 7]
+    assert [at(begin + 1e-4) for begin in begins] == pytest.approx([1.0] * 3, abs=1e-3)
+    assert [at(end - 1e-4) for end in (*begins[1:], 1.0)] == pytest.approx([0.1] * 3, abs=1e-3)
+    assert [at(begin + 0.5 * 2**k / 7) for k, begin in enumerate(begins)] == pytest.approx([0.55] * 3, abs=1e-3)
+    assert at(1.0) == pytest.approx(0.1)
+    shares = np.linspace(0, 1, 15)
+    restarts = Schedule(kind="restarts", cycles=3, warmup_fraction=0.0)
+    assert [optimizer.cycle(restarts, p) for p in shares] == [0] * 2 + [1] * 4 + [2] * 9
+    assert {optimizer.cycle(Schedule(), p) for p in shares} == {0}
+
+
 def test_clip_limits_the_global_norm_only_when_it_is_larger():
     gradient = {"a": jnp.array([3.0, 0.0]), "b": jnp.array([4.0])}
     clipped = optimizer.clip(gradient, optax.tree.norm(gradient), 1.0)

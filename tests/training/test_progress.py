@@ -136,3 +136,19 @@ def test_errors_in_meV():
     assert errors(sums, "valid") == pytest.approx(
         {"valid_energy_rmse": 1000.0, "valid_energy_rmse_per_atom": 500.0, "valid_forces_rmse": 300.0}
     )
+
+
+def test_a_cosine_that_starts_anew_is_not_measured_by_the_one_before():
+    run = TrainingProgress(errors=[0.1] * 50, lowest=0.1)
+    run.enter(0)
+    assert run.lowest == 0.1
+    run.enter(1)
+    assert run.cycle == 1 and run.lowest is None and not run.errors and not run.spiked
+
+
+def test_within_an_epoch_an_end_that_was_brought_forward_has_not_come():
+    settings = config("cosine", epochs=100)
+    run = TrainingProgress(epoch=30, ending=[0.3, 0.2, 0.1], position=15)  # the end comes after ten more epochs
+    assert not run.over(settings) and run.progress(settings, steps=20) == pytest.approx(0.2 + 0.8 * 0.075)
+    run.epoch, run.position = 40, 0
+    assert run.over(settings)
