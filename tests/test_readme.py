@@ -28,6 +28,7 @@ LONG = {
     "refinement.md",
     "training.md",
     "safety.md",
+    "starts.md",
     "many_devices.md",
 }  #: long
 NEEDS = {"ipi.md": "ipi", "openmm.md": "openmmml", "other_engines.md": "MDAnalysis"}  #: packages beside those of mlff
