@@ -30,7 +30,7 @@ from mlff.data.neighbors import neighbor_list
 from mlff.lint.lint import lint
 from mlff.simulation.md import run_md
 from mlff.simulation.relax import relax
-from mlff.training import trainer
+from mlff.training import task, trainer
 from mlff.training.evaluate import evaluate
 from mlff.training.runlog import RunLog
 from tests.data import labelled
@@ -72,8 +72,8 @@ def one_compilation():
         return lambda apply, config, *rest: made.setdefault((make.__name__, rest), make(apply, config, *rest))
 
     with pytest.MonkeyPatch.context() as patch:
-        for name in ("make_step", "make_eval_step"):
-            patch.setattr(trainer, name, once(getattr(trainer, name)))
+        for module, name in ((trainer, "make_step"), (task, "make_eval_step")):
+            patch.setattr(module, name, once(getattr(module, name)))
         yield
 
 

@@ -19,8 +19,8 @@ from mlff.training import recipe, start
 from mlff.training.devices import find_devices
 from mlff.training.processes import Group
 from mlff.training.step import make_step
+from mlff.training.task import Task
 from mlff.training.train import inspect, prepare
-from mlff.training.trainer import Task
 
 
 def print_plan(config: Config, out: Path) -> None:

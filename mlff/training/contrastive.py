@@ -24,7 +24,7 @@ from mlff.graph import Graph
 from mlff.training.losses import Sums
 from mlff.training.objectives import Objective, Params
 from mlff.training.step import make_loss_step
-from mlff.training.trainer import Task
+from mlff.training.task import Task
 
 HEAD = "projection"  #: of the head among the parameters
 _HIDDEN, _OUT = 64, 32  #: widths of the head

@@ -33,8 +33,9 @@ from mlff.training.contrastive import HEAD, Contrastive, head_params
 from mlff.training.objectives import Params
 from mlff.training.progress import TrainingProgress
 from mlff.training.runlog import RunLog
+from mlff.training.task import Task
 from mlff.training.train import MODEL, begin, claimed, optimise, options_of, origin, refuse_other
-from mlff.training.trainer import Task, Trainer
+from mlff.training.trainer import Trainer
 
 STRUCTURES = 16  #: of a step of contrastive learning, where no batch size is given: the more, the harder to tell apart
 _SCALE = 1.0  #: eV/Å: of forces that are displacements over their standard deviation

@@ -9,7 +9,7 @@ import numpy as np
 
 from mlff.training import plasticity
 from mlff.training.step import Report, initial_state, make_step
-from mlff.training.trainer import Task
+from mlff.training.task import Task
 
 LOWEST, HIGHEST = 1e-5, 1.0
 STEPS = 150

@@ -47,7 +47,8 @@ from mlff.training.processes import Group, processes
 from mlff.training.progress import TrainingProgress
 from mlff.training.range_test import RangeTest, range_test
 from mlff.training.runlog import RunLog, Silence, duration
-from mlff.training.trainer import Task, Trainer
+from mlff.training.task import Task
+from mlff.training.trainer import Trainer
 
 MODEL = "model.safetensors"  #: the trained potential in a run directory
 _WARNINGS = 5  # lines

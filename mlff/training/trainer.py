@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import collections
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
-from dataclasses import dataclass, field
 
 import jax
 import jax.numpy as jnp
@@ -17,77 +16,21 @@ from mlff.basics import compiler
 from mlff.basics.errors import ModelFileError, TrainingError
 from mlff.basics.runtime import on_host
 from mlff.basics.signals import Stop, stopped
-from mlff.config.options import Config
-from mlff.data.batching import Batches, Sizes
+from mlff.data.batching import Sizes
 from mlff.graph import Graph, Labels
-from mlff.models.common import Statistics
-from mlff.training import losses, optimizer, plasticity, starts
+from mlff.training import optimizer, plasticity, starts
 from mlff.training.checkpoint import Checkpoints
-from mlff.training.devices import Devices
 from mlff.training.losses import Sums
-from mlff.training.objectives import Apply, Objective, Params, supervised
+from mlff.training.objectives import Params
 from mlff.training.progress import MAX_BACKOFFS, SPIKE, TrainingProgress, errors
 from mlff.training.runlog import RunLog, duration
-from mlff.training.step import Report, State, copied, initial_state, layers, make_eval_step, make_step
+from mlff.training.step import Report, copied, layers, make_step
+from mlff.training.task import Task
 
 IN_FLIGHT = 2  #: steps the device may be ahead of the host's book-keeping
 AHEAD = 2  #: batches that are built before they are needed
 SELDOM, OFTEN = 600.0, 10.0  #: seconds between checkpoints, at most and at least
 _MEETING = 0.5  #: seconds between meetings of several processes about time and signals
-
-
-@dataclass(frozen=True)
-class Task:
-    """What stays fixed in the course of a run."""
-
-    config: Config
-    elements: tuple[int, ...]
-    baseline: dict[int, float]  #: Z -> eV
-    statistics: Statistics
-    apply: Apply
-    params: Params  #: initial ones
-    train: Batches
-    valid: Batches
-    ranges: dict = field(default_factory=dict)  #: of the potential to start from, see `mlff.training.ranges`
-    devices: Devices = field(default_factory=Devices)  #: that share each step
-    activations: Callable[[Params, Graph], dict] | None = None  #: see `mlff.training.activations`
-    others: tuple[Params, ...] = ()  #: initial parameters of further starts (`mlff.training.starts`)
-
-    @property
-    def starts(self) -> int:
-        """How many."""
-        return 1 + len(self.others)
-
-    def initial_state(self) -> State:
-        """Before the first step, of all starts."""
-        return starts.side_by_side([initial_state(self.config, params) for params in (self.params, *self.others)])
-
-    @property
-    def objective(self) -> Objective:
-        """What its training minimises."""
-        return supervised(self.apply, self.config.loss, self.statistics.energy_scale, self.devices.summed)
-
-    def measure(self) -> Callable[[Params, Graph, Labels], jax.Array]:
-        """`measure(params, graph, labels) -> report vector` of a batch of the validation set, compiled."""
-        stress = any("stress" in sample.labels for sample in self.valid.samples)
-        scale, summed = self.statistics.energy_scale, self.devices.summed
-        return make_eval_step(self.apply, self.config, scale, stress, summed, self.starts)
-
-    def score(self, sums: Sums, loss: float) -> float:
-        """What decides which epoch is best: the loss with the final weights, from sums over the validation set.
-
-        `loss`: the mean over its structures of the loss of their batch.
-        """
-        with on_host():
-            return float(losses.combine(sums, losses.weights(self.config.loss, 1.0)))
-
-    def describe(self) -> str:
-        count = sum(leaf.size for leaf in jax.tree.leaves(self.params))
-        shapes = ", ".join(f"{s.structures} x {s.atoms} atoms x {s.neighbors} neighbours" for s in self.train.sizes)
-        return (
-            f"{len(self.train.samples):,} training and {len(self.valid.samples):,} validation structures, "
-            f"{count:,} parameters{f', {self.starts} starts' if self.others else ''}, {self.train.steps_per_epoch:,} steps per epoch ({shapes})"
-        )
 
 
 class Trainer:

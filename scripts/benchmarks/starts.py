@@ -33,8 +33,9 @@ from mlff.training import recipe, starts
 from mlff.training.checkpoint import Checkpoints
 from mlff.training.runlog import Silence
 from mlff.training.step import initial_state, make_step
+from mlff.training.task import Task
 from mlff.training.train import prepare
-from mlff.training.trainer import Task, Trainer
+from mlff.training.trainer import Trainer
 
 ROOT = Path(__file__).resolve().parents[2]
 STARTS, STRUCTURES, EPOCHS = 4, 100, 4

@@ -1,6 +1,6 @@
 import pytest
 
-from mlff.training import trainer
+from mlff.training import task, trainer
 
 from .toy import make_structures
 
@@ -27,5 +27,5 @@ def shared_compilations(compiled, monkeypatch):
 
         return cached
 
-    for name in ("make_step", "make_eval_step"):
-        monkeypatch.setattr(trainer, name, shared(getattr(trainer, name)))
+    for module, name in ((trainer, "make_step"), (task, "make_eval_step")):
+        monkeypatch.setattr(module, name, shared(getattr(module, name)))

@@ -120,6 +120,7 @@ def test_another_config_or_other_data_is_refused_by_name(finished, files, tmp_pa
         train(settings(files), tmp_path, progress=False)
 
 
+@pytest.mark.slow  # the loop itself: test_trainer.py
 def test_float64_stopped_and_resumed_is_bitwise_as_if_never_stopped(files, tmp_path, monkeypatch, shared_compilations):
     config = settings(files, precision="float64", training={"tensorboard": False})
     straight = train(config, tmp_path / "straight", progress=False)

@@ -26,7 +26,7 @@ from mlff.data.views import PairsOfViews, rotated, supercell
 from mlff.potential.potential import Potential
 from mlff.training import contrastive as contrastive_learning
 from mlff.training import pretrain as pretraining
-from mlff.training import recipe, start, trainer
+from mlff.training import recipe, start, task, trainer
 from mlff.training.contrastive import HEAD, Projection, both_ways, contrastive, head_params, info_nce, structure_features
 from mlff.training.pretrain import check, load, pretrain
 from mlff.training.pretrain import prepare as prepare_pretraining
@@ -200,7 +200,7 @@ def trainers():
             made.append(self)
 
     with pytest.MonkeyPatch.context() as patch:
-        for module, name in ((trainer, "make_step"), (trainer, "make_eval_step"), (contrastive_learning, "make_loss_step")):
+        for module, name in ((trainer, "make_step"), (task, "make_eval_step"), (contrastive_learning, "make_loss_step")):
             patch.setattr(module, name, shared(module, name))
         patch.setattr(pretraining, "Trainer", Remembered)
         yield made

@@ -11,7 +11,7 @@ from mlff.data.structure import Structure
 from mlff.models.common import Statistics
 from mlff.potential.derivatives import predict
 from mlff.training.devices import Devices
-from mlff.training.trainer import Task
+from mlff.training.task import Task
 
 CUTOFF = 3.0
 TRUTH = jnp.array([0.8, -0.3, 0.5, -0.4])
