@@ -1,5 +1,6 @@
 """Several starts in one program: each goes its own way, as if it were alone."""
 
+import collections
 import dataclasses
 import json
 import signal
@@ -76,11 +77,15 @@ def jumping(monkeypatch):
 
 def test_each_start_is_what_it_would_be_alone(structures, tmp_path, monkeypatch):
     jumping(monkeypatch)
+    booked, take = collections.Counter(), TrainingProgress.take
+    monkeypatch.setattr(TrainingProgress, "take", lambda run, report: (booked.update([id(run)]), take(run, report)))
     with jax.enable_x64(True):
         task = begun(structures, patience=3)
         together = fit(tmp_path / "together", task)
         single = [fit(tmp_path / str(k), alone(task, k)) for k in range(COUNT)]
     assert len({run.spikes for run in together.runs}) == 2, "what happens to one does not happen to all"
+    for run in together.runs:
+        assert booked[id(run)] == run.tried - 2 * run.spikes, "steps that were on their way at a jump do not count"
     for k, trainer in enumerate(single):
         got, expected = counters(together.runs[k]), counters(trainer.run)
         assert not [name for name in got if not np.allclose(got[name] or 0, expected[name] or 0, rtol=1e-10)]
