@@ -3,12 +3,13 @@
 Heavy imports happen inside the commands, so that --help is quick.
 """
 
-from mlff.cli import analyze, engines, export, learn, measure, pretraining, properties, refine, simulate
+from mlff.cli import analyze, design, engines, export, learn, measure, pretraining, properties, refine, simulate
 from mlff.cli.app import app
 
 __all__ = [
     "analyze",
     "app",
+    "design",
     "engines",
     "export",
     "learn",

@@ -19,6 +19,7 @@ from mlff.basics.statistics import rms
 from mlff.data.dataset import Dataset
 from mlff.data.neighbors import neighbor_list, pair_vectors
 from mlff.data.structure import label_numbers
+from mlff.design.outcome import Outcome as Designed
 from mlff.lint.lint import SEVERITIES, Lint
 from mlff.potential.potential import Potential
 from mlff.refinement.outcome import Outcome
@@ -230,3 +231,27 @@ def refinement(outcome: Outcome) -> tuple[Table, Table]:
         cells = [both[when][key] for key in ("forces_rmse", "energy_rmse_per_atom") for when in ("before", "after")]
         data.add_row(escape(name), *("-" if cell is None else f"{cell:.4g}" for cell in cells))
     return targets, data
+
+
+def design(outcome: Designed) -> Table:
+    """What was wanted, and the structures that were found."""
+    table = Table(title=f"structures up to {outcome.energy_limit:.3g} eV above the minimum", title_justify="left")
+    for heading in (
+        "",
+        "energy, eV",
+        *(f"{goal.name}, {goal.unit}" for goal in outcome.goals),
+        "distance from data",
+        "starts",
+    ):
+        table.add_column(escape(heading), justify="right" if heading else "left")
+    table.add_row("wanted", "", *(f"{_row(goal.wanted)} ± {goal.error:.2g}" for goal in outcome.goals), "", "")
+    table.add_row("minimum", "0", *(_row(goal.at_minimum) for goal in outcome.goals), "", "")
+    for number, one in enumerate(outcome.candidates, 1):
+        name = f"frame {number}, {'reached' if one.reached else 'not reached'}"
+        distance = "-" if one.distance is None else f"{one.distance:.2f}"
+        table.add_row(name, f"{one.energy:.4f}", *(_row(values) for values in one.values), distance, str(len(one.starts)))
+    return table
+
+
+def _row(values: list[float]) -> str:
+    return " ".join(f"{value:.5g}" for value in values)
