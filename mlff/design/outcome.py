@@ -107,7 +107,8 @@ def explain(found: Found, properties: list[Property], goals: list[Goal], limit: 
         f"{one.name} {_numbers(found.stopped[a:b])} {one.unit}"
         for one, a, b in zip(properties, places[:-1], places[1:], strict=True)
     ]
-    there = f"the search stopped at {' and '.join(said)}, {found.stopped_energy:.3g} eV above the minimum"
+    stop = " and ".join(said)
+    there = f"the search stopped at {stop}, {found.stopped_energy:.3g} eV above the minimum"
     if found.end == LOST:
         return (
             "on the way atoms came onto each other, or found no rest in a cell; take other starts (seed) or a nearer target"
@@ -115,7 +116,10 @@ def explain(found: Found, properties: list[Property], goals: list[Goal], limit: 
     if found.end == BOUND:
         return f"a strain of {100 * LARGEST_STRAIN:.0f} % is the largest that is tried; {there}"
     if found.end == LIMIT:
-        return f"the energy limit of {limit:.3g} eV: {there}; raise energy_limit if such structures are acceptable"
+        return (
+            f"the energy limit of {limit:.3g} eV forbids it: {stop} takes {found.stopped_energy:.3g} eV; raise energy_limit if such "
+            "structures are acceptable"
+        )
     assert found.end == FLAT
     slopes = [
         f"{slope:.2g} {one.unit}"

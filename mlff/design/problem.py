@@ -135,7 +135,7 @@ class Problem:
             matrix = hessian[moving][:, :, moving].reshape(3 * len(moving), -1)
             matrix = 0.5 * (matrix + matrix.T)
             if len(moving) == n:  # the whole may be shifted at no cost: it stays
-                matrix = matrix + np.kron(np.full((n, n), np.trace(matrix) / (3 * n * n)), np.eye(3))
+                matrix = matrix + np.kron(np.full((n, n), max(np.trace(matrix) / (3 * n), 1.0) / n), np.eye(3))
             inverse = np.linalg.inv(matrix)
             step = np.zeros((n, 3))
             step[moving] = -(inverse @ gradient[moving].ravel()).reshape(-1, 3)
@@ -172,8 +172,11 @@ class Problem:
         for number, part in enumerate(self._parts):
             atoms = self._of_part(part, x)
             sample = make_sample(Structure.from_atoms(atoms), part.potential.cutoff)
-            if sample.sizes.neighbors > self._neighbors[number]:  # with room, so that few changes compile anew
-                self._neighbors[number] = round_up(sample.sizes.neighbors + 1, 0.25)
+            if (
+                sample.sizes.neighbors > self._neighbors[number]
+            ):  # with room, so that few changes compile anew (more where cells shrink)
+                room = 1.4 if len(self.space.strains) else 1.1
+                self._neighbors[number] = round_up(int(room * sample.sizes.neighbors) + 1)
             sizes = Sizes(1, len(atoms), self._neighbors[number])
             graphs.append(make_graph([sample], sizes, np.float64, bool(atoms.pbc.any())))
         return tuple(graphs)

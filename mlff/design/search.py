@@ -19,7 +19,8 @@ from mlff.design.problem import Problem, Pull
 from mlff.simulation.guard import SimulationError
 
 _SHARE = 0.25  #: of the way, at first
-_SHORTEST = 1 / 64  #: of the way: then it ends
+_SHORTEST = 1 / 256  #: of the way: then it ends
+_NEAR = 0.95  #: of the limit of the energy: the search ends there too
 _ROUNDS = 12  #: of the method of multipliers
 _CLOSE = 0.1  #: error bars: a goal is reached
 _SLOW = 0.25  #: where more than this share of the deviation is left after a round, it is drawn more strongly
@@ -68,18 +69,18 @@ class Search:
         best = self.minimum.copy(), self.rest.copy()
         whole = (wanted - self.values) / problem.errors
         pull = Pull(self.values, np.zeros_like(whole), 20 * limit / max(whole @ whole, 1.0))
-        done, share, failure = 0.0, _SHARE, None
+        done, share, height, failure = 0.0, _SHARE, 0.0, None
         while done < 1.0:
             goal = min(1.0, done + share)
             pull = pull._replace(wanted=self.values + goal * (wanted - self.values))
             self._note(f"{100 * goal:.0f} % of the way, {self._count} evaluations")
-            there, end, after = self._reach(x, pull, limit)
+            there, end, after, energy = self._reach(x, pull, limit)
             if end == REACHED:
-                x, pull, done, best = there, after, goal, (there, space.followed.copy())
+                x, pull, done, height, best = there, after, goal, energy, (there, space.followed.copy())
                 continue
             failure = end, *self._seen(there, pull)
             share, space.followed, x = 0.5 * share, best[1].copy(), best[0]
-            if share < _SHORTEST:
+            if share < _SHORTEST or (end == LIMIT and height > _NEAR * limit):
                 break
         x, space.followed = best[0], best[1].copy()
         if done == 1.0 or failure is None:
@@ -87,30 +88,28 @@ class Search:
         end, values, energy, slopes = failure
         return Found(x, best[1], REACHED if done == 1.0 else end, self._count, values, energy, slopes)
 
-    def _reach(self, x: np.ndarray, pull: Pull, limit: float) -> tuple[np.ndarray, str, Pull]:
-        """The least energy with the values that are wanted: x, how it ended, and how they were drawn there."""
-        before = np.inf
+    def _reach(self, x: np.ndarray, pull: Pull, limit: float) -> tuple[np.ndarray, str, Pull, float]:
+        """The least energy with the values that are wanted: x, how it ended, how they were drawn there, eV above the minimum."""
+        before = high = np.inf
         try:
             for _ in range(_ROUNDS):
                 x = self._minimise(x, pull)
                 point = self.problem.at(x, pull)
                 away = (point.values - pull.wanted) / self.problem.errors
-                deviation = np.abs(away).max()
-                if not np.isfinite(deviation):
-                    return x, LOST, pull
-                high = point.energy - self.energy > limit
-                if deviation <= _CLOSE:
-                    bound = LIMIT if high else REACHED
-                    return x, bound, pull._replace(multipliers=pull.multipliers + pull.strength * away)
-                if high and point.energy - self.energy > 2 * limit:
-                    return x, LIMIT, pull
+                deviation, high = np.abs(away).max(), point.energy - self.energy
                 pull = pull._replace(multipliers=pull.multipliers + pull.strength * away)
+                if deviation <= _CLOSE:
+                    return x, REACHED if high <= limit else LIMIT, pull, high
+                if not np.isfinite(deviation) or high > 2 * limit:
+                    break
                 if deviation > _SLOW * before:
                     pull = pull._replace(strength=_STIFFER * pull.strength)
                 before = deviation
         except (StructureError, SimulationError):  # atoms on top of each other, or no minimum in this cell
-            return x, LOST, pull
-        return x, BOUND if self.problem.space.at_bound(x) else LIMIT if high else FLAT, pull
+            return x, LOST, pull, high
+        if self.problem.space.at_bound(x):
+            return x, BOUND, pull, high
+        return x, LIMIT if high > limit else FLAT, pull, high
 
     def _minimise(self, x: np.ndarray, pull: Pull) -> np.ndarray:
         if not len(x):
