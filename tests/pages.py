@@ -50,6 +50,14 @@ SHORT = {
     "sample": ["--count", "20"],
     "vibrations": ["--fmax", "1000"],
     "neb": ["--fmax", "1000"],
+    "design": [
+        "--set",
+        "model=../../runs/malonaldehyde",
+        "--set",
+        "starts=1",
+        "--set",
+        "targets=[{kind: energy_difference, change: 0.0, error: 0.01, frame: 6, structure: ../../data/malonaldehyde/path.xyz}]",
+    ],
     "refine": [
         "--no-certify",
         "--set",
@@ -186,7 +194,7 @@ def checkout(root: Path) -> Iterator[Reader]:
                 kept += [count, *(next(lines) for _ in range(int(count) + 1))]
         copy.write_text("".join(kept), encoding="utf-8")
     (root / "configs").mkdir()
-    for name in ("bias", "refine"):
+    for name in ("bias", "refine", "design"):
         shutil.copytree(ROOT / "configs" / name, root / "configs" / name)
     for name, text in CONFIGS.items():
         (root / "configs" / f"{name}.yaml").write_text(text, encoding="utf-8")

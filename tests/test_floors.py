@@ -8,7 +8,7 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "mlff"
 FLOORS = {
     "basics": "errors, units, properties, files, signals, JAX and its compiler",
-    "config": "the options of a training run, of a bias and of a refinement, and how a file of them is read",
+    "config": "the options of a training run, of a bias, of a refinement and of a design, and how a file of them is read",
     "graph": "the arrays of one batch",
     "data": "files to structures, neighbour lists, batches",
     "lint": "whether reference data can be right",
@@ -19,6 +19,7 @@ FLOORS = {
     "interfaces": "the potential in other programs: ASE, LAMMPS, i-PI, OpenMM, JAX MD",
     "properties": "vibrations, phonons, elastic constants, equations of state, reaction paths, free energies; analysis of trajectories",
     "refinement": "a trained potential corrected to match observables",
+    "design": "structures that have a wanted property",
     "certificate": "checks of a potential before it is used",
     "report": "tables, plots and the HTML report",
     "cli": "the commands",

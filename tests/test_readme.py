@@ -14,6 +14,7 @@ import typer.main
 
 from mlff.cli import app
 from mlff.config.bias import load_bias
+from mlff.config.design import load_design
 from mlff.config.load import load_config
 from mlff.config.refinement import load_refinement
 from tests.pages import DOCS, PAGES, ROOT, TEXTS, all_commands, blocks, checkout, prose
@@ -26,6 +27,7 @@ LONG = {
     "finetuning.md",
     "pretraining.md",
     "refinement.md",
+    "design.md",
     "training.md",
     "safety.md",
     "starts.md",
@@ -113,7 +115,7 @@ def test_configs_are_valid(page, tmp_path):
             assert load_bias(file) in [load_bias(path) for path in (ROOT / "configs" / "bias").glob("*.yaml")]
             continue
         if "targets:" in block:
-            load_refinement(file)
+            (load_refinement if "\ndata:" in block else load_design)(file)
             continue
         config = load_config(file)
         for path in config.data.train if isinstance(config.data.train, list) else [config.data.train]:
@@ -130,6 +132,11 @@ def test_configs_of_refinements_are_valid():
         assert all(
             Path(value).exists() for one in config.targets for value in one.files().values() if isinstance(value, str)
         )
+
+
+def test_configs_of_designs_are_valid():
+    for file in (ROOT / "configs" / "design").glob("*.yaml"):
+        assert Path(load_design(file).structure).exists()
 
 
 @pytest.mark.parametrize("file", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda file: file.name)

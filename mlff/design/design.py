@@ -13,7 +13,7 @@ from mlff.design.outcome import Candidate, Goal, Outcome, explain, merged
 from mlff.design.problem import Problem
 from mlff.design.search import Found, Search
 from mlff.design.space import Space
-from mlff.design.targets import Property, make_properties, model_file, structure
+from mlff.design.targets import Property, make_properties, model_file, stress_untested, structure
 from mlff.potential.potential import Potential
 from mlff.properties.minimum import farthest
 
@@ -87,7 +87,8 @@ def _finish(problem: Problem, search: Search, found: list[Found], limit: float) 
             atoms.info["mlff_distance"] = row.distance
     frames = [_described(minimum, lowest, goals, before), *(atoms for _, atoms in kept)]
     frames[0].info["design"] = "minimum"
-    return frames, Outcome(limit, tuple(goals), tuple(row for row, _ in kept))
+    evaluations, untested = sum(one.evaluations for one in found), stress_untested(problem.potential, properties)
+    return frames, Outcome(limit, evaluations, untested, tuple(goals), tuple(row for row, _ in kept))
 
 
 def _described(atoms: ase.Atoms, energy: float, goals: list[Goal], values: list[list[float]]) -> ase.Atoms:

@@ -46,6 +46,8 @@ class Outcome:
     """The whole. Candidates: those that reached the target first, by energy."""
 
     energy_limit: float  #: eV above the minimum
+    evaluations: int  #: of energy, properties and their gradient
+    stress_untested: bool  #: no stress among the data of the model, though a target needs one
     goals: tuple[Goal, ...]
     candidates: tuple[Candidate, ...]
 
@@ -60,6 +62,8 @@ class Outcome:
         best, lines = self.candidates[0], []
         if not best.reached:
             lines.append(f"not reached: {best.why}")
+        if self.stress_untested:
+            lines.append("the data of the model have no stresses: how good its stress is, nobody has tested")
         if best.distance is None:
             lines.append("distance from the training data not known: no model knows its own")
         elif best.distance > _INSIDE:

@@ -57,6 +57,16 @@ def make_properties(config: Design, potential: Potential, atoms: ase.Atoms) -> l
     return made
 
 
+def stress_untested(potential: Potential, properties: list[Property]) -> bool:
+    """Whether a property needs a stress, of which there was no label that the model could have been tested on."""
+    errors = potential.metadata.get("errors") or {}
+    return (
+        any(one.stress for one in properties)
+        and bool(errors)
+        and not any(e.get("stress_components") for e in errors.values())
+    )
+
+
 def _make(one, config: Design, potential: Potential, atoms: ase.Atoms) -> Property:
     if isinstance(one, options.EnergyGap):
         other = Potential.load(model_file(one.model)).with_precision("float64")

@@ -235,7 +235,8 @@ def refinement(outcome: Outcome) -> tuple[Table, Table]:
 
 def design(outcome: Designed) -> Table:
     """What was wanted, and the structures that were found."""
-    table = Table(title=f"structures up to {outcome.energy_limit:.3g} eV above the minimum", title_justify="left")
+    title = f"structures up to {outcome.energy_limit:.3g} eV above the minimum ({outcome.evaluations:,} evaluations)"
+    table = Table(title=title, title_justify="left")
     for heading in (
         "",
         "energy, eV",

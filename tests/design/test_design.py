@@ -20,7 +20,7 @@ from mlff.config.options import LennardJones, Morse
 from mlff.design.design import design
 from mlff.design.problem import Problem, Pull
 from mlff.design.space import Space
-from mlff.design.targets import make_properties
+from mlff.design.targets import make_properties, stress_untested
 from mlff.potential.potential import Potential
 from tests.conftest import make_potential
 from tests.potentials import BASELINE
@@ -112,7 +112,7 @@ def test_a_bond_has_the_length_that_gives_the_gap(folder):
         return excited - ground - goal.wanted[0]
 
     assert best.reached and goal.wanted[0] == pytest.approx(goal.at_minimum[0] - 0.2)
-    assert found.get_distance(0, 1) == pytest.approx(brentq(away, 1.2, 1.4), abs=2e-4)
+    assert found.get_distance(0, 1) == pytest.approx(brentq(away, 1.2, 1.9), abs=2e-4)
     assert found.info["mlff_energy_gap"] == best.values[0][0] and found.info["design"] == "reached"
 
 
@@ -138,7 +138,11 @@ def test_a_pressure_is_that_of_the_equation_of_state(folder):
         cell.set_cell(found.cell.array * factor, scale_atoms=True)
         energies.append(solid.predict([cell])[0].energy)
         volumes.append(cell.get_volume())
-    assert outcome.reached
+    assert outcome.reached and not outcome.stress_untested
+    solid.metadata["errors"] = {"validation": {"stress_components": 0}}
+    with solid.scope():
+        properties = make_properties(config(folder, targets=[target], **more), solid, found)
+    assert stress_untested(solid, properties)
     assert -np.diff(energies)[0] / np.diff(volumes)[0] / GPa == pytest.approx(2.0, abs=0.01)
 
 
