@@ -8,7 +8,7 @@ import ase
 import numpy as np
 
 from mlff.design.search import BOUND, FLAT, LIMIT, LOST, REACHED, Found
-from mlff.design.space import LARGEST_STRAIN, UNIT
+from mlff.design.space import LARGEST_STRAIN, STRAIN_UNIT, UNIT
 from mlff.design.targets import Property
 
 _INSIDE = 1.0  #: distance from the training data of their rim
@@ -132,7 +132,7 @@ def explain(found: Found, properties: list[Property], goals: list[Goal], limit: 
     ]
     more = ", or the targets exclude each other" if len(goals) > 1 else ""
     return (
-        f"nothing that is free brings it nearer{more}; {there}, where a change of {UNIT:g} Å of all coordinates together changes it by "
+        f"nothing that is free brings it nearer{more}; {there}, where {UNIT:g} Å and a strain of {100 * STRAIN_UNIT:g} % change it by "
         f"{' and '.join(slopes)} at most"
     )
 

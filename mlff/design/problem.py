@@ -160,6 +160,7 @@ class Problem:
     # ------------------------------------------------------------------------------------------------------------------
 
     def _differentiated(self, graphs: tuple, pull: Pull):
+        pull = Pull(*(np.asarray(part, np.float64) for part in pull))  # one type, or it is compiled again
         (objective, aux), (of_positions, of_strain) = self._objective(self._params, graphs, *self._nothing(), pull)
         return objective, aux, np.asarray(of_positions), np.asarray(of_strain)
 

@@ -25,9 +25,9 @@ _ROUNDS = 12  #: of the method of multipliers
 _CLOSE = 0.1  #: error bars: a goal is reached
 _SLOW = 0.25  #: where more than this share of the deviation is left after a round, it is drawn more strongly
 _STIFFER = 5.0
-_FORCE = 5e-4  #: eV/Å: largest component of the gradient at which a minimisation ends
+_FORCE = 2e-5  #: eV: largest component of the gradient by x at which a minimisation ends; 1e-4 eV/Å
+_STUCK = 3  #: rounds that leave more than 0.9 of the deviation, in spite of that: then no structure has the values
 _ITERATIONS = 300  #: of one minimisation
-UNIT_FORCE = _FORCE * 0.2  #: the same by x
 
 #: why a search ended
 REACHED, LIMIT, FLAT, BOUND, LOST = "reached", "limit", "flat", "bound", "lost"
@@ -91,6 +91,7 @@ class Search:
     def _reach(self, x: np.ndarray, pull: Pull, limit: float) -> tuple[np.ndarray, str, Pull, float]:
         """The least energy with the values that are wanted: x, how it ended, how they were drawn there, eV above the minimum."""
         before = high = np.inf
+        stuck = 0
         try:
             for _ in range(_ROUNDS):
                 x = self._minimise(x, pull)
@@ -100,7 +101,8 @@ class Search:
                 pull = pull._replace(multipliers=pull.multipliers + pull.strength * away)
                 if deviation <= _CLOSE:
                     return x, REACHED if high <= limit else LIMIT, pull, high
-                if not np.isfinite(deviation) or high > 2 * limit:
+                stuck += deviation > 0.9 * before
+                if not np.isfinite(deviation) or high > 2 * limit or stuck == _STUCK:
                     break
                 if deviation > _SLOW * before:
                     pull = pull._replace(strength=_STIFFER * pull.strength)
@@ -120,7 +122,7 @@ class Search:
             point = self.problem.at(x, pull)
             return point.objective, point.gradient
 
-        options = {"maxcor": 30, "gtol": UNIT_FORCE, "ftol": 1e-13, "maxiter": _ITERATIONS}
+        options = {"maxcor": 30, "gtol": _FORCE, "ftol": 1e-13, "maxiter": _ITERATIONS}
         return minimize(ask, x, jac=True, method="L-BFGS-B", bounds=self.problem.space.bounds, options=options).x
 
     def _seen(self, x: np.ndarray, pull: Pull) -> tuple[np.ndarray, float, np.ndarray]:

@@ -10,7 +10,10 @@ from mlff.basics.errors import ConfigError, StructureError
 from mlff.basics.units import VOIGT
 from mlff.config.design import Free
 
-UNIT = 0.2  #: Å: what a component of 1 means, so that the first step of an optimiser is a short one
+UNIT, STRAIN_UNIT = (
+    0.2,
+    0.02,
+)  #: Å, and of the strain: what a component of 1 means, so that an optimiser's first step is a short one
 LARGEST_STRAIN = 0.2  #: of each component
 _STRAIN = 0.01  #: standard deviation of each component in a displaced start
 
@@ -18,8 +21,8 @@ _STRAIN = 0.01  #: standard deviation of each component in a displaced start
 class Space:
     """Coordinates x (m,), without unit, around a structure: all zeros.
 
-    Atoms are displaced by u, then all is strained: R = (R₀ + u) D and cell = cell₀ D with D = 1 + Σ s B / L, B the free
-    components of a symmetric strain and L the cube root of the volume. x is (u, s) in units of `UNIT`. Atoms that may not move keep their
+    Atoms are displaced by u, then all is strained: R = (R₀ + u) D and cell = cell₀ D with D = 1 + Σ s B, B the free
+    components of a symmetric strain. x is (u / `UNIT`, s / `STRAIN_UNIT`). Atoms that may not move keep their
     fractional coordinates.
     """
 
@@ -33,7 +36,6 @@ class Space:
             raise StructureError(
                 f"{source}: free.cell needs a cell that is periodic in three directions, found pbc={atoms.pbc.tolist()}"
             )
-        self._length = atoms.get_volume() ** (1 / 3) if len(self.strains) else 1.0
         self._displaced = 0 if self.relaxed else 3 * len(self.moving)
         self.size = self._displaced + len(self.strains)
         self.followed = np.zeros((len(atoms), 3))  #: Å, displacements before the strain of atoms that follow the cell
@@ -41,16 +43,16 @@ class Space:
     @property
     def bounds(self) -> list[tuple[float | None, float | None]]:
         """Of each component of x."""
-        most = LARGEST_STRAIN * self._length / UNIT
+        most = LARGEST_STRAIN / STRAIN_UNIT
         return [(None, None)] * self._displaced + [(-most, most)] * len(self.strains)
 
     def at_bound(self, x: np.ndarray) -> bool:
         """Whether a component of the strain is as large as it may be."""
-        return bool((np.abs(x[self._displaced :]) * UNIT > 0.999 * LARGEST_STRAIN * self._length).any())
+        return bool((np.abs(x[self._displaced :]) * STRAIN_UNIT > 0.999 * LARGEST_STRAIN).any())
 
     def geometry(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Positions (n, 3), Å, and deformation D (3, 3)."""
-        deformation = np.eye(3) + np.tensordot(x[self._displaced :] * UNIT / self._length, self.strains, axes=1)
+        deformation = np.eye(3) + np.tensordot(x[self._displaced :] * STRAIN_UNIT, self.strains, axes=1)
         displacement = self.followed.copy()
         if self._displaced:
             displacement[self.moving] += UNIT * x[: self._displaced].reshape(-1, 3)
@@ -82,15 +84,15 @@ class Space:
         """(m,) by x, from the derivatives by positions (n, 3) and by η (3, 3), where all positions and the cell go to (1 + η) times these."""
         deformation = self.geometry(x)[1]
         of_deformation = np.linalg.solve(deformation.T, of_strain)
-        strains = np.tensordot(self.strains, of_deformation, axes=2) / self._length
+        strains = np.tensordot(self.strains, of_deformation, axes=2)
         displaced = (of_positions[self.moving] @ deformation.T).ravel() if self._displaced else np.zeros(0)
-        return UNIT * np.concatenate([displaced, strains])
+        return np.concatenate([UNIT * displaced, STRAIN_UNIT * strains])
 
     def displaced(self, rng: np.random.Generator, displacement: float) -> tuple[np.ndarray, np.ndarray]:
         """x of a random start, and `followed` there."""
         moves = np.zeros((len(self.atoms), 3))
         moves[self.moving] = rng.normal(scale=displacement, size=(len(self.moving), 3))
-        strains = rng.normal(scale=_STRAIN * self._length / UNIT, size=len(self.strains))
+        strains = rng.normal(scale=_STRAIN / STRAIN_UNIT, size=len(self.strains))
         x = np.concatenate([moves[self.moving].ravel()[: self._displaced] / UNIT, strains])
         return x, moves if self.relaxed else np.zeros_like(moves)
 

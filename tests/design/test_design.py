@@ -10,7 +10,6 @@ from ase.build import bulk, molecule
 from ase.constraints import FixAtoms, FixBondLength
 from ase.io import read, write
 from ase.units import GPa
-from scipy.optimize import brentq
 from typer.testing import CliRunner
 
 from mlff.basics.errors import ConfigError, MLFFError
@@ -18,7 +17,9 @@ from mlff.cli import app
 from mlff.config.design import load_design, make_design
 from mlff.config.options import LennardJones, Morse
 from mlff.design.design import design
+from mlff.design.outcome import Candidate, Goal, Outcome, explain, merged
 from mlff.design.problem import Problem, Pull
+from mlff.design.search import FLAT, REACHED, Found, Search
 from mlff.design.space import Space
 from mlff.design.targets import make_properties, stress_untested
 from mlff.potential.potential import Potential
@@ -47,7 +48,7 @@ def folder(tmp_path_factory):
     water = molecule("H2O")
     water.rattle(0.05, seed=1)
     write(place / "water.xyz", water)
-    write(place / "solid.xyz", bulk("Cu", a=3.5))
+    write(place / "solid.xyz", bulk("Cu", a=3.4))
     return place
 
 
@@ -100,20 +101,43 @@ def test_gradients_agree_with_finite_differences(case, folder):
     assert found == pytest.approx((high - low) / (2 * STEP), rel=1e-5) and abs(found) > 1e-3
 
 
-def test_a_bond_has_the_length_that_gives_the_gap(folder):
-    """Where the two curves lie so far apart: found by bisection of the energies too."""
-    (minimum, found), outcome = design(config(folder, targets=[gap(change=-0.2)]), progress=False)
-    best, goal = outcome.candidates[0], outcome.goals[0]
-    assert np.abs(bonds(1.2).predict([minimum])[0].forces).max() < 1e-3
+@pytest.fixture(scope="module")
+def pair(folder):
+    """A search for the bond length that gives a gap."""
+    settings, potential, atoms = config(folder, targets=[gap(value=0.0)]), bonds(1.2), read(folder / "pair.xyz")
+    with potential.scope():
+        problem = Problem(potential, make_properties(settings, potential, atoms), Space(atoms, settings.free))
+        return Search(problem)
 
-    def away(length: float) -> float:
-        pair = Atoms("OH", [[0, 0, 0], [0, 0, length]])
-        ground, excited = (one.predict([pair])[0].energy for one in (bonds(1.2), bonds(1.35, 0.8)))
-        return excited - ground - goal.wanted[0]
 
-    assert best.reached and goal.wanted[0] == pytest.approx(goal.at_minimum[0] - 0.2)
-    assert found.get_distance(0, 1) == pytest.approx(brentq(away, 1.2, 1.9), abs=2e-4)
-    assert found.info["mlff_energy_gap"] == best.values[0][0] and found.info["design"] == "reached"
+def searched(search: Search, change: float, limit: float) -> tuple[Found, float, str | None]:
+    """What a search comes to, the bond length there (Å), and why it is not what was wanted."""
+    with search.problem.potential.scope():
+        found = search.run(search.values + change, limit)
+    goal = Goal("energy gap", "eV", (search.values + change).tolist(), 0.001, search.values.tolist())
+    length = search.problem.space.structure(found.x).get_distance(0, 1)
+    return found, length, explain(found, search.problem.properties, [goal], limit)
+
+
+def test_a_bond_has_the_length_that_gives_the_gap(pair):
+    """Where the two curves lie so far apart."""
+    lengths = np.linspace(1.15, 1.9, 751)
+    frames = [Atoms("OH", [[0, 0, 0], [0, 0, length]]) for length in lengths]
+    ground, excited = (np.array([r.energy for r in one.predict(frames)]) for one in (bonds(1.2), bonds(1.35, 0.8)))
+    lowest, gaps = ground.argmin(), excited - ground
+    found, length, why = searched(pair, -0.2, 2.0)
+    assert pair.values[0] == pytest.approx(gaps[lowest], abs=1e-3) and why is None and found.end == REACHED
+    assert length == pytest.approx(np.interp(pair.values[0] - 0.2, gaps[::-1], lengths[::-1]), abs=5e-4)
+
+
+def test_a_target_out_of_reach_is_said(pair):
+    """The limit of the energy; and a gap that has a least value on the way."""
+    found, _, why = searched(pair, -0.5, 0.05)
+    with pair.problem.potential.scope():
+        energy = pair.problem.at(found.x, Pull(*np.zeros((2, 1)), 0.0)).energy - pair.energy
+    assert "energy limit of 0.05 eV forbids it" in why and 0.045 < energy <= 0.05 < found.stopped_energy
+    found, _, why = searched(pair, -5.0, 50.0)
+    assert "nothing that is free brings it nearer" in why and found.end == FLAT
 
 
 def test_what_is_found_has_the_least_energy(folder):
@@ -129,7 +153,7 @@ def test_what_is_found_has_the_least_energy(folder):
 
 def test_a_pressure_is_that_of_the_equation_of_state(folder):
     target = {"kind": "pressure", "value": 20.0, "unit": "kbar", "error": 0.1}
-    more = {"model": "solid.safetensors", "structure": "solid.xyz", "free": {"cell": "volume"}}
+    more = {"model": "solid.safetensors", "structure": "solid.xyz", "free": {"cell": "volume", "atoms": "none"}}
     (_, found), outcome = design(config(folder, targets=[target], **more), progress=False)
     solid = Potential.load(folder / "solid.safetensors")
     energies, volumes = [], []
@@ -144,16 +168,6 @@ def test_a_pressure_is_that_of_the_equation_of_state(folder):
         properties = make_properties(config(folder, targets=[target], **more), solid, found)
     assert stress_untested(solid, properties)
     assert -np.diff(energies)[0] / np.diff(volumes)[0] / GPa == pytest.approx(2.0, abs=0.01)
-
-
-def test_a_target_out_of_reach_is_said(folder):
-    """The limit of the energy; and a gap that has a greatest value on the way."""
-    (_, found), outcome = design(config(folder, targets=[gap(change=-0.5)], energy_limit=0.05), progress=False)
-    best = outcome.candidates[0]
-    assert not best.reached and "energy limit of 0.05 eV forbids it" in outcome.notes[0]
-    assert 0.04 < best.energy <= 0.05 and found.info["design"] == "not_reached"
-    _, outcome = design(config(folder, targets=[gap(change=-5.0)], energy_limit=50.0), progress=False)
-    assert not outcome.reached and "nothing that is free brings it nearer" in outcome.notes[0]
 
 
 def test_fixed_atoms_stay(folder):
@@ -231,6 +245,18 @@ def test_the_command_writes_what_was_found(folder, tmp_path):
     assert "frame 1, reached" in result.stderr and "not known" in result.stderr  # these models know no training data
     result = CliRunner().invoke(app, ["design", str(folder / "c.yaml"), "--out", str(folder / "pair.xyz")])
     assert result.exit_code == 1 and "is an input and would be overwritten" in result.stderr
+
+
+def test_what_is_doubtful_is_said():
+    goals = (Goal("energy gap", "eV", [1.0], 0.1, [0.5]),)
+    one = Candidate(False, [0], 0.2, [[0.7]], [3.0], 1.5, "because")
+    notes = Outcome(0.5, 10, True, goals, (one,)).notes
+    assert notes[0] == "not reached: because" and "no stresses" in notes[1] and "distance 1.5" in notes[2]
+    other = Candidate(True, [1], 0.2, [[1.0]], [0.0], 0.5, None)
+    third = Candidate(True, [2], 0.2001, [[1.001]], [0.0], 0.5, None)
+    kept = merged([(one, "a"), (third, "c"), (other, "b")], list(goals))
+    assert [atoms for _, atoms in kept] == ["b", "a"] and kept[0][0].starts == [1, 2]
+    assert Outcome(0.5, 10, False, goals, (other,)).notes == []
 
 
 @pytest.mark.slow
