@@ -41,7 +41,7 @@ class Found:
     followed: np.ndarray  #: (n, 3) Å, see `Space`
     end: str  #: one of the reasons
     evaluations: int  #: of energy, properties and gradient
-    stopped: np.ndarray  #: (m,) values where the search could not go on; those at x if it was reached
+    stopped: np.ndarray  #: (m,) values where the search could not go on
     stopped_energy: float  #: eV, there
     slopes: np.ndarray  #: (m,) of the values there, for a change of all coordinates of 0.2 Å
 
@@ -69,24 +69,26 @@ class Search:
         best = self.minimum.copy(), self.rest.copy()
         whole = (wanted - self.values) / problem.errors
         pull = Pull(self.values, np.zeros_like(whole), 20 * limit / max(whole @ whole, 1.0))
-        done, share, height, failure = 0.0, _SHARE, 0.0, None
+        done, failed, height = 0.0, None, 0.0
+        end, values, energy, slopes = REACHED, self.values, 0.0, np.zeros_like(whole)
         while done < 1.0:
-            goal = min(1.0, done + share)
+            goal = min(1.0, done + _SHARE) if failed is None else 0.5 * (done + failed)
             pull = pull._replace(wanted=self.values + goal * (wanted - self.values))
-            self._note(f"{100 * goal:.0f} % of the way, {self._count} evaluations")
-            there, end, after, energy = self._reach(x, pull, limit)
-            if end == REACHED:
-                x, pull, done, height, best = there, after, goal, energy, (there, space.followed.copy())
+            self._note(f"{100 * goal:.3g} % of the way, {self._count} evaluations")
+            there, reason, after, high = self._reach(x, pull, limit)
+            if reason == REACHED:
+                x, pull, done, height, best = there, after, goal, high, (there, space.followed.copy())
                 continue
-            failure = end, *self._seen(there, pull)
-            share, space.followed, x = 0.5 * share, best[1].copy(), best[0]
-            if share < _SHORTEST or (end == LIMIT and height > _NEAR * limit):
+            end, (values, energy, slopes) = reason, self._seen(there, pull)
+            x, space.followed = best[0], best[1].copy()
+            if done == 0.0 and start is not None:  # from the minimum then
+                start = None
+                continue
+            failed = goal
+            if failed - done < _SHORTEST or (end == LIMIT and height > _NEAR * limit):
                 break
-        x, space.followed = best[0], best[1].copy()
-        if done == 1.0 or failure is None:
-            failure = REACHED, *self._seen(x, pull)
-        end, values, energy, slopes = failure
-        return Found(x, best[1], REACHED if done == 1.0 else end, self._count, values, energy, slopes)
+        reason = REACHED if done == 1.0 else end
+        return Found(best[0], best[1], reason, self._count, values, energy, slopes)
 
     def _reach(self, x: np.ndarray, pull: Pull, limit: float) -> tuple[np.ndarray, str, Pull, float]:
         """The least energy with the values that are wanted: x, how it ended, how they were drawn there, eV above the minimum."""

@@ -59,7 +59,7 @@ def simulate(potential: Potential, file: Path, frames: int, every: int) -> list[
         grid = (np.stack(np.meshgrid(*3 * [np.arange(4)]), axis=-1).reshape(-1, 3) + 0.5) * SIDE / 4
         atoms = ase.Atoms("Ar64", positions=grid, cell=3 * [SIDE], pbc=True)
         calculator = MLFFCalculator(potential)
-        run_md(atoms, calculator, ensemble="nvt", steps=4000, seed=1, progress=False, **RUN)
+        run_md(atoms, calculator, ensemble="nvt", steps=3000, seed=1, progress=False, **RUN)
         length = {"steps": frames * every, "interval": every, "trajectory": file}
         run_md(atoms, calculator, ensemble="nvt", seed=2, keep_velocities=True, progress=False, **length, **RUN)
     return read(file, ":")[1:]
@@ -108,11 +108,9 @@ def case(smaller: float, work: Path, goal: Path, arguments: argparse.Namespace) 
     if not (folder / "model" / "model.safetensors").exists():
         data = {"train": str(folder / "data.xyz"), "lint": "off", "reference_energies": {"Ar": 0.0}}
         plain = {"data": data, "model": {"cutoff": CUTOFF, "channels": 8}}
-        train(
-            make_config(plain | {"training": {"max_hours": arguments.minutes / 60, "tensorboard": False}}), folder / "model"
-        )
+        train(make_config(plain | {"training": {"epochs": arguments.epochs, "tensorboard": False}}), folder / "model")
     before = Potential.load(folder / "model" / "model.safetensors")
-    sampling = RUN | {"structure": str(folder / "start.xyz"), "frames": 200, "every": 40, "equilibration": 1000}
+    sampling = RUN | {"structure": str(folder / "start.xyz"), "frames": 120, "every": 40, "equilibration": 800}
     target = {"kind": "distribution", "pair": ["Ar", "Ar"], "file": str(goal), "error": ERROR, "sampling": sampling}
     config = make_refinement(
         {
@@ -125,14 +123,14 @@ def case(smaller: float, work: Path, goal: Path, arguments: argparse.Namespace) 
         }
     )
     begun = time.process_time()
-    after, outcome = refine(config, folder / "refined", progress=False)
+    after, outcome = refine(config, folder / "refined", progress=True)
     seconds = time.process_time() - begun
     print(outcome)
     (row,) = outcome.targets
     found = {name: errors(one, kept_aside, wrong, right) for name, one in (("before", before), ("after", after))}
     found["before"]["size"] = round(1e3 * rms(np.array([r.forces for r in wrong.predict(kept_aside, stress=False)])), 2)
     curves = {
-        name: distribution(simulate(one, folder / f"{name}.traj", 300, 40))[0].round(4).tolist()
+        name: distribution(simulate(one, folder / f"{name}.traj", 200, 40))[0].round(4).tolist()
         for name, one in (("before", before), ("after", replace(after, metadata={})), ("wrong", wrong))
     }
     return {
@@ -166,8 +164,8 @@ def draw(content: dict) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, default=Path("runs/liquid"), help="folder of runs, data and models")
-    parser.add_argument("--minutes", type=float, default=2.0, help="training of each model")
-    parser.add_argument("--steps", type=int, default=40, help="of a refinement at most")
+    parser.add_argument("--epochs", type=int, default=30, help="of the training of each model")
+    parser.add_argument("--steps", type=int, default=30, help="of a refinement at most")
     parser.add_argument("--rate", type=float, default=3e-4, help="learning rate of a refinement")
     parser.add_argument("--data-weight", type=float, default=10.0, help="of the data in a refinement")
     parser.add_argument("--plot", action="store_true", help="only draw")
