@@ -62,6 +62,8 @@ class Outcome:
         best, lines = self.candidates[0], []
         if not best.reached:
             lines.append(f"not reached: {best.why}")
+        if min(one.energy for one in self.candidates) < -_SAME_ENERGY:
+            lines.append("a start found a structure of less energy than the minimum: relax it, and start from there")
         if self.stress_untested:
             lines.append("the data of the model have no stresses: how good its stress is, nobody has tested")
         if best.distance is None:

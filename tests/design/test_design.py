@@ -260,6 +260,8 @@ def test_what_is_doubtful_is_said():
     kept = merged([(one, "a"), (third, "c"), (other, "b")], list(goals))
     assert [atoms for _, atoms in kept] == ["b", "a"] and kept[0][0].starts == [1, 2]
     assert Outcome(0.5, 10, False, goals, (other,)).notes == []
+    lower = Candidate(True, [3], -0.1, [[1.0]], [0.0], 0.5, None)
+    assert "less energy than the minimum" in Outcome(0.5, 10, False, goals, (lower,)).notes[0]
 
 
 @pytest.mark.slow
