@@ -22,7 +22,7 @@ from mlff.potential.potential import Potential
 from mlff.properties.minimum import TOLERANCE, relaxed
 
 _FAR = 0.05  #: Å that one Newton step may move an atom; beyond it the atoms are relaxed step by step
-_SETTLED = 1e-7  #: Å: a Newton step so short is none
+_SETTLED = 1e-9  #: Å: a Newton step so short is none
 _NEWTON = 20  #: steps at most
 
 

@@ -76,7 +76,7 @@ def problem_of(case: str, folder) -> tuple[Problem, np.ndarray, Pull]:
     if case == "atoms":
         atoms, potential = read(folder / "water.xyz"), bonds(1.2)
     else:
-        atoms = bulk("Cu", a=3.6, cubic=True)
+        atoms = bulk("Cu", a=3.6, cubic=True) if case != "cell" else bulk("Cu", "hcp", a=2.47, c=4.03)  # which moves inside
         atoms.rattle(0.02, seed=2)
         atoms.set_cell(atoms.cell.array @ (np.eye(3) + [[0.01, 0.02, 0], [0, 0, 0.01], [0, 0, -0.01]]), scale_atoms=True)
         other = bulk("Cu", a=3.7, cubic=True)
