@@ -39,7 +39,6 @@ from mlff.training.train import train
 ROOT = Path(__file__).parents[2]
 RESULTS = Path(__file__).parent / "results" / "liquid.json"
 SIGMA, EPSILON, CUTOFF = 3.405, 0.01032, 6.5  #: Å, eV, Å
-SMALLER = (0.01, 0.02)  #: share by which the σ of the wrong method is smaller
 TEMPERATURE, SIDE = 94.0, 14.55  #: K, Å
 NOISE = 20.0, 2.0  #: of a component of a force, meV/Å, and of an energy, meV/atom
 EDGES = np.linspace(3.0, 7.0, 41)  #: Å
@@ -150,9 +149,9 @@ def case(smaller: float, work: Path, goal: Path, arguments: argparse.Namespace) 
 def draw(content: dict) -> None:
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(9, 3.4), layout="constrained", dpi=120)
-    r, goal = content["r"], content["goal"]
-    for axes, row in zip(figure.subplots(1, 2), content["cases"], strict=True):
+    r, goal, cases = content["r"], content["goal"], content["cases"]
+    figure = Figure(figsize=(4.5 * len(cases), 3.4), layout="constrained", dpi=120)
+    for axes, row in zip(figure.subplots(1, len(cases), squeeze=False)[0], cases, strict=True):
         axes.plot(r, goal, color="black", lw=3, alpha=0.3, label="better method")
         for name, color in (("before", "tab:gray"), ("after", "tab:blue")):
             axes.plot(r, row["curves"][name], color=color, label=f"{name} refinement")
@@ -168,6 +167,9 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=30, help="of a refinement at most")
     parser.add_argument("--rate", type=float, default=3e-4, help="learning rate of a refinement")
     parser.add_argument("--data-weight", type=float, default=10.0, help="of the data in a refinement")
+    parser.add_argument(
+        "--smaller", type=float, nargs="+", default=[1.0, 2.0], help="σ of the wrong method is smaller by, %%"
+    )
     parser.add_argument("--plot", action="store_true", help="only draw")
     arguments = parser.parse_args()
     if not arguments.plot:
@@ -179,8 +181,10 @@ def main() -> None:
         np.savetxt(work / "g.txt", np.stack([r, g], axis=1))
         content = {"machine": machine(), "rate": arguments.rate, "data_weight": arguments.data_weight, "error": ERROR}
         content |= {"r": r.round(4).tolist(), "goal": g.round(4).tolist(), "goal_statistical_error": rms(statistical)}
-        content["cases"] = [case(smaller, work, work / "g.txt", arguments) for smaller in SMALLER]
-        RESULTS.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        content["cases"] = []
+        for percent in arguments.smaller:
+            content["cases"].append(case(percent / 100, work, work / "g.txt", arguments))
+            RESULTS.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     draw(json.loads(RESULTS.read_text(encoding="utf-8")))
 
 
