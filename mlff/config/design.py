@@ -1,4 +1,4 @@
-"""What `mlff design` does: a trained model, a structure, what of it may change, and the properties that are wanted; read from YAML."""
+"""What `mlff design` does: a trained model, a structure, what of it may change, and wanted properties; read from YAML."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class EnergyGap(_Number):
 
 
 class EnergyDifference(_Number):
-    """Energy of the structure less that of another one of the same atoms, which shares the strain of the cell and else stays."""
+    """Energy of the structure less that of another one of the same atoms, which shares the cell's strain and else stays."""
 
     kind: Literal["energy_difference"]
     structure: str = Field(description="file with the other structure")

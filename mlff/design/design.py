@@ -21,10 +21,10 @@ PER_ATOM = 0.05  #: eV: the usual limit of the energy; vibrations hold 3/2 kT pe
 
 
 def design(config: Design, *, progress: bool = True) -> tuple[list[ase.Atoms], Outcome]:
-    """Structures with wanted properties, each of the least energy nearby: the minimum, then the candidates of the outcome in their order.
+    """Structures with wanted properties, each of the least energy nearby: the minimum, then the candidates of the outcome.
 
-    All is computed in float64; of what was found, energies and values are computed anew by `Potential.predict`. The structures hold
-    their values in `info`.
+    All is computed in float64; of what was found, energies and values are computed anew by `Potential.predict`. The
+    structures hold their values in `info`.
     Raises ConfigError, DataError, ModelFileError, StructureError, SimulationError; KeyboardInterrupt (Terminated) after Ctrl-C
     (SIGTERM).
     """

@@ -1,4 +1,4 @@
-"""What a search for structures found: energies and values, how far from the training data, and what was not reached and why."""
+"""What a search for structures found: energies, values, distances from the training data, and what was not reached and why."""
 
 from __future__ import annotations
 
@@ -123,8 +123,8 @@ def explain(found: Found, properties: list[Property], goals: list[Goal], limit: 
         return f"a strain of {100 * LARGEST_STRAIN:.0f} % is the largest that is tried; {there}"
     if found.end == LIMIT:
         return (
-            f"the energy limit of {limit:.3g} eV forbids it: {stop} takes {found.stopped_energy:.3g} eV; raise energy_limit if such "
-            "structures are acceptable"
+            f"the energy limit of {limit:.3g} eV forbids it: {stop} takes {found.stopped_energy:.3g} eV; "
+            "raise energy_limit if such structures are acceptable"
         )
     assert found.end == FLAT
     slopes = [
@@ -134,8 +134,8 @@ def explain(found: Found, properties: list[Property], goals: list[Goal], limit: 
     ]
     more = ", or the targets exclude each other" if len(goals) > 1 else ""
     return (
-        f"nothing that is free brings it nearer{more}; {there}, where {UNIT:g} Å and a strain of {100 * STRAIN_UNIT:g} % change it by "
-        f"{' and '.join(slopes)} at most"
+        f"nothing that is free brings it nearer{more}; {there}, where {UNIT:g} Å and a strain of "
+        f"{100 * STRAIN_UNIT:g} % change it by {' and '.join(slopes)} at most"
     )
 
 

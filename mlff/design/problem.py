@@ -1,4 +1,4 @@
-"""Energy and properties of the structure at x, and the gradient of what is minimised, through the potentials in reverse mode."""
+"""Energy and properties of the structure at x, and the gradient of what is minimised, through the potentials."""
 
 from __future__ import annotations
 

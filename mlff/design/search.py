@@ -1,9 +1,9 @@
 """The search from one start: the least energy at which the properties are as wanted, reached by way of goals in between.
 
-The goal moves from the values at the minimum to those wanted. For each goal in between the energy is minimised under the condition that the
-values are there, by the method of multipliers (augmented Lagrangian; Hestenes, J. Optim. Theory Appl. 4, 303 (1969)) with L-BFGS, from
-where the last one ended: the structure never leaves the least energy for its values far behind. Where a goal cannot be reached, or
-costs more than the limit, the way there is halved.
+The goal moves from the values at the minimum to those wanted. For each goal in between the energy is minimised under the
+condition that the values are there, by the method of multipliers (augmented Lagrangian; Hestenes, J. Optim. Theory Appl. 4,
+303 (1969)) with L-BFGS, from where the last one ended: the structure never leaves the least energy for its values far behind.
+Where a goal cannot be reached, or costs more than the limit, the way there is halved.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class Search:
         self.rest = space.followed.copy()  #: `followed` there
 
     def run(self, wanted: np.ndarray, limit: float, start: tuple[np.ndarray, np.ndarray] | None = None) -> Found:
-        """Towards `wanted` (m,), at most `limit` (eV) above the minimum; `start`: x and `followed`, less those of the minimum."""
+        """Towards `wanted` (m,), at most `limit` eV above the minimum; `start`: x and `followed` less those of the minimum."""
         problem, space = self.problem, self.problem.space
         self._count = 0
         moved, follow = (0.0, 0.0) if start is None else start
@@ -91,7 +91,7 @@ class Search:
         return Found(best[0], best[1], reason, self._count, values, energy, slopes)
 
     def _reach(self, x: np.ndarray, pull: Pull, limit: float) -> tuple[np.ndarray, str, Pull, float]:
-        """The least energy with the values that are wanted: x, how it ended, how they were drawn there, eV above the minimum."""
+        """The least energy with the values wanted: x, how it ended, how they were drawn there, eV above the minimum."""
         before = high = np.inf
         stuck = 0
         try:

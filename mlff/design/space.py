@@ -27,7 +27,7 @@ class Space:
     """
 
     def __init__(self, atoms: ase.Atoms, free: Free, source: str = "structure"):
-        """Raises StructureError: no cell where it is free, other constraints than FixAtoms; ConfigError: no such atom, none that may move."""
+        """Raises StructureError: no cell where it is free, other constraints than FixAtoms; ConfigError: no atom that may move."""
         self.atoms = atoms
         self.moving = _moving(atoms, free, source)  #: (k,) numbers of the atoms that may move
         self.relaxed = free.relaxed  #: they follow the cell, and are no part of x
@@ -81,7 +81,7 @@ class Space:
         self.followed += step @ np.linalg.inv(self.geometry(x)[1])
 
     def gradient(self, x: np.ndarray, of_positions: np.ndarray, of_strain: np.ndarray) -> np.ndarray:
-        """(m,) by x, from the derivatives by positions (n, 3) and by η (3, 3), where all positions and the cell go to (1 + η) times these."""
+        """(m,) by x, from the derivatives by positions (n, 3) and by η (3, 3): positions and cell times (1 + η)."""
         deformation = self.geometry(x)[1]
         of_deformation = np.linalg.solve(deformation.T, of_strain)
         strains = np.tensordot(self.strains, of_deformation, axes=2)

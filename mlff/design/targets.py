@@ -47,7 +47,10 @@ class Property(NamedTuple):
 
 
 def make_properties(config: Design, potential: Potential, atoms: ase.Atoms) -> list[Property]:
-    """Those of a config, for potentials in float64. Raises ConfigError, DataError, ModelFileError, StructureError with the target's number."""
+    """Those of a config, for potentials in float64.
+
+    Raises ConfigError, DataError, ModelFileError, StructureError with the number of the target.
+    """
     made = []
     for number, one in enumerate(config.targets):
         try:

@@ -1,13 +1,14 @@
 #!/usr/bin/env python3
-"""A geometry of malonaldehyde with a lower ionisation energy, found with two models and checked with the method of their labels.
+"""Geometries of malonaldehyde with a lower ionisation energy, found with two models, checked with the method of their labels.
 
     OMP_NUM_THREADS=1 .venv/bin/python scripts/benchmarks/design.py --work WORK --minutes 6
 
-Geometries of data/malonaldehyde are labelled by GFN2-xTB (pip install tblite), neutral and as a cation; a model of each state is
-trained for so many minutes. `mlff design` then looks for the geometries of least energy whose vertical ionisation energy is lower than
-at the minimum by 0.1 to 0.8 eV. Beside each stands what GFN2-xTB says of the same geometry. Labels and models stay in WORK, and what is
-there is not made again. With --silicon MODEL: lattice parameters for pressures too, and a strain for a stress, beside finite
-differences of energies. Writes scripts/benchmarks/results/design.json and docs/images/design.png. --plot draws what the JSON holds.
+Geometries of data/malonaldehyde are labelled by GFN2-xTB (pip install tblite), neutral and as a cation; a model of each state
+is trained for so many minutes. `mlff design` then looks for the geometries of least energy whose vertical ionisation energy is
+lower than at the minimum by 0.1 to 0.8 eV. Beside each stands what GFN2-xTB says of the same geometry. Labels and models stay in
+WORK, and what is there is not made again. With --silicon MODEL: lattice parameters for pressures too, and a strain for a stress,
+beside finite differences of energies. Writes scripts/benchmarks/results/design.json and docs/images/design.png. --plot draws
+what the JSON holds.
 """
 
 from __future__ import annotations
@@ -139,7 +140,7 @@ def bonds(atoms: ase.Atoms, minimum: ase.Atoms) -> dict[str, list[float]]:
 
 
 def silicon(model: Path, work: Path) -> dict:
-    """Lattice parameters (Å) for pressures (GPa), beside those of finite differences of the energy; and a strain for a stress."""
+    """Lattice parameters (Å) for pressures (GPa), beside those of finite differences of energies; a strain for a stress."""
     file = work / "silicon.xyz"
     write(file, bulk("Si", a=5.45))
     plain = {"model": str(model), "structure": str(file), "starts": 2, "energy_limit": 1.0}

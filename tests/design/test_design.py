@@ -1,4 +1,4 @@
-"""Inverse design: gradients, conditions of least energy, agreement with finite differences, targets out of reach, wrong input."""
+"""Inverse design: gradients, the least energy, agreement with finite differences, targets out of reach, wrong input."""
 
 import json
 from types import SimpleNamespace
