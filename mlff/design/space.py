@@ -27,7 +27,7 @@ class Space:
     """
 
     def __init__(self, atoms: ase.Atoms, free: Free, source: str = "structure"):
-        """Raises StructureError: no cell where it is free, other constraints than FixAtoms; ConfigError: no atom that may move."""
+        """Raises StructureError: no cell where it is free, constraints but FixAtoms; ConfigError: no atom that may move."""
         self.atoms = atoms
         self.moving = _moving(atoms, free, source)  #: (k,) numbers of the atoms that may move
         self.relaxed = free.relaxed  #: they follow the cell, and are no part of x

@@ -5,8 +5,8 @@
 
 Both methods are Lennard-Jones potentials (64 atoms, 94 K, 1.374 g/cm³): the better one has σ = 3.405 Å, the wrong one a σ that
 is 1 or 2 % smaller. The labels of the wrong one have noise, as those of a stochastic method have; without any, no model could
-give another g(r) and keep its force error within 10 %. Rows, before and after `mlff refine`: deviation of g(r), and errors of the
-forces (meV/Å) against the noisy labels, the wrong method and the better method. What is in WORK is not made again. Writes
+give another g(r) and keep its force error within 10 %. Rows, before and after `mlff refine`: deviation of g(r), and errors of
+the forces (meV/Å) against the noisy labels, the wrong method and the better method. What is in WORK is not made again. Writes
 scripts/benchmarks/results/liquid.json and docs/images/liquid.png. --plot draws what the JSON holds.
 """
 
