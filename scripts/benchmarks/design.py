@@ -7,8 +7,8 @@ Geometries of data/malonaldehyde are labelled by GFN2-xTB (pip install tblite), 
 is trained for so many minutes. `mlff design` then looks for the geometries of least energy whose vertical ionisation energy is
 lower than at the minimum by 0.1 to 0.8 eV. Beside each stands what GFN2-xTB says of the same geometry. Labels and models stay
 in WORK, and what is there is not made again. With --silicon MODEL: lattice parameters for pressures too, and a strain for a
-stress, beside finite differences of energies. Writes scripts/benchmarks/results/design.json and docs/images/design.png. --plot draws
-what the JSON holds.
+stress, beside finite differences of energies. Writes scripts/benchmarks/results/design.json and docs/images/design.png. --plot
+draws what the JSON holds.
 """
 
 from __future__ import annotations
