@@ -115,7 +115,7 @@ class Kinds(NamedTuple):
 
 
 _ARCHITECTURE = Kinds("model", 1, "architecture", ARCHITECTURES)
-_UNION_MEMBER = re.compile(r"(literal|dict|list|function-after)\[.*|str|float|int|Source")
+_UNION_MEMBER = re.compile(r"(literal|dict|list|tuple|function-after)\[.*|str|float|int|Source")
 
 
 def explain(items: list[dict], section: type[BaseModel], kinds: Kinds) -> list[str]:
@@ -151,6 +151,8 @@ def _sentence(item: dict, path: tuple[str, ...], section: type[BaseModel], kinds
     message = item["msg"].removeprefix("Value error, ")
     if item["type"] in ("model_type", "model_attributes_type"):
         message = "input should be a section of keys and values"
+    elif item["type"] == "tuple_type":
+        message = "input should be a list"
     elif item["type"] == "union_tag_not_found":
         message = f"{kinds.tag} is missing; known: {', '.join(kinds.known)}"
     elif item["type"] == "union_tag_invalid":

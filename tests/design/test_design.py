@@ -187,6 +187,7 @@ WRONG = {
     "unknown kind": ({"targets": [{"kind": "colour"}]}, "unknown kind 'colour'; known: energy_gap"),
     "unit": ({"targets": [gap(value=1.0, unit="K")]}, "targets.0.unit"),
     "value and change": ({"targets": [gap(value=1.0, change=1.0)]}, "either value or change"),
+    "cell": ({"free": {"cell": "lengths"}, "targets": [gap(value=1.0)]}, "'none', 'volume' or 'all' or a list"),
     "no error bar": ({"targets": [{"kind": "pressure", "value": 1.0}]}, "targets.0.error' is missing"),
     "nothing free": ({"free": {"atoms": "none"}, "targets": [gap(value=1.0)]}, "neither atoms nor cell may change"),
     "no cell free": ({"targets": [{"kind": "pressure", "value": 1.0, "error": 1.0}]}, "needs a cell that may change"),
