@@ -9,8 +9,8 @@ import pytest
 from ase.build import bulk
 
 from mlff.data.neighbors import neighbor_list
-from mlff.potential import device_list
-from mlff.potential.device_list import Capacity, Search
+from mlff.potential import capacity, device_list
+from mlff.potential.capacity import Capacity, Search
 
 CUTOFF, SKIN, ATOMS = 3.0, 0.4, 7
 PERIODICITIES = [(False, False, False), (True, True, True), (False, True, True)]
@@ -25,7 +25,7 @@ def builder(search, room):
 def build(search, room, positions, cell):
     """The list, what it needed, and its graph, of one structure."""
     with jax.enable_x64(True):
-        box = device_list.box_of(search.pbc, cell)
+        box = capacity.box_of(search.pbc, cell)
         positions, cell, box = (jnp.asarray(array, jnp.float64)[None] for array in (positions, cell, box))
         listed, demand = builder(search, room)(positions, cell, box)
         numbers = jnp.full(positions.shape[1], 14, jnp.int32)
@@ -77,7 +77,7 @@ def test_it_is_the_list_of_the_host(pbc):
         positions = rng.uniform(0, 1, (ATOMS, 3)) @ cell * (1 if all(pbc) else 2)
         positions += (rng.integers(-5, 6, (ATOMS, 3)) * np.array(pbc)) @ cell
         most = int(np.bincount(neighbor_list(positions, cell, np.array(pbc), CUTOFF + SKIN)[0], minlength=1).max())
-        images = device_list.image_counts(search, cell)
+        images = capacity.image_counts(search, cell)
         room = Capacity(400 if all(pbc) else 160, tuple(5 * p for p in pbc))
         assert most <= room.neighbors and (images <= room.images).all(), "the test needs more room"
         assert_right(search, room, positions, cell)
@@ -99,7 +99,7 @@ def test_pairs_at_the_cutoff_to_the_last_digit_are_listed_from_both_ends():
 def test_a_list_without_room_says_so():
     atoms = bulk("Si", cubic=True)
     search = Search((True, True, True), CUTOFF, SKIN, np.float32)
-    room = device_list.allocate(search, atoms.positions, atoms.cell.array)
+    room = capacity.allocate(search, atoms.positions, atoms.cell.array)
     demand = build(search, room, atoms.positions, atoms.cell.array)[1]
     assert bool(device_list.fits(room, demand))
     demand = build(search, room, 0.6 * atoms.positions, 0.6 * atoms.cell.array)[1]

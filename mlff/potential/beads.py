@@ -16,8 +16,8 @@ from mlff.basics import compiler
 from mlff.basics.errors import ConfigError, StructureError
 from mlff.basics.runtime import compilation_cache, refuse_forked
 from mlff.data.structure import COINCIDENT, Structure
-from mlff.potential import derivatives, device_list
-from mlff.potential.device_list import Search
+from mlff.potential import capacity, derivatives, device_list
+from mlff.potential.capacity import Capacity, Search
 from mlff.potential.potential import Potential
 from mlff.potential.result import Result
 
@@ -38,7 +38,7 @@ class Beads:
         self.compilations = 0
         self._numbers, self._pbc = np.array(numbers, np.int32), np.array(pbc, bool)
         self._search = Search(tuple(bool(p) for p in self._pbc), potential.cutoff, skin, potential.dtype)
-        self._room: device_list.Capacity | None = None
+        self._room: Capacity | None = None
         self._listed: device_list.NeighborList | None = None
         self._programs: dict[tuple, object] = {}
 
@@ -65,7 +65,7 @@ class Beads:
     def _allocate(self, positions: np.ndarray, cells: np.ndarray) -> None:
         self._check(positions, cells)
         for each, cell in zip(positions, cells, strict=True):
-            self._room = device_list.allocate(self._search, each, cell, self._room)
+            self._room = capacity.allocate(self._search, each, cell, self._room)
 
     def _check(self, positions: np.ndarray, cells: np.ndarray) -> None:
         for bead in range(len(positions)):
@@ -76,12 +76,12 @@ class Beads:
 
     def _too_large(self, positions: np.ndarray, cell: np.ndarray) -> bool:
         count, n = positions.shape[:2]
-        searched = device_list.pairs_searched(self._search, n, cell)
-        return count * n * self._room.neighbors > _LARGE or searched > device_list.MOST_PAIRS
+        all_pairs = self._room.grid is None and capacity.pairs_searched(self._search, n, cell) > capacity.MOST_PAIRS
+        return count * n * self._room.neighbors > _LARGE or all_pairs
 
     def _run(self, positions: np.ndarray, cells: np.ndarray, stress: bool):
         """Shortest squared distances (R,), energies of the atoms (R, n), forces (R, n, 3), stresses (R, 3, 3) or None."""
-        boxes = np.stack([device_list.box_of(self._pbc, cell) for cell in cells])
+        boxes = np.stack([capacity.box_of(self._pbc, cell) for cell in cells])
         while True:
             listed = self._list(positions, cells)
             arguments = self.potential.device_params, self._numbers, listed, positions, cells, boxes
@@ -93,8 +93,7 @@ class Beads:
             if complete:
                 self._listed = listed
                 return jax.device_get(outcome)
-            needed = int(demand.neighbors), np.asarray(demand.images)
-            self._room = device_list.capacity(self._search, len(self._numbers), *needed, self._room)
+            self._room = capacity.enlarge(self._search, len(self._numbers), self._room, demand)
             self._listed = None
 
     def _list(self, positions: np.ndarray, cells: np.ndarray) -> device_list.NeighborList:

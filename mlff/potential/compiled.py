@@ -43,14 +43,14 @@ class OutOfMemory(StructureError):
 
 
 @contextmanager
-def memory_errors(graph: Graph) -> Iterator[None]:
+def memory_errors(atoms: int, neighbors: int) -> Iterator[None]:
     """What runs out of memory in the block, also after the call of a program that goes on by itself, becomes OutOfMemory."""
     try:
         yield
     except (MemoryError, jax.errors.JaxRuntimeError) as error:
         if isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" not in str(error):
             raise
-        raise OutOfMemory(f"{_size(*graph.neighbors.shape)} need more memory than there is: {_ADVICE}") from error
+        raise OutOfMemory(f"{_size(atoms, neighbors)} need more memory than there is: {_ADVICE}") from error
 
 
 class Programs:
@@ -77,8 +77,19 @@ class Programs:
 
     def run(self, name: str, params: dict, graph: Graph, *arguments):
         """Compiled the first time a shape is met. Raises OutOfMemory: the graph needs more memory than there is."""
-        with memory_errors(graph):
+        with memory_errors(*graph.neighbors.shape):
             return self._run(name, params, graph, *arguments)
+
+    def chunk_of(self, params: dict, graph: Graph) -> int:
+        """Atoms at once for a program that computes a graph with `reverse` (arrays, or their shapes) again and again; 0: all."""
+        if graph.neighbors.size < _LARGE:
+            return 0
+        size = self._first_chunk(params, graph)
+        return size if size < len(graph.positions) else 0
+
+    def predict_in_chunks(self, params: dict, graph: Graph, size: int, stress: bool) -> Prediction:
+        """Energies, forces (and stress) in chunks of `size` atoms, of a committee the mean; a pure function of `params` and `graph`."""
+        return self._of_all(lambda member: chunks.predict(self._model, member, graph, size, stress=stress), params)
 
     def slots(self, name: str) -> float | None:
         """Padded pairs that half of the free memory holds, by the account of the program measured last; None before one was."""
@@ -116,13 +127,13 @@ class Programs:
             self._chunks[key] = self._first_chunk(params, graph)
         while True:
             try:
-                with memory_errors(graph):
+                with memory_errors(*graph.neighbors.shape):
                     if key not in self._ready:
                         self._ready[key] = self._compile_chunks(key[0], self._chunks[key], params, graph, *arguments)
                     return jax.block_until_ready(self._ready[key](params, graph, *arguments))
             except OutOfMemory:
-                size = min(_LARGEST_CHUNK, self._chunks[key] // 2, atoms // 2)
-                if size < chunks.SMALLEST:
+                size = smaller_chunk(self._chunks[key], atoms)
+                if not size:
                     raise
                 self._ready.pop(key, None)
                 self._chunks[key] = size
@@ -162,15 +173,25 @@ class Programs:
                 def derive(member):
                     if name == _LOCAL:
                         return chunks.derive_local(self._model, member, *arguments, size)
-                    if size is not None:
-                        return chunks.predict(self._model, member, *arguments, size, stress=name == "stress")
                     return _DERIVATIVES[name](functools.partial(self._model.apply, member), *arguments)
 
-                return derive(params) if self._members == 1 else _mean(jax.lax.map(derive, params))
+                if size is not None and name != _LOCAL:
+                    return self.predict_in_chunks(params, *arguments, size, name == "stress")
+                return self._of_all(derive, params)
 
             options = compiler.hasty() if hasty else compiler.quick()
             self._jitted[name, hasty, size] = jax.jit(program, compiler_options=options)
         return self._jitted[name, hasty, size]
+
+    def _of_all(self, derive: Callable, params: dict):
+        """What `derive` says of the parameters of a member, of several the mean."""
+        return derive(params) if self._members == 1 else _mean(jax.lax.map(derive, params))
+
+
+def smaller_chunk(size: int, atoms: int) -> int:
+    """Atoms of the chunk to try where one of `size` of so many atoms does not fit; 0: none, for it would save nothing."""
+    size = min(_LARGEST_CHUNK, size // 2, atoms // 2)
+    return size if size >= chunks.SMALLEST else 0
 
 
 def _mean(results):

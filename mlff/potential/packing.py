@@ -53,7 +53,7 @@ def predictions(
         for sizes, indices in _plan(samples, waiting, atoms, potential.dtype):
             graph = make_graph([samples[k] for k in indices], rungs(sizes), potential.dtype, shifts)
             try:
-                with memory_errors(graph):
+                with memory_errors(*graph.neighbors.shape):
                     prediction = jax.device_get(potential.compute(graph, stress))
             except OutOfMemory as error:
                 if sizes == samples[indices[0]].sizes:

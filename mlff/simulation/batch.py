@@ -110,7 +110,7 @@ class Batch:
         moved = self._positions.astype(self.potential.dtype)
         spare = self._graph.atomic_numbers.shape[0] - len(moved)
         graph = self._graph._replace(positions=np.pad(moved, ((0, spare), (0, 0))))
-        with memory_errors(graph):
+        with memory_errors(*graph.neighbors.shape):
             prediction = self.potential.compute(graph)
             energies, forces = (np.asarray(x, np.float64)[: len(moved)] for x in (prediction.energies, prediction.forces))
         return np.add.reduceat(energies, self._begins) + self._baselines, forces

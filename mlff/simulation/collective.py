@@ -19,7 +19,8 @@ from jax import Array
 from mlff.basics.errors import ConfigError
 from mlff.basics.numerics import safe_norm
 from mlff.config.bias import Angle, Bias, Coordination, DifferenceOfDistances, Dihedral, Distance
-from mlff.potential.device_list import box_of, inverse_cells
+from mlff.potential.capacity import box_of
+from mlff.potential.device_list import inverse_cells
 
 _IMAGES = np.array(list(itertools.product((-1, 0, 1), repeat=3)), np.float64)
 _DEGREES = 180 / np.pi

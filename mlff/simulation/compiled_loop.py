@@ -18,8 +18,9 @@ from jax import Array
 from mlff.basics import compiler
 from mlff.basics.runtime import compilation_cache
 from mlff.potential import derivatives, device_list
-from mlff.potential.compiled import check_memory
-from mlff.potential.device_list import Capacity, Demand, NeighborList, Search
+from mlff.potential.capacity import Capacity, Demand, Search
+from mlff.potential.compiled import check_memory, memory_errors
+from mlff.potential.device_list import NeighborList
 from mlff.potential.potential import Potential
 from mlff.simulation import bias, integrators
 from mlff.simulation.bias import Hills, Push, Rules, Shape
@@ -30,7 +31,7 @@ class System(NamedTuple):
     """What stays as it is."""
 
     numbers: Array  #: (n,) int32
-    box: Array  #: (3, 3) Å: see `device_list.box_of`; of three periodic directions the cell is taken
+    box: Array  #: (3, 3) Å: see `capacity.box_of`; of three periodic directions the cell is taken
     contact: Array  #: (n,) Å: two atoms nearer than the sum of theirs have fused
     widest: Array  #: Å from the center: farther out float32 loses its digits
     largest_force: Array  #: eV/Å
@@ -80,14 +81,15 @@ class Programs:
         self.compilations = 0
 
     def run(self, plan: Plan, at: Conditions, system: System, state: State, listed, going, steps: int, biased=None) -> Loop:
-        """Up to `steps` steps. Raises StructureError: more memory is needed than there is."""
-        potential = self._potential()
-        with jax.enable_x64(True):
+        """Up to `steps` steps. Raises OutOfMemory: more memory is needed than there is."""
+        potential, size = self._potential(), (plan.replicas * plan.atoms, plan.room.neighbors)
+        with jax.enable_x64(True), memory_errors(*size):
             arguments = potential.device_params, at, system, state, listed, going, np.int32(steps), biased
             if plan not in self._loops:
                 compiler.check()
-                self._loops[plan] = self._compile(functools.partial(_loop, potential, plan), arguments)
-                check_memory(self._loops[plan], plan.replicas * plan.atoms, plan.room.neighbors)
+                loop = self._compile(functools.partial(_loop, potential, plan), arguments)
+                check_memory(loop, *size)
+                self._loops[plan] = loop
             return self._loops[plan](*arguments)
 
     def build(self, plan: Plan, positions: np.ndarray, cell: np.ndarray, box: np.ndarray) -> NeighborList:
@@ -115,12 +117,30 @@ def programs(potential: Potential) -> Programs:
     return _programs[potential]
 
 
+def first_chunk(potential: Potential, plan: Plan) -> int:
+    """Atoms whose forces are computed at once, before memory is looked at; 0: all."""
+
+    def graph():
+        listed = device_list.no_list(plan.search, plan.room, plan.replicas, plan.atoms)
+        cells, numbers = np.zeros((plan.replicas, 3, 3)), np.zeros(plan.atoms, np.int32)
+        return device_list.graph_at(plan.search, listed, numbers, listed.lattice, cells, cells)
+
+    with jax.enable_x64(True):
+        shapes = jax.eval_shape(graph)
+    with potential.scope():
+        return potential.programs.chunk_of(potential.device_params, shapes)
+
+
 def evaluate(potential: Potential, plan: Plan, params, system: System, listed: NeighborList, state: State, box: Array):
     """What the potential says of R states, and (R,) bool: whether their atoms are neither fused nor too far apart."""
     graph = device_list.graph_at(plan.search, listed, system.numbers, state.positions, state.cell, box)
     contacts = jnp.tile(system.contact.astype(plan.search.dtype), plan.replicas)
     with jax.enable_x64(potential.precision == "float64"):
-        said = derivatives.predict(functools.partial(potential.energy, params), graph, stress=all(plan.search.pbc))
+        stress, chunk = all(plan.search.pbc), plan.room.chunk
+        if chunk:
+            said = potential.programs.predict_in_chunks(params, graph, chunk, stress)
+        else:
+            said = derivatives.predict(functools.partial(potential.energy, params), graph, stress=stress)
         nearness = jnp.sum(graph.pair_vectors**2, axis=2) - (contacts[:, None] + contacts[graph.neighbors]) ** 2
         apart = jnp.all((nearness >= 0) | ~graph.neighbor_mask, axis=1)
         apart &= jnp.all(jnp.abs(graph.positions) < system.widest.astype(plan.search.dtype), axis=1)
@@ -173,8 +193,8 @@ def _loop(
     def more(loop: Loop) -> Array:
         return loop.complete & (loop.taken < steps) & jnp.any(loop.going)
 
-    nothing = Demand(jnp.int32(0), jnp.zeros(3, jnp.int32))
-    return jax.lax.while_loop(more, step, Loop(state, listed, going, jnp.int32(0), nothing, jnp.bool_(True), biased))
+    start = Loop(state, listed, going, jnp.int32(0), device_list.no_demand(), jnp.bool_(True), biased)
+    return jax.lax.while_loop(more, step, start)
 
 
 def _within(name: str, at: Conditions, system: System, state: State) -> Array:

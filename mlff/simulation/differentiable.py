@@ -18,8 +18,9 @@ from jax import Array
 from mlff.basics.errors import ConfigError
 from mlff.basics.units import FEMTOSECOND
 from mlff.data.structure import Structure
-from mlff.potential import device_list
-from mlff.potential.device_list import NeighborList, Search
+from mlff.potential import capacity, device_list
+from mlff.potential.capacity import Search
+from mlff.potential.device_list import NeighborList
 from mlff.potential.potential import Potential
 from mlff.simulation import fixed_point, integrators
 from mlff.simulation.settings import Settings
@@ -105,7 +106,7 @@ class System:
         pbc = tuple(bool(periodic) for periodic in atoms.pbc)
         reach = skin if skin is not None else SKIN if any(pbc) else _ALL
         self._search = Search(pbc, potential.cutoff, float(reach), potential.dtype)
-        self._box = device_list.box_of(pbc, self._cell)
+        self._box = capacity.box_of(pbc, self._cell)
         self._listed = self._list()
         self.inputs = Inputs(
             jax.tree.map(lambda array: np.asarray(array, potential.dtype), potential.params),
@@ -167,6 +168,6 @@ class System:
         return device_list.holds(self._search, self._listed, positions[None], cell[None])[0]
 
     def _list(self) -> NeighborList:
-        room = device_list.allocate(self._search, self._positions, self._cell)
+        room = capacity.allocate(self._search, self._positions, self._cell)
         with jax.enable_x64(True):
             return jax.device_get(_build(self._search, room, self._positions[None], self._cell[None], self._box[None])[0])

@@ -8,7 +8,7 @@ from ase.constraints import FixAtoms, FixBondLengths
 
 from mlff.basics.errors import ConfigError
 from mlff.data.placement import WIDE
-from mlff.potential import device_list
+from mlff.potential import capacity
 from mlff.potential.potential import Potential
 from mlff.simulation import bonds
 from mlff.simulation.guard import Guard
@@ -31,11 +31,13 @@ def obstacle(calculator, atoms: ase.Atoms) -> str | None:
         if type(constraint) is FixBondLengths and len(constraint.pairs) > bonds.MOST:
             return f"{len(constraint.pairs):,} distances that are kept, more than {bonds.MOST}"
     search = search_of(potential, calculator.skin, atoms)
-    box = device_list.box_of(search.pbc, atoms.cell.array)
+    box = capacity.box_of(search.pbc, atoms.cell.array)
     if not (np.isfinite(atoms.positions).all() and np.isfinite(box).all() and abs(np.linalg.det(box)) > 1e-6):
         return None  # the calculator says what is wrong with such a structure
-    if device_list.pairs_searched(search, len(atoms), atoms.cell.array) > device_list.MOST_PAIRS:
-        return f"{len(atoms):,} atoms, whose neighbours are found faster one by one"
+    if capacity.too_many(search, atoms.positions, atoms.cell.array):
+        return (
+            f"{len(atoms):,} atoms in a cell too flat or too empty for a grid, whose neighbours are found faster one by one"
+        )
     if potential.precision == "float32" and extent_of(search, atoms) > WIDE:
         return f"a structure wider than {2 * WIDE:g} Å in float32"
     return None

@@ -13,14 +13,15 @@ from ase.data import covalent_radii
 from mlff.basics.errors import DataError
 from mlff.basics.units import STRESS
 from mlff.config.bias import Bias
-from mlff.potential import device_list
-from mlff.potential.device_list import Capacity, Search
+from mlff.potential import capacity, device_list
+from mlff.potential.capacity import Capacity, Demand, Search
+from mlff.potential.compiled import OutOfMemory, smaller_chunk
 from mlff.potential.potential import Potential
 from mlff.simulation import bias as biasing
 from mlff.simulation import compiled_loop, integrators
 from mlff.simulation.bias import Hills
 from mlff.simulation.bonds import bonds_of
-from mlff.simulation.compiled_loop import Biased, Plan, System
+from mlff.simulation.compiled_loop import Biased, Loop, Plan, System
 from mlff.simulation.constraints import free_to_move
 from mlff.simulation.guard import Guard, SimulationError
 from mlff.simulation.settings import Settings
@@ -57,9 +58,10 @@ class Replicas:
         search = search_of(self.potential, calculator.skin, atoms)
         room = None
         for copy in copies:
-            room = device_list.allocate(search, copy.positions, copy.cell.array, room)
+            room = capacity.allocate(search, copy.positions, copy.cell.array, room)
         shape, rules, hills = (None, None, None) if bias is None else biasing.make_bias(bias, atoms, settings, steps)
-        self._plan = Plan(integrators.kind(settings[0]), search, room, len(copies), len(atoms), shape)
+        plan = Plan(integrators.kind(settings[0]), search, room, len(copies), len(atoms), shape)
+        self._plan = plan._replace(room=room._replace(chunk=compiled_loop.first_chunk(self.potential, plan)))
         self._system = _system(self.potential, search, guards, atoms)._replace(bias=rules)
         self.members = [Member(self, *each) for each in zip(range(len(copies)), copies, guards, strict=True)]
         moving, masses = free_to_move(atoms), atoms.get_masses()
@@ -83,8 +85,7 @@ class Replicas:
         """At least one step and at most `steps`. Members that break a limit have an `error` and rest from then on."""
         steps, compiled = min(steps, self._most), self._programs.compilations
         begin = time.perf_counter()
-        changing = self._state, self._listed, self._going, steps, self._device_biased
-        loop = self._programs.run(self._plan, *self._fixed, *changing)
+        loop = self._run(steps)
         self._state, self._listed, self._device_biased = loop.state, loop.listed, loop.biased
         self.host, going, self.biased = jax.device_get((loop.state, loop.going, loop.biased))
         if self._programs.compilations == compiled:
@@ -97,12 +98,25 @@ class Replicas:
                     member.explain()
         self._going = np.array([member.error is None for member in self.members])
         if not loop.complete:
-            self._grow(int(loop.demand.neighbors), np.asarray(loop.demand.images))
+            self._grow(loop.demand)
             if not loop.taken:
                 return self.advance(steps)
         if not self._checked:
             self._compare()
         return None
+
+    def _run(self, steps: int) -> Loop:
+        """Up to `steps` steps, with forces in chunks of fewer atoms where memory runs out."""
+        while True:
+            try:
+                changing = self._state, self._listed, self._going, steps, self._device_biased
+                return self._programs.run(self._plan, *self._fixed, *changing)
+            except OutOfMemory:
+                room, atoms = self._plan.room, self._plan.replicas * self._plan.atoms
+                chunk = smaller_chunk(room.chunk or atoms, atoms)
+                if not chunk:
+                    raise
+                self._make_room(room._replace(chunk=chunk))
 
     def _fix(self) -> None:
         """Put on the device what does not change from here on."""
@@ -162,20 +176,20 @@ class Replicas:
         return {
             "list_reference": reference if listed else reference[:0],
             "list_cell": np.asarray(self._listed.cell)[index],
-            "list_room": np.array([room.neighbors, *room.images]),
+            "list_room": capacity.room_in_numbers(room),
         }
 
     def restore(self, steps: Sequence[int], held: Sequence[dict[str, np.ndarray]], sources: Sequence[object]) -> None:
         """Take up what `Member.state` gave, at the geometry of the atoms. Raises DataError, with the source: it does not fit."""
         n, rooms = self._plan.atoms, [self._plan.room]
         shapes = dict(zip(_HELD, ((n, 3), (), (3, 3), (), (2, CHAIN)), strict=True))
-        shapes |= {"list_reference": (n, 3), "list_cell": (3, 3), "list_room": (4,)}
+        shapes |= {"list_reference": (n, 3), "list_cell": (3, 3), "list_room": (9,)}
         for state, source in zip(held, sources, strict=True):
             _check(state, shapes, source)
-            neighbors, *images = (int(number) for number in state["list_room"])
-            if not (0 < neighbors <= 4 * rooms[0].neighbors + 64 and all(0 <= number <= 50 for number in images)):
+            room = capacity.room_from_numbers(state["list_room"], n, self._plan.replicas, 4 * rooms[0].neighbors + 64)
+            if room is None:
                 raise DataError(f"{source}: 'list_room' makes no sense; start without restart")
-            rooms.append(Capacity(neighbors, tuple(images)))
+            rooms.append(room)
         if self.biased is not None:
             parts = zip(held, sources, strict=True)
             like = _one(self.biased, 0)
@@ -186,16 +200,20 @@ class Replicas:
             outcome = Outcome(state["engine_energy"], state["engine_forces"], state["engine_stress"])
             fresh = _state_of(member.atoms, outcome)
             restored.append(fresh._replace(step=np.int64(step), heat=state["heat"], chain=state["chain"]))
-        self._plan = self._plan._replace(room=_largest(rooms[1:]))
+        self._plan = self._plan._replace(room=capacity.largest(rooms[1:]))
         self._state = self.host = _stacked(restored)
         self._fix()
         blank = np.full((n, 3), np.nan)
         references = [state["list_reference"] if len(state["list_reference"]) else blank for state in held]
         self._listed = self._list_at(np.stack(references), np.stack([state["list_cell"] for state in held]))
 
-    def _grow(self, neighbors: int, images: np.ndarray) -> None:
-        """A list with more room; what was listed stays the same."""
-        room = device_list.capacity(self._plan.search, self._plan.atoms, neighbors, images, self._plan.room)
+    def _grow(self, demand: Demand) -> None:
+        """A list with more room."""
+        plan = self._plan._replace(room=capacity.enlarge(self._plan.search, self._plan.atoms, self._plan.room, demand))
+        self._make_room(plan.room._replace(chunk=plan.room.chunk or compiled_loop.first_chunk(self.potential, plan)))
+
+    def _make_room(self, room: Capacity) -> None:
+        """What was listed stays the same."""
         self._plan = self._plan._replace(room=room)
         self._listed = self._list_at(np.asarray(self._listed.reference), np.asarray(self._listed.cell))
 
@@ -324,7 +342,7 @@ def _system(potential: Potential, search: Search, guards: Sequence[Guard], atoms
     radii = np.nan_to_num(covalent_radii, nan=1.0)[atoms.numbers]
     return System(
         numbers=atoms.numbers.astype(np.int32),
-        box=device_list.box_of(search.pbc, atoms.cell.array),
+        box=capacity.box_of(search.pbc, atoms.cell.array),
         contact=limits.fused * radii,
         widest=np.float64(_WIDEST if potential.precision == "float32" else np.inf),
         largest_force=np.float64(limits.force),
@@ -336,7 +354,7 @@ def _system(potential: Potential, search: Search, guards: Sequence[Guard], atoms
 
 def extent_of(search: Search, atoms: ase.Atoms) -> float:
     """Å: how far an atom is from the mean position, wrapped into the cell along periodic directions."""
-    box = device_list.box_of(search.pbc, atoms.cell.array)
+    box = capacity.box_of(search.pbc, atoms.cell.array)
     fractions = atoms.positions @ np.linalg.inv(box)
     fractions -= np.floor(fractions) * np.array(search.pbc)
     return float(np.abs((fractions - fractions.mean(axis=0)) @ box).max(initial=0.0))
@@ -345,8 +363,8 @@ def extent_of(search: Search, atoms: ase.Atoms) -> float:
 def _check(state: dict[str, np.ndarray], shapes: dict[str, tuple[int, ...]], source: object) -> None:
     for name, shape in shapes.items():
         value, kinds = state.get(name), "iu" if name == "list_room" else "f"
-        unlisted = name == "list_reference" and value is not None and value.shape == (0, 3)
-        if value is None or not (value.shape == shape or unlisted) or value.dtype.kind not in kinds:
+        shorter = {"list_reference": (0, 3), "list_room": (4,)}.get(name)  # not listed yet; written by an earlier version
+        if value is None or value.shape not in (shape, shorter) or value.dtype.kind not in kinds:
             raise DataError(f"{source}: {name!r} is missing or not as this engine has it; start without restart")
 
 
@@ -362,12 +380,6 @@ def _start(atoms: ase.Atoms, potential: Potential) -> State:
 
 def _state_of(atoms: ase.Atoms, outcome: Outcome) -> State:
     return fresh(atoms.positions, atoms.get_momenta(), atoms.cell.array, outcome)
-
-
-def _largest(rooms: Sequence[Capacity]) -> Capacity:
-    return Capacity(
-        max(room.neighbors for room in rooms), tuple(map(max, zip(*(room.images for room in rooms), strict=True)))
-    )
 
 
 def _stacked(values):

@@ -13,7 +13,7 @@ from ase.io import read
 from mlff import MLFFCalculator
 from mlff.basics.errors import ConfigError, DataError
 from mlff.basics.units import KB, STRESS
-from mlff.potential import device_list
+from mlff.potential import capacity, device_list
 from mlff.potential.potential import Potential
 from mlff.simulation import compiled_loop
 from mlff.simulation.guard import Limits, SimulationError
@@ -91,7 +91,7 @@ def test_no_step_is_taken_with_a_pair_missing(monkeypatch, barostat):
     """
     ends, programs = [], []
     for slack in (0.0, 1.0):
-        monkeypatch.setattr(device_list, "SLACK", slack)
+        monkeypatch.setattr(capacity, "SLACK", slack)
         potential, atoms = lennard_jones(precision="float64"), crystal()
         colder = {"temperature": 300, "pressure": 15.0} if barostat == "full" else {}  # what flows does not keep its shape
         simulate(atoms, potential, barostat=barostat, **PRESSED | colder)
@@ -123,7 +123,7 @@ def test_a_cell_that_changes_its_shape_keeps_its_list(potentials, silicon, name)
 
 @pytest.mark.slow
 def test_steps_with_pairs_missing_would_be_noticed(monkeypatch):
-    monkeypatch.setattr(device_list, "SLACK", 0.0)
+    monkeypatch.setattr(capacity, "SLACK", 0.0)
     monkeypatch.setattr(device_list, "fits", lambda *_: True)
     with pytest.raises(SimulationError, match="forces differ from the calculator's"):
         simulate(crystal(2), lennard_jones(precision="float64"), **PRESSED | {"pressure": 150.0})
@@ -134,13 +134,13 @@ def test_a_cell_that_shrinks_below_what_was_searched_gets_more_images(exact):
     """Under pressure the images that were enough at the start no longer are."""
     atoms = crystal()
     atoms.set_cell(atoms.cell.array * 1.06, scale_atoms=True)
-    search = device_list.Search((True,) * 3, exact.cutoff, 0.1, np.float64)
+    search = capacity.Search((True,) * 3, exact.cutoff, 0.1, np.float64)
     length = (exact.cutoff + 0.1) / 1.5  # just above it one image on each side is searched, below two
     atoms.set_cell(np.eye(3) * (length + 0.01), scale_atoms=True)
-    assert device_list.image_counts(search, atoms.cell.array).tolist() == [1, 1, 1]
+    assert capacity.image_counts(search, atoms.cell.array).tolist() == [1, 1, 1]
     options = {"ensemble": "npt", "temperature": 100, "timestep": 1.0, "tau_pressure": 100, "pressure": 60.0}
     simulate(atoms, exact, skin=0.1, steps=60, limits=Limits(force=1e6), **options)
-    assert (device_list.image_counts(search, atoms.cell.array) >= 2).all()
+    assert (capacity.image_counts(search, atoms.cell.array) >= 2).all()
     mine, theirs = atoms.get_forces(), exact.predict([atoms])[0].forces
     np.testing.assert_allclose(mine, theirs, atol=1e-8)
 

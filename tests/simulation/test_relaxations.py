@@ -192,9 +192,12 @@ def test_a_structure_that_does_not_fit_by_itself_is_named(monkeypatch):
 
 def test_what_xla_says_of_memory_is_understood():
     graph = morse().graph_of(molecule("H2O"))
-    with pytest.raises(OutOfMemory, match="3 atoms x"), compiled.memory_errors(graph):
+    with pytest.raises(OutOfMemory, match="3 atoms x"), compiled.memory_errors(*graph.neighbors.shape):
         raise compiled.jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 1 bytes")
-    with pytest.raises(compiled.jax.errors.JaxRuntimeError, match="INTERNAL"), compiled.memory_errors(graph):
+    with (
+        pytest.raises(compiled.jax.errors.JaxRuntimeError, match="INTERNAL"),
+        compiled.memory_errors(*graph.neighbors.shape),
+    ):
         raise compiled.jax.errors.JaxRuntimeError("INTERNAL: something else")
 
 
