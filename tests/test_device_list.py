@@ -1,6 +1,7 @@
 """The neighbour list of the device is that of the host: every pair, every image, and each pair seen from both ends."""
 
 import functools
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -9,8 +10,8 @@ import pytest
 from ase.build import bulk
 
 from mlff.data.neighbors import neighbor_list
-from mlff.potential import capacity, device_list
-from mlff.potential.capacity import Capacity, Search
+from mlff.potential import capacity, device_list, linked_cells
+from mlff.potential.capacity import Capacity, Search, room_from_numbers, room_in_numbers
 
 CUTOFF, SKIN, ATOMS = 3.0, 0.4, 7
 PERIODICITIES = [(False, False, False), (True, True, True), (False, True, True)]
@@ -127,3 +128,97 @@ def test_it_holds_until_a_pair_could_have_come_within_the_cutoff():
             assert now <= {(int(a), int(b), *map(int, s)) for a, b, s in zip(*triples(listed)[:3], strict=True)}
         assert 5 < kept < 60
         assert not bool(holds(listed, jnp.full((1, 8, 3), jnp.nan), listed.cell)[0])
+
+
+# --- by a grid ------------------------------------------------------------------------------------------------------
+
+REACH = CUTOFF + SKIN
+CUBE = 3.1 * REACH * np.eye(3)
+SKEWED = np.array([[3.4, 0.3, 0.2], [1.0, 3.7, -0.4], [-0.8, 0.9, 3.9]]) * REACH
+GRIDS = [  # cell, periodicity, grid
+    pytest.param(SKEWED, (True, True, True), id="skewed"),
+    pytest.param(SKEWED[[1, 0, 2]], (True, True, True), id="left-handed"),
+    pytest.param(CUBE * [[1], [1], [0]], (True, True, False), id="slab", marks=pytest.mark.slow),
+    pytest.param(SKEWED * [[0], [1], [0]], (False, True, False), id="wire", marks=pytest.mark.slow),
+    pytest.param(CUBE * 0, (False, False, False), id="molecule", marks=pytest.mark.slow),
+    pytest.param(1.2 * REACH * np.eye(3), (True, True, True), id="one grid cell", marks=pytest.mark.slow),
+]
+
+
+def by_grid(search, positions, cell, grid=None):
+    """Capacities of a grid, whether it pays or not."""
+    room = capacity.allocate(search, positions, cell)
+    fractions, heights = capacity._fractions(search, positions, cell)
+    grid = grid or linked_cells.choose(search.pbc, REACH, fractions, heights)
+    return room._replace(grid=grid, occupants=linked_cells.fullest(search.pbc, REACH, grid, fractions) + 1)
+
+
+@pytest.mark.parametrize(("cell", "pbc"), GRIDS)
+def test_a_grid_finds_the_pairs_of_the_host(cell, pbc):
+    """Atoms anywhere, on faces of grid cells and many cells away too; one far from the others where there is no cell."""
+    rng = np.random.default_rng(3)
+    search = Search(pbc, CUTOFF, SKIN, np.float32)
+    fractions = rng.uniform(0, 1, (90, 3))
+    fractions[:27] = np.array(list(itertools.product((0, 1 / 3, 2 / 3), repeat=3)))
+    positions = fractions @ (3.2 * REACH * np.eye(3) if not all(pbc) else cell)
+    positions += (rng.integers(-5, 6, (90, 3)) * np.array(pbc)) @ cell
+    if not any(pbc):
+        positions[7] += 1e4
+    room = by_grid(search, positions, cell)
+    assert max(room.grid) >= 3 or cell[0, 0] < 2 * REACH
+    assert_right(search, room, positions, cell)
+
+
+@pytest.mark.slow
+def test_a_grid_with_atoms_on_its_faces_finds_all_pairs():
+    """A perfect crystal whose atoms lie on the faces of the grid cells, turned, and moved across the faces of the cell."""
+    atoms = bulk("Si", a=1.01 * REACH, cubic=True).repeat(3)
+    search, rng, room = Search((True, True, True), CUTOFF, SKIN, np.float64), np.random.default_rng(0), None
+    for turn in (np.eye(3), np.linalg.qr(rng.normal(size=(3, 3)))[0]):
+        for move in (0.0, -1e-17, 1e-9):
+            positions = (atoms.positions + move) @ turn
+            room = room or by_grid(search, positions, atoms.cell.array @ turn, (3, 3, 3))._replace(occupants=64)
+            listed, demand, graph = build(search, room, positions, atoms.cell.array @ turn)
+            expected = neighbor_list(positions, atoms.cell.array @ turn, atoms.pbc, REACH)
+            rows = [np.column_stack(each).tolist() for each in (triples(listed)[:3], expected)]
+            assert sorted(rows[0]) == sorted(rows[1])
+            assert bool(device_list.fits(room, demand))
+            reverse = np.asarray(graph.reverse).reshape(-1)
+            assert np.array_equal(reverse[reverse], np.arange(reverse.size))
+
+
+def test_a_grid_without_room_says_so():
+    """All atoms gather in a corner: a grid cell is too small for them; under pressure the cell is too small for the grid."""
+    search, rng = Search((True, True, True), CUTOFF, SKIN, np.float32), np.random.default_rng(3)
+    positions = rng.uniform(0, 1, (90, 3)) @ SKEWED
+    room = by_grid(search, positions, SKEWED)
+    assert bool(device_list.fits(room, build(search, room, positions, SKEWED)[1]))
+    demand = build(search, room, 0.2 * positions, SKEWED)[1]
+    assert int(demand.occupants) == 90 > room.occupants
+    assert not bool(device_list.fits(room, demand._replace(neighbors=0)))
+    larger = capacity.enlarge(search, 90, room, demand)
+    assert larger.occupants == 90 and larger.grid == room.grid
+    flat = SKEWED * [[1], [1], [0.7]]
+    demand = build(search, room, positions @ np.linalg.inv(SKEWED) @ flat, flat)[1]
+    assert int(demand.grid[2]) == room.grid[2] - 1
+    assert not bool(device_list.fits(room, demand._replace(neighbors=0, occupants=0)))
+    coarser = capacity.enlarge(search, 90, room, demand)
+    assert coarser.grid == (*room.grid[:2], room.grid[2] - 1)
+    assert capacity.enlarge(search, 90, room, demand._replace(grid=np.array([3, 3, 0]))).grid is None
+
+
+def test_the_search_that_looks_at_less_is_taken():
+    search = Search((True, True, True), CUTOFF, SKIN, np.float32)
+    chosen = {}
+    for repeat in (2, 10):
+        atoms = bulk("Cu", cubic=True).repeat(repeat)
+        chosen[repeat] = capacity.choose_grid(search, atoms.positions, atoms.cell.array)[0]
+    assert chosen == {2: None, 10: (10, 10, 10)}
+    sheet = bulk("Cu", cubic=True).repeat((40, 40, 1))  # too flat for a grid
+    sheet.set_cell(sheet.cell.array * [1, 1, 0.9], scale_atoms=True)
+    assert capacity.too_many(search, sheet.positions, sheet.cell.array)
+    assert not capacity.too_many(search, atoms.positions, atoms.cell.array)
+    for numbers in (room_in_numbers(Capacity(9, (0, 1, 2), (3, 4, 5), 7, 32)), np.array([9, 0, 1, 2])):
+        assert room_in_numbers(room_from_numbers(numbers, 90, 1, 10)).tolist()[:4] == [9, 0, 1, 2]
+    for numbers in ([99, 0, 1, 2], [9, 0, 1, 2, 3, 4, 5, 0, 0], [9, 0, 1, 2, 30, 4, 5, 7, 0], [9, 0, 1, 2, 3, 4, 5, 7, -1]):
+        assert room_from_numbers(np.array(numbers), 90, 1, 10) is None

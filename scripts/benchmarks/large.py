@@ -1,13 +1,17 @@
 """What large systems take: time and memory per atom from a thousand atoms to a million; writes results/large.json.
 
     python scripts/benchmarks/large.py [--sizes 1000 10000 100000 1000000] [--presets fast default] [--out FILE]
+    python scripts/benchmarks/large.py --ways search "jax engine" "ase engine" --presets fast --sizes 4000 10000 100000
 
 Copper, displaced by 0.05 Å, with about 43 neighbours of each atom within 5 Å (44 slots), and models with random weights, on
 which neither time nor memory depends: `fast` is the model of `configs/fast.yaml`, `default` the default one. Energy, forces
 and stress, in one piece and in chunks, each in a process of its own, which says what its stages took: the search for
 neighbours, the arrays of the graph, the first call (with compilation), the later ones. Memory is resident memory; "grown"
-is the peak less what the process had before the structure was made. More than 110,000 atoms are not tried in one piece. Rows
-that FILE has already stay as they are: stopped and started again, it continues.
+is the peak less what the process had before the structure was made. More than 110,000 atoms are not tried in one piece.
+
+"jax engine" and "ase engine" are steps of dynamics without a thermostat at 300 K, 2 fs each, with a skin of 0.5 Å, by the two
+engines of `mlff md`, searches for neighbours within; "search" is one search by the host and one on the device (compiled).
+Rows that FILE has already stay as they are: stopped and started again, it continues.
 """
 
 from __future__ import annotations
@@ -27,6 +31,9 @@ from ase.build import bulk
 
 PRESETS = {"fast": {"channels": 16, "l_max": 2, "l_message": 1}, "default": {}}
 ONE_PIECE = 110_000  #: atoms up to which one piece is tried
+WAYS = ("one piece", "chunks", "search", "jax engine", "ase engine")
+SKIN = 0.5  #: Å
+STEPS, ATOM_STEPS = 20, 400_000  #: steps of dynamics that are timed, at most; in all, times atoms
 CALLS, SECONDS = 3, 60.0  #: calls that are timed, at most; and after so long no other
 
 
@@ -49,39 +56,121 @@ def resident(peak: bool = False) -> int:
     return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
 
 
-def measure(preset: str, size: int, way: str) -> dict:
-    """One row; in a process of its own."""
-    import jax
-
+def random_potential(preset: str):
+    """A model with random weights for copper."""
     from mlff.config import options
-    from mlff.data.batching import make_graph, make_sample
-    from mlff.data.structure import Structure
     from mlff.models import registry
     from mlff.models.common import Statistics
     from mlff.models.parameters import initial_params
-    from mlff.potential import compiled
     from mlff.potential.potential import Potential
 
     config, statistics = options.ACE(**PRESETS[preset]), Statistics(0.3, 42.0, (-3.5,), inner_cutoff=(1.8,))
     params = initial_params(registry.build(config, (29,), statistics), 0)
-    potential = Potential(config, params, (29,), {29: 0.0}, statistics)
+    return Potential(config, params, (29,), {29: 0.0}, statistics)
+
+
+def spent(function) -> tuple[float, float, object]:
+    """CPU and wall seconds that it takes, and what it returns."""
+    cpu, wall = time.process_time(), time.perf_counter()
+    result = function()
+    return time.process_time() - cpu, time.perf_counter() - wall, result
+
+
+def measure(preset: str, size: int, way: str) -> dict:
+    """One row; in a process of its own."""
+    potential, crystal = random_potential(preset), copper(size)
+    row = {"preset": preset, "way": way, "atoms": len(crystal)}
+    if way == "search":
+        return row | measure_search(potential, crystal)
+    if way.endswith("engine"):
+        return row | measure_dynamics(potential, crystal, way.split()[0])
+    return row | measure_calls(potential, crystal, way)
+
+
+def measure_search(potential, crystal: ase.Atoms) -> dict:
+    """µs of CPU time per atom of a search by the host and of one on the device, with and without reverse pairs."""
+    import functools
+
+    import jax
+
+    from mlff.basics import compiler
+    from mlff.potential import capacity, device_list
+    from mlff.potential.capacity import Search
+    from mlff.potential.neighborlist import VerletList
+
+    host = VerletList(potential.cutoff, SKIN, potential.dtype)
+    geometry = crystal.numbers, crystal.positions, crystal.cell.array, crystal.pbc
+    seconds = {"host": min(spent(lambda: host.build(*geometry))[0] for _ in range(2))}
+    search = Search((True,) * 3, potential.cutoff, SKIN, potential.dtype)
+    room = capacity.allocate(search, crystal.positions, crystal.cell.array)
+    with jax.enable_x64(True):
+        geometry = crystal.positions[None], crystal.cell.array[None], crystal.cell.array[None]
+        for name, chunk in (("device", 512), ("device_with_reverse", 0)):
+            build = functools.partial(device_list.build, search, room._replace(chunk=chunk))
+            program = jax.jit(build, compiler_options=compiler.quick())
+            seconds[f"{name}_first"] = spent(lambda program=program: jax.block_until_ready(program(*geometry)))[0]
+            seconds[name] = min(
+                spent(lambda program=program: jax.block_until_ready(program(*geometry)))[0] for _ in range(3)
+            )
+    grid = {"grid": room.grid, "occupants": room.occupants, "slots": room.neighbors}
+    return grid | {f"{name}_us_per_atom": round(1e6 * value / len(crystal), 2) for name, value in seconds.items()}
+
+
+def measure_dynamics(potential, crystal: ase.Atoms, engine: str) -> dict:
+    """Steps of NVE by an engine of `mlff md`."""
+    from mlff.interfaces.ase import MLFFCalculator
+    from mlff.simulation.ase_engine import make_engine
+    from mlff.simulation.guard import Guard, Limits
+    from mlff.simulation.jax_engine import JaxEngine
+    from mlff.simulation.settings import Settings
+    from mlff.simulation.velocities import maxwell_boltzmann
+
+    rng, settings = np.random.default_rng(0), Settings(ensemble="nve", temperature=300.0, timestep=2.0)
+    maxwell_boltzmann(crystal, settings.temperature, rng)
+    crystal.calc = calculator = MLFFCalculator(potential, skin=SKIN)
+    calculator.always_stress, potential.programs.steady = engine == "jax", engine == "ase"
+    freedom = 3 * len(crystal) - 3
+    guard = Guard(crystal, Limits(drift=1e9, temperature=1e9), settings.temperature, freedom)
+    first = spent(crystal.get_forces)
+    if engine == "jax":
+        made = JaxEngine(crystal, settings, guard, 0, freedom)
+    else:
+        made = make_engine(crystal, settings, guard, rng, freedom)
+
+    def run(until: int) -> None:
+        while made.step < until:
+            made.advance(until - made.step)
+
+    steps = max(1, min(STEPS, ATOM_STEPS // len(crystal)))
+    row = {"first_forces_cpu_s": round(first[0], 2), "start_cpu_s": round(spent(lambda: run(2))[0], 2)}
+    rebuilds = calculator.rebuilds
+    cpu, wall, _ = spent(lambda: run(2 + steps))
+    row |= {"cpu_ms_per_step": round(1e3 * cpu / steps, 2), "wall_ms_per_step": round(1e3 * wall / steps, 2), "steps": steps}
+    row |= {"cpu_us_per_atom": round(1e6 * cpu / steps / len(crystal), 1), "peak_gib": round(resident(peak=True) / 2**30, 2)}
+    if engine == "jax":
+        return row | {"room": made._replicas._plan.room._asdict()}
+    return row | {"searches": calculator.rebuilds - rebuilds}
+
+
+def measure_calls(potential, crystal: ase.Atoms, way: str) -> dict:
+    """Energy, forces and stress, stage by stage."""
+    import jax
+
+    from mlff.data.batching import make_graph, make_sample
+    from mlff.data.structure import Structure
+    from mlff.potential import compiled
+
     compiled._LARGE = 0 if way == "chunks" else float("inf")
-    row, before = {"preset": preset, "way": way}, resident()
+    row, before, atoms = {}, resident(), len(crystal)
 
     def stage(name: str, function):
-        cpu, wall = time.process_time(), time.perf_counter()
-        result = function()
-        spent = time.process_time() - cpu, time.perf_counter() - wall
-        row[name] = {
-            "cpu_s": round(spent[0], 2),
-            "wall_s": round(spent[1], 2),
-            "grown_mib": round((resident(peak=True) - before) / 2**20),
-        }
+        cpu, wall, result = spent(function)
+        row[name] = {"cpu_s": round(cpu, 2), "wall_s": round(wall, 2)}
+        row[name]["grown_mib"] = round((resident(peak=True) - before) / 2**20)
         return result
 
-    structure = Structure.from_atoms(copper(size))
-    row["atoms"] = len(structure)
-    sample = stage("neighbours", lambda: make_sample(structure, config.cutoff, reverse=way == "one piece"))
+    structure = Structure.from_atoms(crystal)
+    sample = stage("neighbours", lambda: make_sample(structure, potential.cutoff, reverse=way == "one piece"))
     graph = stage("arrays", lambda: jax.device_put(make_graph([sample], sample.sizes, potential.dtype)))
     row["slots"] = graph.neighbors.shape[1]
     sample = structure = None
@@ -90,13 +179,11 @@ def measure(preset: str, size: int, way: str) -> dict:
     row["pressure"] = float(np.trace(first.stress[0]))
     calls, begin = [], time.perf_counter()
     while len(calls) < CALLS and (not calls or time.perf_counter() - begin < SECONDS):
-        cpu, wall = time.process_time(), time.perf_counter()
-        jax.block_until_ready(potential.compute(graph, stress=True))
-        calls.append((time.process_time() - cpu, time.perf_counter() - wall))
+        calls.append(spent(lambda: jax.block_until_ready(potential.compute(graph, stress=True)))[:2])
     for place, clock in enumerate(("cpu", "wall")):
-        row[f"{clock}_us_per_atom"] = round(1e6 * min(call[place] for call in calls) / row["atoms"], 1)
+        row[f"{clock}_us_per_atom"] = round(1e6 * min(call[place] for call in calls) / atoms, 1)
     row["peak_gib"] = round(resident(peak=True) / 2**30, 2)
-    row["grown_bytes_per_atom"] = round((resident(peak=True) - before) / row["atoms"])
+    row["grown_bytes_per_atom"] = round((resident(peak=True) - before) / atoms)
     row["chunk"] = list(potential.programs._chunks.values())
     return row
 
@@ -105,7 +192,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", type=int, nargs="+", default=[1_000, 10_000, 100_000, 1_000_000])
     parser.add_argument("--presets", nargs="+", choices=PRESETS, default=list(PRESETS))
-    parser.add_argument("--ways", nargs="+", choices=("one piece", "chunks"), default=["one piece", "chunks"])
+    parser.add_argument("--ways", nargs="+", choices=WAYS, default=WAYS[:2])
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "large.json")
     parser.add_argument("--one", nargs=3, metavar=("PRESET", "SIZE", "WAY"), help="one row, in this process")
     arguments = parser.parse_args()
