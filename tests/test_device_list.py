@@ -145,12 +145,10 @@ GRIDS = [  # cell, periodicity, grid
 ]
 
 
-def by_grid(search, positions, cell, grid=None):
-    """Capacities of a grid, whether it pays or not."""
-    room = capacity.allocate(search, positions, cell)
+def by_grid(search, positions, cell):
+    """A grid, whether it pays or not, with room for 24 atoms in a grid cell and 48 neighbours."""
     fractions, heights = capacity._fractions(search, positions, cell)
-    grid = grid or linked_cells.choose(search.pbc, REACH, fractions, heights)
-    return room._replace(grid=grid, occupants=linked_cells.fullest(search.pbc, REACH, grid, fractions) + 1)
+    return Capacity(48, (0, 0, 0), linked_cells.choose(search.pbc, REACH, fractions, heights), 24)
 
 
 @pytest.mark.parametrize(("cell", "pbc"), GRIDS)
@@ -173,11 +171,11 @@ def test_a_grid_finds_the_pairs_of_the_host(cell, pbc):
 def test_a_grid_with_atoms_on_its_faces_finds_all_pairs():
     """A perfect crystal whose atoms lie on the faces of the grid cells, turned, and moved across the faces of the cell."""
     atoms = bulk("Si", a=1.01 * REACH, cubic=True).repeat(3)
-    search, rng, room = Search((True, True, True), CUTOFF, SKIN, np.float64), np.random.default_rng(0), None
+    search, rng = Search((True, True, True), CUTOFF, SKIN, np.float64), np.random.default_rng(0)
     for turn in (np.eye(3), np.linalg.qr(rng.normal(size=(3, 3)))[0]):
         for move in (0.0, -1e-17, 1e-9):
             positions = (atoms.positions + move) @ turn
-            room = room or by_grid(search, positions, atoms.cell.array @ turn, (3, 3, 3))._replace(occupants=64)
+            room = Capacity(48, (0, 0, 0), (3, 3, 3), 64)
             listed, demand, graph = build(search, room, positions, atoms.cell.array @ turn)
             expected = neighbor_list(positions, atoms.cell.array @ turn, atoms.pbc, REACH)
             rows = [np.column_stack(each).tolist() for each in (triples(listed)[:3], expected)]
@@ -196,6 +194,9 @@ def test_a_grid_without_room_says_so():
     demand = build(search, room, 0.2 * positions, SKEWED)[1]
     assert int(demand.occupants) == 90 > room.occupants
     assert not bool(device_list.fits(room, demand._replace(neighbors=0)))
+    lost = positions + np.array([np.nan, 0, 0]) * (np.arange(90) == 4)[:, None]
+    demand_without = build(search, room, lost, SKEWED)[1]
+    assert bool(device_list.fits(room, demand_without)), "an atom that is nowhere is in no grid cell"
     larger = capacity.enlarge(search, 90, room, demand)
     assert larger.occupants == 90 and larger.grid == room.grid
     flat = SKEWED * [[1], [1], [0.7]]

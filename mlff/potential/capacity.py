@@ -75,7 +75,7 @@ def enlarge(search: Search, n: int, room: Capacity, demand: Demand) -> Capacity:
         grid = tuple(min(pair) for pair in zip(grid, np.asarray(demand.grid).tolist(), strict=True))
         wider = np.prod(room.grid) / max(1, np.prod(grid))
         occupants = max(occupants, _places(n, float(demand.occupants) * wider))
-    if grid is not None and 0 in grid:
+    if grid is not None and min(grid) < 1:
         grid, occupants = None, 0
     return Capacity(width, images, grid, occupants, room.chunk)
 

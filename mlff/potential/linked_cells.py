@@ -78,7 +78,7 @@ def search(
     """
     n, total, offsets = len(fractions), int(np.prod(grid)), _offsets(grid, pbc)
     place = _places(pbc, reach, grid, fractions, jnp)
-    home = _numbers(place, grid)
+    home = jnp.where((place < 0).any(axis=1), total + 1, _numbers(place, grid))
     table, seat = _table(home, total, occupants)
     positions = fractions @ box
     seated = [jnp.append(positions[:, axis], jnp.nan)[table] for axis in range(3)]  # comparisons with NaN are False
@@ -113,7 +113,7 @@ def search(
         return neighbors, mask, back, shifts
 
     found = Found(*_map(fill, n, _BLOCK // width), most)
-    return found, jnp.zeros(total, jnp.int32).at[home].add(1).max()
+    return found, jnp.zeros(total, jnp.int32).at[home].add(1, mode="drop").max()
 
 
 def _map(function, n: int, size: int):
@@ -140,12 +140,12 @@ def _surroundings(grid: Grid, pbc, offsets: np.ndarray) -> tuple[np.ndarray, np.
 
 
 def _places(pbc, reach: float, grid: Grid, fractions, xp):
-    """(n, 3) int32: the grid cell of each atom."""
+    """(n, 3) int32: the grid cell of each atom; negative where a position is not finite."""
     counts = xp.array(grid, fractions.dtype)
     across = xp.maximum(reach * (1 + _ROUNDING), _SPREADS * fractions.std(axis=0) / counts)
     low = xp.where(xp.array(pbc), 0.0, fractions.mean(axis=0) - 0.5 * counts * across)
     place = xp.floor((fractions - low) / xp.where(xp.array(pbc), 1 / counts, across))
-    return xp.clip(place, 0, counts - 1).astype(xp.int32)
+    return xp.where(xp.isfinite(place), xp.clip(place, 0, counts - 1), -1).astype(xp.int32)
 
 
 def _numbers(place, grid):

@@ -92,14 +92,14 @@ class Programs:
                 self._loops[plan] = loop
             return self._loops[plan](*arguments)
 
-    def build(self, plan: Plan, positions: np.ndarray, cell: np.ndarray, box: np.ndarray) -> NeighborList:
-        """The list of positions (R, n, 3) and cell (R, 3, 3), Å."""
+    def build(self, plan: Plan, positions: np.ndarray, cell: np.ndarray, box: np.ndarray) -> NeighborList | None:
+        """The list of positions (R, n, 3) and cell (R, 3, 3), Å; None if there is no room for it."""
         with jax.enable_x64(True):
             arguments = positions, cell, np.broadcast_to(box, cell.shape)
             if plan not in self._builders:
-                build = functools.partial(device_list.build, plan.search, plan.room)
-                self._builders[plan] = self._compile(build, arguments)
-            return self._builders[plan](*arguments)[0]
+                self._builders[plan] = self._compile(functools.partial(_build, plan.search, plan.room), arguments)
+            listed, complete = self._builders[plan](*arguments)
+            return listed if complete else None
 
     def _compile(self, function, arguments):
         self.compilations += 1
@@ -115,6 +115,12 @@ def programs(potential: Potential) -> Programs:
     if potential not in _programs:
         _programs[potential] = Programs(potential)
     return _programs[potential]
+
+
+def _build(search: Search, room: Capacity, positions: Array, cell: Array, box: Array) -> tuple[NeighborList, Array]:
+    """The list, and () bool: whether it has all pairs."""
+    listed, demand = device_list.build(search, room, positions, cell, box)
+    return listed, device_list.fits(room, demand)
 
 
 def first_chunk(potential: Potential, plan: Plan) -> int:

@@ -218,9 +218,10 @@ class Replicas:
         self._listed = self._list_at(np.asarray(self._listed.reference), np.asarray(self._listed.cell))
 
     def _list_at(self, reference: np.ndarray, cell: np.ndarray):
-        if not np.isfinite(reference).all():
-            return self._no_list()
-        return self._programs.build(self._plan, reference, cell, self._boxes(cell))
+        listed = None
+        if np.isfinite(reference).all():
+            listed = self._programs.build(self._plan, reference, cell, self._boxes(cell))
+        return self._no_list() if listed is None else listed
 
     def _no_list(self):
         return device_list.no_list(self._plan.search, self._plan.room, self._plan.replicas, self._plan.atoms)

@@ -237,8 +237,8 @@ def test_auto_takes_the_compiled_engine_where_it_can_do_what_is_asked(exact, eth
             run_md(atoms, calculator, progress=False, **options | {"engine": "jax"})
     summary = simulate(ethanol.copy(), morse(), **options)
     assert (summary.engine, summary.engine_reason) == ("jax", None)
-    wide = bulk("Cu", cubic=True).repeat((60, 1, 1))
-    assert "wider than 200 Å in float32" in simulate(wide, lennard_jones(), **options).engine_reason
+    wide = bulk("Cu", cubic=True).repeat((80, 1, 1))
+    assert "wider than 256 Å in float32" in simulate(wide, lennard_jones(), **options).engine_reason
     with pytest.raises(ConfigError, match="unknown engine 'gpu'; known: auto, jax, ase"):
         simulate(ethanol.copy(), morse(), **options | {"engine": "gpu"})
     with pytest.raises(ConfigError, match="tau_pressure must be at least 100 time steps, 200 fs, not 150"):
