@@ -147,7 +147,7 @@ GRIDS = [  # cell, periodicity, grid
 
 def by_grid(search, positions, cell):
     """A grid, whether it pays or not, with room for 24 atoms in a grid cell and 48 neighbours."""
-    fractions, heights = capacity._fractions(search, positions, cell)
+    fractions, heights = capacity.fractions_of(search, positions, cell)
     return Capacity(48, (0, 0, 0), linked_cells.choose(search.pbc, REACH, fractions, heights), 24)
 
 

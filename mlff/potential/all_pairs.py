@@ -27,7 +27,7 @@ class Found(NamedTuple):
 
 def search(
     pbc: tuple[bool, bool, bool], reach: float, width: int, around: tuple[int, int, int], fractions: Array, box: Array
-):
+) -> Found:
     """`Found` with K = `width`, for fractions (n, 3) of the `box` (3, 3), Å, with so many images `around` along each vector.
 
     The candidates of an atom are numbered by neighbour and image; those within `reach` (Å) go into slots in that order.

@@ -30,9 +30,7 @@ class Capacity(NamedTuple):
     images: tuple[int, int, int]  #: of the cell that are searched on both sides along each cell vector, without a grid
     grid: Grid | None = None  #: of the search; None: all pairs
     occupants: int = 0  #: atoms of a grid cell
-    chunk: int = (
-        0  #: atoms whose forces are computed at once (`mlff.potential.chunks`); 0: all, for which pairs have `reverse`
-    )
+    chunk: int = 0  #: atoms whose forces are computed at once (`chunks`); 0: all, for which pairs have `reverse`
 
 
 class Demand(NamedTuple):
@@ -92,7 +90,7 @@ def largest(rooms: Sequence[Capacity]) -> Capacity:
 
 def choose_grid(search: Search, positions: np.ndarray, cell: np.ndarray) -> tuple[Grid | None, int]:
     """The grid for positions (n, 3) and cell (3, 3), Å, and room for the atoms of its cells; None and 0 if it would not pay."""
-    fractions, heights = _fractions(search, positions, cell)
+    fractions, heights = fractions_of(search, positions, cell)
     reach, n = search.cutoff + search.skin, len(positions)
     grid = linked_cells.choose(search.pbc, reach, fractions, heights)
     if grid is None:
@@ -159,7 +157,7 @@ def needed_images(search: Search, heights, xp=jnp):
     return (xp.floor((search.cutoff + search.skin) / heights + 0.5) * xp.array(search.pbc)).astype(xp.int32)
 
 
-def _fractions(search: Search, positions: np.ndarray, cell: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def fractions_of(search: Search, positions: np.ndarray, cell: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """(n, 3) shares of the box, within [0, 1] along periodic directions, and its heights (3,), Å."""
     inverse = np.linalg.inv(box_of(search.pbc, cell))
     fractions = positions @ inverse
@@ -176,7 +174,7 @@ def _same_grid(search: Search, positions: np.ndarray, cell: np.ndarray, least: C
     """A grid no finer than that of `least`, or none where that has none."""
     if least.grid is None:
         return None, 0
-    fractions, heights = _fractions(search, positions, cell)
+    fractions, heights = fractions_of(search, positions, cell)
     reach = search.cutoff + search.skin
     grid = tuple(np.minimum(least.grid, linked_cells.finest(search.pbc, reach, heights, np)).tolist())
     if 0 in grid:

@@ -47,7 +47,6 @@ def build(search: Search, room: Capacity, positions: Array, cell: Array, box: Ar
 def no_list(search: Search, room: Capacity, replicas: int, atoms: int) -> NeighborList:
     """A list that holds for nothing: `update` searches."""
     shape = replicas, atoms, room.neighbors
-    own = np.broadcast_to(np.arange(atoms * room.neighbors, dtype=np.int32).reshape(1, *shape[1:]), shape)
     centers = np.broadcast_to(np.arange(atoms, dtype=np.int32)[None, :, None], shape)
     return NeighborList(
         reference=np.full((replicas, atoms, 3), np.nan),
@@ -56,7 +55,9 @@ def no_list(search: Search, room: Capacity, replicas: int, atoms: int) -> Neighb
         center=np.zeros((replicas, 3)),
         neighbors=centers,
         mask=np.zeros(shape, bool),
-        reverse=None if room.chunk else own,
+        reverse=None
+        if room.chunk
+        else np.broadcast_to(np.arange(np.prod(shape[1:]), dtype=np.int32).reshape(shape[1:]), shape),
         shifts=np.zeros((*shape, 3), _shift_type(search, room)) if any(search.pbc) else None,
     )
 
