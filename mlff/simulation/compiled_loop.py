@@ -125,14 +125,11 @@ def _build(search: Search, room: Capacity, positions: Array, cell: Array, box: A
 
 def first_chunk(potential: Potential, plan: Plan) -> int:
     """Atoms whose forces are computed at once, before memory is looked at; 0: all."""
-
-    def graph():
-        listed = device_list.no_list(plan.search, plan.room, plan.replicas, plan.atoms)
-        cells, numbers = np.zeros((plan.replicas, 3, 3)), np.zeros(plan.atoms, np.int32)
-        return device_list.graph_at(plan.search, listed, numbers, listed.lattice, cells, cells)
-
+    listed = device_list.no_list(plan.search, plan.room, plan.replicas, plan.atoms)
+    cells, numbers = np.zeros((plan.replicas, 3, 3)), np.zeros(plan.atoms, np.int32)
     with jax.enable_x64(True):
-        shapes = jax.eval_shape(graph)
+        graph_at = functools.partial(device_list.graph_at, plan.search)
+        shapes = jax.eval_shape(graph_at, listed, numbers, listed.lattice, cells, cells)
     with potential.scope():
         return potential.programs.chunk_of(potential.device_params, shapes)
 
