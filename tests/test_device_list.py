@@ -146,9 +146,11 @@ GRIDS = [  # cell, periodicity, grid
 
 
 def by_grid(search, positions, cell):
-    """A grid, whether it pays or not, with room for 24 atoms in a grid cell and 48 neighbours."""
+    """A grid, whether it pays or not, with room for 48 neighbours and 24 atoms in a grid cell, or for what is there."""
     fractions, heights = capacity.fractions_of(search, positions, cell)
-    return Capacity(48, (0, 0, 0), linked_cells.choose(search.pbc, REACH, fractions, heights), 24)
+    grid = linked_cells.choose(search.pbc, REACH, fractions, heights)
+    slots = max(48, capacity.allocate(search, positions, cell).neighbors)
+    return Capacity(slots, (0, 0, 0), grid, max(24, linked_cells.fullest(search.pbc, REACH, grid, fractions)))
 
 
 @pytest.mark.parametrize(("cell", "pbc"), GRIDS)
