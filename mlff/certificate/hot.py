@@ -13,6 +13,7 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from mlff.basics.errors import StructureError
+from mlff.certificate.bonds import BROKEN
 from mlff.certificate.line import Line
 from mlff.certificate.scans import pair_name
 from mlff.data.batching import Sizes, make_graph, make_sample, round_up
@@ -31,7 +32,6 @@ _FORCE = 100.0  #: eV/Å: with more a replica is lost
 _HOT = 5.0  #: times the temperature: beyond, averaged, a replica is lost; heat of a reaction makes 3 times
 _FUSED = Limits().fused  #: of the sum of covalent radii: nearer, and a replica is lost
 _SMOOTH = 25  #: steps that a temperature is averaged over, and between two looks at bonds
-_BROKEN = 1.6  #: sums of covalent radii: farther, and a bond between atoms other than hydrogen is broken
 
 
 def survival(potential: Potential, structures: Sequence[ase.Atoms], rng: np.random.Generator) -> list[Line]:
@@ -162,7 +162,7 @@ class _Batch:
         """(R,) molecules of each replica, hydrogens left out, for they may move; 0 for periodic ones."""
         heavy, others = self._numbers > 1, self._host.neighbors
         radii = covalent_radii[self._numbers]
-        near = (self._distances(positions) < _BROKEN * (radii[:, None] + radii[others])) & heavy[:, None] & heavy[others]
+        near = (self._distances(positions) < BROKEN * (radii[:, None] + radii[others])) & heavy[:, None] & heavy[others]
         atoms, slots = np.nonzero(near)
         graph = coo_array((np.ones(len(atoms)), (atoms, others[atoms, slots])), shape=(len(positions),) * 2)
         labels = connected_components(graph, directed=False)[1]

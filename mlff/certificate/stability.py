@@ -7,6 +7,7 @@
   deviation of the kinetic energy, as in ml-peg.
 - Homonuclear dimers: sign changes of the energy's derivative, tortuosity and rank correlations as in MLIP Arena
   (github.com/atomind-ai/mlip-arena), from 0.9 covalent radii on; ideal are 1, 1, -1 (repulsion) and 1 (attraction).
+- NVE survival of molecules at 300, 600 and 1,200 K (`survival`).
 - Heating: NVT in steps of a tenth of the way from 300 to 1,200 K (molecules) or 3,000 K (solids, cell fixed), until the
   guard stops it.
 """
@@ -22,22 +23,22 @@ import ase
 import ase.io
 import numpy as np
 from ase.data import covalent_radii
-from ase.neighborlist import natural_cutoffs, neighbor_list
 from scipy.stats import spearmanr
 
 from mlff.basics.errors import MLFFError
 from mlff.basics.statistics import slope
+from mlff.certificate.bonds import lost_hydrogen
 from mlff.certificate.certificate import suitable
 from mlff.certificate.checks import calculator
-from mlff.certificate.line import Line
+from mlff.certificate.line import Line, shortened
 from mlff.certificate.scans import Scan
+from mlff.certificate.survival import survival
 from mlff.potential.potential import Potential
 from mlff.simulation.md import run_md
 
 LENGTH = 100.0  #: ps of the stability run; half of it NVE, a tenth heating
 TEMPERATURE = 300.0  #: K
 _FRAMES = 1000  #: of the stability run
-_LOST = 2.5  #: Å
 _DRIFT = 0.1  #: meV/atom/ps
 _SYSTEMS = 3  #: of different compositions
 _FLAT = 1e-3  #: eV: smaller changes of a dimer's energy are none
@@ -60,10 +61,16 @@ def full(
         systems.setdefault(atoms.get_chemical_formula(), atoms)
     chosen = list(systems.values())[:_SYSTEMS]
     yield homonuclear(dimers)
-    tests = (("stability", stability, length), ("NVE", nve, length / 2), ("heating", heating, length / 10))
-    for name, test, picoseconds in tests:
+    molecules = [atoms for atoms in chosen if not atoms.pbc.any()]
+    tests = (
+        ("stability", stability, chosen, length),
+        ("NVE", nve, chosen, length / 2),
+        ("heating", heating, chosen, length / 10),
+        ("NVE survival", survival, molecules, length),
+    )
+    for name, test, tested, picoseconds in tests:
         lines = []
-        for atoms in chosen:
+        for atoms in tested:
             on_check(f"{name} of {atoms.get_chemical_formula()}, {picoseconds:g} ps")
             lines.append(test(potential, atoms, picoseconds, progress))
         yield [_worst(group) for group in zip(*lines, strict=True)]
@@ -123,23 +130,7 @@ def stability(potential: Potential, atoms: ase.Atoms, length: float = LENGTH, pr
     else:
         score = 0.5 * len(frames) / expected if note else 1.0
     note = f"{length:g} ps of {atoms.get_chemical_formula()}, 1 fs{'; ' if note else ''}{note}"
-    return [Line(_named("stability, NVT at 300 K", length, LENGTH), score, "of 1", 1.0, note, least=True)]
-
-
-def lost_hydrogen(frames: Sequence[ase.Atoms]) -> int | None:
-    """The frame from which on a hydrogen that was bound stays more than 2.5 Å from every heavy atom; None if none does."""
-    numbers = frames[0].numbers
-    i, j = neighbor_list("ij", frames[0], [1.3 * radius for radius in natural_cutoffs(frames[0])])
-    others = np.flatnonzero(numbers > 1)
-    bound = sorted({int(a) for a, b in zip(i, j, strict=True) if numbers[a] == 1 and (numbers[b] > 1 or not len(others))})
-    first = None
-    for hydrogen in bound:
-        partners = others if len(others) else np.delete(np.arange(len(numbers)), hydrogen)
-        far = [frame.get_distances(hydrogen, partners, mic=frame.pbc.any()).min() > _LOST for frame in frames]
-        if far[-1]:
-            since = len(far) - int(np.argmin(far[::-1])) if not all(far) else 0
-            first = since if first is None else min(first, since)
-    return first
+    return [Line(shortened("stability, NVT at 300 K", length, LENGTH), score, "of 1", 1.0, note, least=True)]
 
 
 def nve(potential: Potential, atoms: ase.Atoms, length: float = LENGTH / 2, progress: bool = False) -> list[Line]:
@@ -157,7 +148,8 @@ def nve(potential: Potential, atoms: ase.Atoms, length: float = LENGTH / 2, prog
         drift = slope(time, total)
         per_atom, share = 1000 * drift / len(atoms), float(abs(drift) * np.ptp(time) / max(kinetic.std(), 1e-12))
     names = (
-        _named(name, length, LENGTH / 2) for name in ("NVE drift, 1 fs", "NVE drift over the spread of the kinetic energy")
+        shortened(name, length, LENGTH / 2)
+        for name in ("NVE drift, 1 fs", "NVE drift over the spread of the kinetic energy")
     )
     return [Line(next(names), per_atom, "meV/atom/ps", _DRIFT, note), Line(next(names), share, "", 1.0, note)]
 
@@ -175,7 +167,7 @@ def heating(potential: Potential, atoms: ase.Atoms, length: float = LENGTH / 10,
             break
         reached = temperature
     note = f"{length:g} ps of {atoms.get_chemical_formula()}, from 300 to {hottest:g} K; {stopped or 'all the way'}"
-    return [Line(_named("heating until the guard stops it", length, LENGTH / 10), reached, "K", None, note)]
+    return [Line(shortened("heating until the guard stops it", length, LENGTH / 10), reached, "K", None, note)]
 
 
 def _run(potential: Potential, atoms: ase.Atoms, progress: bool, **options) -> str:
@@ -185,11 +177,6 @@ def _run(potential: Potential, atoms: ase.Atoms, progress: bool, **options) -> s
     except MLFFError as error:
         return str(error).split("; last good frame")[0]
     return ""
-
-
-def _named(name: str, length: float, standard: float) -> str:
-    """A test that is shorter than usual says so wherever its name stands."""
-    return name if length >= standard else f"{name} ({length:g} of {standard:g} ps)"
 
 
 def _worst(lines: Sequence[Line]) -> Line:

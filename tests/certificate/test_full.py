@@ -11,8 +11,9 @@ import pytest
 from mlff import MLFFCalculator
 from mlff.basics.errors import DataError
 from mlff.certificate import stability as module
+from mlff.certificate.bonds import apart, lost_hydrogen
 from mlff.certificate.scans import Scan
-from mlff.certificate.stability import full, homonuclear, lost_hydrogen, nve, stability
+from mlff.certificate.stability import full, homonuclear, nve, stability
 from tests.certificate.planted import SOUND, planted, structures
 from tests.certificate.test_certificate import direct
 
@@ -87,7 +88,7 @@ def test_several_compositions_and_the_worst_of_them(monkeypatch):
     def pretend(potential, atoms, length, progress):
         return [module.Line("x", len(atoms), "", 1.0, "note"), module.Line("y", 1 / len(atoms), "", 1.0, "", least=True)]
 
-    for name in ("stability", "nve", "heating"):
+    for name in ("stability", "nve", "heating", "survival"):
         monkeypatch.setattr(module, name, pretend)
     lines = [line for part in full(SOUND["float64"], [*structures(), *structures()]) for line in part]
     assert [line.value for line in lines[:2]] == [8, 1 / 8] and "worst of 2 structures" in lines[0].note
