@@ -26,9 +26,10 @@ from mlff.simulation.relax import relax
 from mlff.simulation.replica_run import replica_path, run_replicas
 
 TEMPERATURES = {300.0: 1.0, 600.0: 0.9, 1200.0: 0.5}  #: K: the share of replicas that must live
-REPLICAS = 4  #: at each temperature
+REPLICAS = 3  #: at each temperature
 LENGTH = 100.0  #: ps
-_INTERVAL = 100.0  #: fs between two looks at the bonds
+TIMESTEP = 1.0  #: fs
+_INTERVAL = 200  #: steps between two looks at the bonds
 _DRIFT = 0.1  #: meV/atom/ps
 _FMAX = 0.05  #: eV/Å
 
@@ -36,15 +37,14 @@ _FMAX = 0.05  #: eV/Å
 def survival(potential: Potential, atoms: ase.Atoms, length: float = LENGTH, progress: bool = False) -> list[Line]:
     """Runs of `length` ps of a molecule: a line for each temperature, and one for the drift of those that live."""
     calc, atoms = calculator(potential), atoms.copy()
-    timestep = 0.5 if 1 in atoms.numbers else 1.0
-    what = f"{REPLICAS} runs of {length:g} ps of {atoms.get_chemical_formula()}, {timestep:g} fs"
+    what = f"{REPLICAS} runs of {length:g} ps of {atoms.get_chemical_formula()}, {TIMESTEP:g} fs"
     if (reason := obstacle(calc, atoms)) is not None:
         note = f"not measured: the compiled engine cannot do {reason}"
         return [Line(shortened(name, length, LENGTH), None, "of 1", None, note) for name in map(_name, TEMPERATURES)]
     kelvins = np.repeat(list(TEMPERATURES), REPLICAS)
     try:
         relax(atoms, calc, fmax=_FMAX, progress=False)
-        ends = _run(atoms, calc, 2 * kelvins, timestep, length, progress)
+        ends = _run(atoms, calc, 2 * kelvins, length, progress)
     except MLFFError as error:
         ends = [str(error)] * len(kelvins)
     lines, drifts = [], {}
@@ -67,11 +67,11 @@ def _name(kelvin: float) -> str:
     return f"NVE survival at {kelvin:,.0f} K"
 
 
-def _run(atoms: ase.Atoms, calc, kelvins: np.ndarray, timestep: float, length: float, progress: bool) -> list[Summary | str]:
+def _run(atoms: ase.Atoms, calc, kelvins: np.ndarray, length: float, progress: bool) -> list[Summary | str]:
     """What came of each replica: its summary, or why and when it was lost."""
-    steps = max(30, round(1000 * length / timestep))
-    interval = min(round(_INTERVAL / timestep), steps // 10)
-    options = {"ensemble": "nve", "timestep": timestep, "steps": steps, "interval": interval, "progress": progress}
+    steps = max(30, round(1000 * length / TIMESTEP))
+    interval = min(_INTERVAL, steps // 10)
+    options = {"ensemble": "nve", "timestep": TIMESTEP, "steps": steps, "interval": interval, "progress": progress}
     ends: list[Summary | str] = []
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "nve.traj"
@@ -82,7 +82,7 @@ def _run(atoms: ase.Atoms, calc, kelvins: np.ndarray, timestep: float, length: f
             when = {why: frame for why, frame in looks.items() if frame is not None}
             if when:
                 why = min(when, key=when.get)
-                ends.append(f"{why} after {when[why] * interval * timestep / 1000:.3g} ps")
+                ends.append(f"{why} after {when[why] * interval * TIMESTEP / 1000:.3g} ps")
             else:
                 ends.append(end if isinstance(end, Summary) else str(end).split("; last good frame")[0])
     return ends
