@@ -30,7 +30,8 @@ REPLICAS = 3  #: at each temperature
 LENGTH = 100.0  #: ps
 TIMESTEP = 1.0  #: fs
 _INTERVAL = 200  #: steps between two looks at the bonds
-_DRIFT = 0.1  #: meV/atom/ps
+_DRIFT = 0.1  #: meV/atom/ps, of runs that are long enough
+_LONG = 10.0  #: ps: the slope of shorter ones is that of fluctuations
 _FMAX = 0.05  #: eV/Å
 
 
@@ -59,8 +60,9 @@ def survival(potential: Potential, atoms: ase.Atoms, length: float = LENGTH, pro
         name = shortened(_name(kelvin), length, LENGTH)
         lines.append(Line(name, len(alive) / REPLICAS, "of 1", limit, "; ".join(note), least=True))
     largest = max(drifts.values(), key=abs, default=None)
+    limit = _DRIFT if length >= _LONG else None
     note = "; ".join([what, *(f"{drift:.2g} at {kelvin:,.0f} K" for kelvin, drift in drifts.items())])
-    return [*lines, Line(shortened("NVE drift of these runs", length, LENGTH), largest, "meV/atom/ps", _DRIFT, note)]
+    return [*lines, Line(shortened("NVE drift of these runs", length, LENGTH), largest, "meV/atom/ps", limit, note)]
 
 
 def _name(kelvin: float) -> str:

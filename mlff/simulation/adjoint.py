@@ -1,12 +1,16 @@
-"""The gradient of a run by its adjoint: the run is taken back step by step, and memory does not grow with its length.
+"""The gradient of a run by its adjoint: the run is taken back step by step, and frames are not kept.
 
-Forwards nothing is kept but the state, whose positions and momenta are whole numbers (`fixed_point`). Backwards every step is
-undone to the last bit, and the vector-Jacobian product of that step carries the gradient with respect to its end over to its
-beginning (the discrete adjoint; of neural networks, backpropagation through time). Noise is made again from its key. What
-friction loses is kept: 64 bits a coordinate for some thousand steps.
+Positions and momenta are whole numbers (`fixed_point`). Backwards every step is undone to the last bit, and the vector-Jacobian
+product of that step carries the gradient with respect to its end over to its beginning (the discrete adjoint; of neural
+networks, backpropagation through time). Noise is made again from its key, in one place of one compiled loop for both
+directions, so that it is the same bits whatever the compiler fuses. What friction loses is kept: 64 bits a coordinate for some
+thousand steps.
 
-Both ways are one compiled loop, so that forces are the same bits in both directions whatever the compiler fuses. A state is
-left between the first half of a kick and the drift; an iteration has the forces at one step's positions.
+On the way back the forces and their derivatives come from one evaluation, which shares the network's inner values. It may round
+otherwise than the forward run did, so of each step's kicks the last 16 bits are kept (`Plan.digits`); the forces give the others.
+Where that would take too much memory the forces are computed for themselves, in the same place as forwards.
+
+A state is left between the first half of a kick and the drift; an iteration has the forces at one step's positions.
 """
 
 from __future__ import annotations
@@ -31,6 +35,8 @@ class Plan(NamedTuple):
 
     remainders: int  #: how many there is room for
     wanted: tuple[str, ...]  #: names of `Inputs`
+    coarse: int  #: multiples of the quantum, a power of two, in which kicks are counted
+    digits: int = 0  #: steps whose last bits there is room for; 0: forces are computed for themselves on the way back
     backward: bool = True  #: False: the forward run alone
 
 
@@ -44,11 +50,12 @@ class Draw(NamedTuple):
 class Numbers(NamedTuple):
     """What the steps add, computed in one place for both directions, so that it is the same bits."""
 
-    forces: Array  #: (n, 3) eV/Å at the positions
-    kick: Array  #: (n, 3) int64, half a time step of the forces
+    half: Array  #: () half a time step
+    forces: Array | None  #: (n, 3) eV/Å at the positions; None: not needed as the same bits
     rate: Array  #: (n, 1) positions per momentum in half a time step
     factors: Array  #: (3,) of the friction (`fixed_point`)
-    noise: Array  #: (n, 3) int64, that the friction adds to the momenta
+    drawn: Array  #: (n, 3) what the noise of the friction adds to the momenta
+    noise: Array  #: (n, 3) int64, the same
 
 
 class Loop(NamedTuple):
@@ -62,6 +69,7 @@ class Loop(NamedTuple):
     momenta: Array  #: (n, 3) int64
     remainder: Array  #: (n, 3) int64, of the friction
     kept: Array  #: (W, n, 3) int64, remainders that were put aside
+    digits: Array  #: (D, n, 3) int16, the last bits of the kicks of each step
     mean: Array  #: of the observable
     adjoint: Frame  #: the gradient with respect to the state
     gradient: Inputs  #: what has come together so far
@@ -119,6 +127,7 @@ class _Walk(NamedTuple):
             momenta=whole(frame.momenta),
             remainder=jnp.zeros(frame.positions.shape, jnp.int64),
             kept=jnp.zeros((self.plan.remainders, *frame.positions.shape), jnp.int64),
+            digits=jnp.zeros((self.plan.digits, *frame.positions.shape), jnp.int16),
             mean=jnp.zeros(shape),
             adjoint=zeros[0],
             gradient=zeros[1],
@@ -129,85 +138,94 @@ class _Walk(NamedTuple):
         """Go on by one step, in the direction that the loop has."""
         at = self.system.conditions(self.inputs.temperature, self.inputs.timestep, self.draw.key)
         positions, cell = real(loop.positions), self.inputs.cell
-        forces = self.system.forces(self.inputs.params, positions, cell)
-        kept, noise = self._friction(at, jnp.where(loop.back, loop.index - 1, loop.index))
-        numbers = Numbers(
-            forces,
-            whole(0.5 * at.timestep * forces),
-            0.5 * at.timestep / at.masses,
-            fixed_point.factors(kept),
-            whole(noise),
-        )
-        sound = self.system.listed(positions, cell) & jnp.all(jnp.isfinite(forces))
+        half, k = 0.5 * at.timestep, loop.index
+        forces = None if self.plan.digits else self.system.forces(self.inputs.params, positions, cell)
+        kept, drawn = self._friction(at, jnp.where(loop.back, k - 1, k))
+        numbers = Numbers(half, forces, half / at.masses, fixed_point.factors(kept), drawn, whole(drawn))
+        sound = self.system.listed(positions, cell)
         sound &= jnp.all(jnp.abs(loop.positions) < whole(fixed_point.LARGEST))
         sound &= jnp.all(jnp.abs(loop.momenta) < whole(fixed_point.LARGEST))
-        return jax.lax.cond(loop.back, self._backward, self._forward, loop._replace(sound=sound), numbers)
+        digits, loop = loop.digits, loop._replace(sound=sound, digits=loop.digits[:0])
+        row = jnp.zeros(digits.shape[1:], jnp.int16)
+        if self.plan.digits:
+            row = jax.lax.dynamic_index_in_dim(digits, k, keepdims=False)
+        if self.plan.backward:
+            loop, row = jax.lax.cond(loop.back, self._backward, self._forward, loop, row, numbers)
+        else:
+            loop, row = self._forward(loop, row, numbers)
+        if self.plan.digits:  # here, where it stays in place
+            digits = jax.lax.dynamic_update_index_in_dim(digits, row, k, 0)
+        return loop._replace(digits=digits)
 
-    def _forward(self, loop: Loop, numbers: Numbers) -> Loop:
+    def _forward(self, loop: Loop, row: Array, numbers: Numbers) -> tuple[Loop, Array]:
         k, last = loop.index, loop.index == self.steps
-        momenta = loop.momenta + jnp.where(k > 0, numbers.kick, 0)
+        forces = self._forces(loop, numbers)
+        kick, row = self._kick(numbers, forces), fixed_point.low(self._counted(numbers, forces))
+        momenta = loop.momenta + jnp.where(k > 0, kick, 0)
         frame = Frame(real(loop.positions), real(momenta), self.inputs.cell)
         mean = self.objective.add(loop.mean, frame, k, self.steps)
-        loop = loop._replace(momenta=momenta, mean=mean)
+        loop = loop._replace(momenta=momenta, mean=mean, sound=loop.sound & jnp.all(jnp.isfinite(forces)))
 
         def on() -> Loop:
-            return self._middle(loop._replace(momenta=momenta + numbers.kick), numbers)._replace(index=k + 1)
+            return self._middle(loop._replace(momenta=momenta + kick), numbers)._replace(index=k + 1)
 
-        return jax.lax.cond(last, lambda: loop._replace(back=last, done=jnp.bool_(not self.plan.backward)), on)
+        return jax.lax.cond(last, lambda: loop._replace(back=last, done=jnp.bool_(not self.plan.backward)), on), row
 
-    def _backward(self, loop: Loop, numbers: Numbers) -> Loop:
-        k, half = loop.index, 0.5 * FEMTOSECOND * self.inputs.timestep
+    def _backward(self, loop: Loop, row: Array, numbers: Numbers) -> tuple[Loop, Array]:
+        k, unit = loop.index, 0.5 * FEMTOSECOND  # of half a time step by the time step
         first, later = k == 0, k < self.steps
-        momenta = loop.momenta - jnp.where(later, numbers.kick, 0)
-        frame = Frame(real(loop.positions), real(momenta), self.inputs.cell)
-        by_timestep = 0.5 * FEMTOSECOND * jnp.sum(loop.adjoint.momenta * numbers.forces)
         forgotten = later & ~first & ((self.steps - k) % self.cut == 0)
         adjoint = loop.adjoint._replace(
             positions=jnp.where(forgotten, 0.0, loop.adjoint.positions),
             momenta=jnp.where(forgotten, 0.0, loop.adjoint.momenta),
         )
-        push = half * adjoint.momenta
-        observed = self.objective.pull(loop.mean, frame, k, self.steps)
-        adjoint = jax.tree.map(jnp.add, adjoint, observed)
+        push = loop.adjoint.momenta, adjoint.momenta
+        adjoint = jax.tree.map(jnp.add, adjoint, self._observed(loop, numbers, later))
         before = jnp.where(first, 0.0, adjoint.momenta)
-        by_timestep += 0.5 * FEMTOSECOND * jnp.sum(before * numbers.forces)
-        params, positions, cell = self._of_forces(frame, push + half * before)
+        vector, by_all = numbers.half * (push[1] + before), bool({"params", "cell"} & set(self.plan.wanted))
+        forces, (params, positions, cell) = self.system.pull_forces(self.inputs, real(loop.positions), vector, by_all)
+        if self.plan.digits:
+            kick = fixed_point.restored(self._counted(numbers, forces), row) * self.plan.coarse
+        else:
+            kick = self._kick(numbers, numbers.forces)
         adjoint = Frame(adjoint.positions + positions, adjoint.momenta, adjoint.cell + cell)
         gradient = loop.gradient._replace(
-            params=jax.tree.map(jnp.add, loop.gradient.params, params), timestep=loop.gradient.timestep + by_timestep
+            params=jax.tree.map(jnp.add, loop.gradient.params, params),
+            timestep=loop.gradient.timestep + unit * jnp.sum((push[0] + before) * forces),
         )
         stride = -(-(self.steps + 1) // NORMS)
         norms = loop.norms.at[(self.steps - k) // stride].set(jnp.sqrt(jnp.sum(adjoint.positions**2)))
+        momenta = loop.momenta - jnp.where(later, kick, 0)
         loop = loop._replace(momenta=momenta, adjoint=adjoint, gradient=gradient, norms=norms)
 
         def on() -> Loop:
-            undone = self._undo_middle(loop._replace(momenta=momenta - numbers.kick, index=k - 1), numbers)
-            return self._pull_middle(undone)
+            undone = self._undo_middle(loop._replace(momenta=momenta - kick, index=k - 1), numbers)
+            return self._pull_middle(undone, numbers)
 
-        return jax.lax.cond(first, lambda: loop._replace(done=first), on)
+        return jax.lax.cond(first, lambda: loop._replace(done=first), on), row
 
-    def _of_forces(self, frame: Frame, vector: Array) -> tuple[dict, Array, Array]:
-        """The gradient of the scalar product of `vector` (n, 3) and the forces by parameters, positions and cell.
+    def _observed(self, loop: Loop, numbers: Numbers, later: Array) -> Frame:
+        """The gradient of the loss by the frame of this step; its momenta need forces before `pull_forces` gives them."""
 
-        Reverse over forward: the product is minus the derivative of the energy along the vector.
-        """
-        size = jnp.max(jnp.abs(vector))
-        along = jnp.where(size > 0, vector / jnp.where(size > 0, size, 1.0), 0.0)
+        def seen() -> Frame:
+            kick = jnp.where(later, self._kick(numbers, self._forces(loop, numbers)), 0)
+            frame = Frame(real(loop.positions), real(loop.momenta - kick), self.inputs.cell)
+            return self.objective.pull(loop.mean, frame, loop.index, self.steps)
 
-        def slope(wanted: tuple) -> Array:
-            params, positions, cell = wanted if len(wanted) == 3 else (self.inputs.params, wanted[0], self.inputs.cell)
+        counts = self.objective.counts(loop.index, self.steps)
+        return jax.lax.cond(counts, seen, lambda: jax.tree.map(jnp.zeros_like, loop.adjoint))
 
-            def energy(moved: Array) -> Array:
-                return self.system.energy(params, moved, cell)
+    def _forces(self, loop: Loop, numbers: Numbers) -> Array:
+        if numbers.forces is not None:
+            return numbers.forces
+        return self.system.forces(self.inputs.params, real(loop.positions), self.inputs.cell)
 
-            return jax.jvp(energy, (positions,), (along,))[1]
+    def _counted(self, numbers: Numbers, forces: Array) -> Array:
+        """(n, 3) int64: half a time step of the forces, in multiples of `coarse`."""
+        return whole(numbers.half * forces / self.plan.coarse)
 
-        zeros = jax.tree.map(jnp.zeros_like, self.inputs.params), jnp.zeros((3, 3))
-        if {"params", "cell"} & set(self.plan.wanted):
-            found = jax.grad(slope)((self.inputs.params, frame.positions, self.inputs.cell))
-        else:
-            found = zeros[0], *jax.grad(slope)((frame.positions,)), zeros[1]
-        return jax.tree.map(lambda array: -size * array.astype(jnp.float64), found)
+    def _kick(self, numbers: Numbers, forces: Array) -> Array:
+        return self._counted(numbers, forces) * self.plan.coarse
 
     def _friction(self, at: Conditions, step: Array) -> tuple[Array, Array]:
         if self.system.integrator == "nve":
@@ -242,14 +260,16 @@ class _Walk(NamedTuple):
         """Whether the remainder is put aside after this step, and where."""
         return (step + 1) % self.draw.lifetime == 0, (step + 1) // self.draw.lifetime - 1
 
-    def _pull_middle(self, loop: Loop) -> Loop:
+    def _pull_middle(self, loop: Loop, numbers: Numbers) -> Loop:
         """The adjoint before `_middle`, whose state the loop has."""
 
         def middle(temperature: Array, timestep: Array, positions: Array, momenta: Array) -> tuple[Array, Array]:
             at = self.system.conditions(temperature, timestep, self.draw.key)
-            kept, noise = self._friction(at, loop.index)
             positions = positions + 0.5 * at.timestep * momenta / at.masses
-            momenta = kept * momenta + noise
+            if self.system.integrator != "nve":
+                kept = thermostats.share_kept(at)
+                size = jnp.sqrt(at.temperature * (1 - kept**2))  # what the noise is proportional to
+                momenta = kept * momenta + numbers.drawn * (size / jax.lax.stop_gradient(size))
             return positions + 0.5 * at.timestep * momenta / at.masses, momenta
 
         state = self.inputs.temperature, self.inputs.timestep, real(loop.positions), real(loop.momenta)

@@ -71,13 +71,9 @@ class Objective(NamedTuple):
         )
 
     def pull(self, mean: Array, frame: Frame, step: Array, steps: Array) -> Frame:
-        """The gradient of the loss of the mean, by what this frame adds to it."""
-
-        def counted() -> Frame:
-            weight = jax.grad(self.loss)(mean)
-            return jax.grad(lambda frame: jnp.sum(weight * self.add(jnp.zeros_like(mean), frame, step, steps)))(frame)
-
-        return jax.lax.cond(self.counts(step, steps), counted, lambda: jax.tree.map(jnp.zeros_like, frame))
+        """The gradient of the loss of the mean, by what this frame, which counts, adds to it."""
+        weight = jax.grad(self.loss)(mean)
+        return jax.grad(lambda frame: jnp.sum(weight * self.add(jnp.zeros_like(mean), frame, step, steps)))(frame)
 
 
 class System:
@@ -162,6 +158,22 @@ class System:
     def forces(self, params: dict, positions: Array, cell: Array) -> Array:
         """(n, 3) eV/Å, float64; zero on fixed atoms."""
         return jnp.where(self._at.moving, -jax.grad(self.energy, argnums=1)(params, positions, cell), 0.0)
+
+    def pull_forces(self, inputs: Inputs, positions: Array, vector: Array, by_all: bool) -> tuple[Array, tuple]:
+        """The forces, and the gradient of their scalar product with `vector` (n, 3) by parameters, positions and cell.
+
+        Reverse over reverse: with the forces it costs what reverse over forward does without them. Not `by_all`: by the
+        positions alone, zeros for the others.
+        """
+        size = jnp.max(jnp.abs(vector))  # taken out, for float32
+        along = jnp.where(size > 0, vector / jnp.where(size > 0, size, 1.0), 0.0)
+        if by_all:
+            forces, pull = jax.vjp(self.forces, inputs.params, positions, inputs.cell)
+            found = pull(along)
+        else:
+            forces, pull = jax.vjp(lambda moved: self.forces(inputs.params, moved, inputs.cell), positions)
+            found = jax.tree.map(jnp.zeros_like, inputs.params), *pull(along), jnp.zeros((3, 3))
+        return forces, jax.tree.map(lambda array: size * array.astype(jnp.float64), found)
 
     def listed(self, positions: Array, cell: Array) -> Array:
         """() bool: whether the list still has every pair within the cutoff; False too for what is not finite."""

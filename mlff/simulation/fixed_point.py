@@ -28,6 +28,16 @@ def real(numbers: Array) -> Array:
     return numbers.astype(jnp.float64) * QUANTUM
 
 
+def low(numbers: Array) -> Array:
+    """The last 16 bits of int64, as int16."""
+    return numbers.astype(jnp.int16)
+
+
+def restored(near: Array, low: Array) -> Array:
+    """The int64 with these last bits that is nearest to `near`: exact if they are less than 2^15 apart."""
+    return near + (low - near.astype(jnp.int16)).astype(jnp.int64)
+
+
 def factors(kept: Array) -> Array:
     """(3,) what `squeeze` and `stretch` multiply with, to keep the share `kept` of the momenta."""
     return jnp.stack([kept - 1, -1 / kept, kept * (1 - kept)])

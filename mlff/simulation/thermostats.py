@@ -19,9 +19,14 @@ from mlff.simulation.state import CHAIN, Conditions, State, along_bonds, kinetic
 _YOSHIDA = (1 / (2 - 2 ** (1 / 3)), 1 - 2 / (2 - 2 ** (1 / 3)), 1 / (2 - 2 ** (1 / 3)))
 
 
+def share_kept(at: Conditions) -> Array:
+    """() share of the momenta that Langevin's friction leaves in a step."""
+    return jnp.exp(-at.timestep / at.tau)
+
+
 def friction(at: Conditions, step: Array) -> tuple[Array, Array]:
     """Langevin's friction in a step: () the share of the momenta that is kept, and (n, 3) what the noise adds, whoever moves."""
-    kept = jnp.exp(-at.timestep / at.tau)
+    kept = share_kept(at)
     noise = jax.random.normal(random_key(at, step), (len(at.masses), 3), jnp.float64)
     return kept, jnp.sqrt(at.masses * KB * at.temperature * (1 - kept**2)) * noise
 

@@ -26,6 +26,8 @@ from mlff.simulation.settings import Settings
 Method = Literal["adjoint", "checkpointed", "reweighting"]
 METHODS = ("adjoint", "checkpointed", "reweighting")
 _NEVER = 2**62  #: steps
+_DIGITS = 2**23, 2**26  #: bytes for the last digits of kicks: at least, and at most
+_COARSE = {"float32": 2**14, "float64": 1}  #: by precision: kicks are counted in multiples of 2^-30 and 2^-44
 _REMAINDERS = 32  #: that there is room for at least, so that runs of up to 200,000 steps share a program
 
 
@@ -128,13 +130,22 @@ class DifferentiableRun:
     ) -> adjoint.Outcome:
         """There and back, or there alone."""
         lifetime = self.system.lifetime(float(inputs.timestep))
-        plan = Plan(max(_REMAINDERS, 1 << (steps // lifetime).bit_length()), wanted, backward)
+        remainders = max(_REMAINDERS, 1 << (steps // lifetime).bit_length())
+        digits = self._digits(steps) if backward else 0
+        plan = Plan(remainders, wanted, _COARSE[self.system.potential.precision], digits, backward)
         run = functools.partial(adjoint.run, self.system, self._objective, plan)
         arguments = inputs, Draw(key, np.int64(lifetime)), np.int64(steps), cut
         found = jax.device_get(self._program(("adjoint", plan), run, arguments)(*arguments))
         if not found.sound:
             raise self._unsound(f"step {int(found.reached)}")
         return found
+
+    def _digits(self, steps: int) -> int:
+        """Steps whose last digits there is to be room for: the same for all runs that are not long, 0 where they are too many."""
+        size = 2 * self.inputs.positions.size
+        least = 1 << max(0, (_DIGITS[0] // size).bit_length() - 1)
+        rows = max(least, 1 << (steps + 1).bit_length())
+        return rows if rows * size <= _DIGITS[1] else 0
 
     def _checkpointed(self, steps: int, wanted: tuple[str, ...], inputs: Inputs, key: np.ndarray, cut) -> TrajectoryGradient:
         run = functools.partial(backpropagation.run, self.system, self._objective, steps)

@@ -11,9 +11,11 @@ import pytest
 from mlff import MLFFCalculator
 from mlff.basics.errors import DataError
 from mlff.certificate import stability as module
+from mlff.certificate import survival as runs
 from mlff.certificate.bonds import apart, lost_hydrogen
 from mlff.certificate.scans import Scan
 from mlff.certificate.stability import full, homonuclear, nve, stability
+from mlff.certificate.survival import survival
 from tests.certificate.planted import SOUND, planted, structures
 from tests.certificate.test_certificate import direct
 
@@ -37,6 +39,8 @@ def test_a_sound_potential_passes():
     assert lines["stability, NVT at 300 K (2 of 100 ps)"].value == 1.0
     assert abs(lines["NVE drift, 1 fs (1 of 50 ps)"].value) < 0.1
     assert lines["heating until the guard stops it (0.2 of 10 ps)"].value == 1200
+    assert lines["NVE survival at 1,200 K (2 of 100 ps)"].value == 1.0
+    assert abs(lines["NVE drift of these runs (2 of 100 ps)"].value) < 1
 
 
 def test_an_explosion_is_caught():
@@ -70,6 +74,34 @@ def test_hydrogens_are_lost_from_all_heavy_atoms_and_for_good():
     transferred[-1].positions[1] = [3.5, 0, 0]
     assert lost_hydrogen(transferred) is None
     assert lost_hydrogen([ase.Atoms("H2", [[0, 0, 0], [0, 0, r]]) for r in (0.74, 3.0)]) == 1
+
+
+def test_a_molecule_is_apart_when_its_heavy_atoms_are_in_more_pieces():
+    ethane = ase.Atoms("C2H", [[0, 0, 0], [1.5, 0, 0], [0, 1.1, 0]])
+    broken, bare = ethane.copy(), ethane.copy()
+    broken.positions[1, 0] = 2.5  # 1.64 sums of covalent radii
+    bare.positions[2, 1] = 9.0
+    assert apart([ethane, bare, broken, ethane]) == 2
+    assert apart([broken, ethane, broken]) is None  # it was in two pieces from the start
+
+
+def test_replicas_that_fall_apart_are_lost_and_the_others_counted(monkeypatch):
+    monkeypatch.setattr(runs, "TEMPERATURES", {300.0: 1.0, 20_000.0: 0.5})
+    monkeypatch.setattr(runs, "REPLICAS", 2)
+    cold, hot, drift = survival(SOUND["float64"], structures()[0], 1.0)
+    assert cold.passed and cold.value == 1.0 and "2 runs of 1 ps of CH2" in cold.note and "lost" not in cold.note
+    mean = float(cold.note.split("mean temperature ")[1].split(" K")[0])
+    assert 150 < mean < 450  # of three coordinates
+    assert not hot.passed and hot.value == 0.0 and "lost: stopped at step" in hot.note
+    assert drift.passed and "at 300 K" in drift.note and "20,000" not in drift.note
+    monkeypatch.setattr(runs, "apart", lambda frames: 3)
+    cold, *_ = survival(SOUND["float64"], structures()[0], 1.0)
+    assert cold.value == 0.0 and "lost: it fell apart after 0.3 ps" in cold.note
+
+
+def test_what_the_compiled_loop_cannot_do_is_not_measured_and_said():
+    lines = survival(planted(pumped), structures()[0], 1.0)
+    assert all(line.value is None and line.passed and "not measured" in line.note for line in lines)
 
 
 def test_dimers_by_hand():
