@@ -66,7 +66,7 @@ def full(
         ("stability", stability, chosen, length),
         ("NVE", nve, chosen, length / 2),
         ("heating", heating, chosen, length / 10),
-        ("NVE survival", survival, molecules, length),
+        ("NVE survival", survival, molecules, length / 2),
     )
     for name, test, tested, picoseconds in tests:
         lines = []

@@ -78,11 +78,15 @@ def certify(
     ] = None,
     full: Annotated[
         bool,
-        typer.Option("--full", help="stability, NVE, heating and dimers as the field's benchmarks measure them; minutes"),
+        typer.Option(
+            "--full", help="stability, NVE, survival, heating and dimers as the field's benchmarks measure them; minutes"
+        ),
     ] = False,
     length: Annotated[
         float | None,
-        typer.Option(min=0.1, help="ps of stability with --full; half of it NVE, a tenth heating", show_default="100"),
+        typer.Option(
+            min=0.1, help="ps of stability with --full; half of it each NVE run, a tenth heating", show_default="100"
+        ),
     ] = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="write the lines to this file")] = None,
     plot: Annotated[Path | None, typer.Option(help="draw the lines, dimers and stretched bonds into this PNG file")] = None,

@@ -11,6 +11,7 @@ from mlff import MLFFCalculator
 from mlff.basics.errors import ConfigError
 from mlff.basics.units import KB
 from mlff.simulation import fixed_point
+from mlff.simulation import trajectory_gradient as trajectory_gradient_module
 from mlff.simulation.guard import SimulationError
 from mlff.simulation.md import run_md
 from mlff.simulation.settings import Settings
@@ -109,6 +110,17 @@ def test_adjoint_and_checkpoints_agree(runs, found, truncate):
         assert not np.allclose(one.gradient["positions"], found["langevin"].gradient["positions"], rtol=0.01)
 
 
+@pytest.mark.slow
+def test_the_way_back_is_the_same_where_forces_are_computed_for_themselves(runs, found, monkeypatch):
+    """As it is done where the last bits of all kicks would take too much memory."""
+    monkeypatch.setattr(trajectory_gradient_module, "_DIGITS", (0, 0))
+    for name, run in runs.items():
+        other = run.gradient(STEPS, tuple(found[name].gradient), seed=3)
+        assert other.value == pytest.approx(found[name].value, rel=1e-12)
+        for wanted, slope in found[name].gradient.items():
+            np.testing.assert_allclose(other.gradient[wanted], slope, rtol=1e-9, atol=1e-12, err_msg=wanted)
+
+
 def test_the_run_is_the_engines():
     """The last frame of `mlff md` with the same seed and momenta."""
     atoms, potential = water(), morse(precision="float64")
@@ -144,6 +156,15 @@ def test_a_wrong_way_back_is_noticed(monkeypatch):
         trajectory_gradient(apart, morse(), water(), Settings(timestep=0.5), 5, ("positions",))
 
 
+def test_the_last_bits_restore_a_number_from_one_nearby():
+    rng = np.random.default_rng(0)
+    with jax.enable_x64(True):
+        exact = jnp.asarray(rng.integers(-(2**50), 2**50, 1000))
+        near = exact + jnp.asarray(rng.integers(-(2**15) + 1, 2**15, 1000))
+        assert jnp.array_equal(fixed_point.restored(near, fixed_point.low(exact)), exact)
+        assert not jnp.array_equal(fixed_point.restored(exact + 2**15 + 1, fixed_point.low(exact)), exact)
+
+
 def test_whole_numbers_forget_nothing():
     rng = np.random.default_rng(0)
     with jax.enable_x64(True):
@@ -164,8 +185,12 @@ def test_whole_numbers_forget_nothing():
 def test_fixed_atoms_stay_and_have_no_momentum_to_differentiate():
     atoms = water()
     atoms.set_constraint(FixAtoms([0]))
-    result = trajectory_gradient(apart, morse(precision="float64"), atoms, Settings(timestep=0.5), 10, ("momenta",))
+    run = DifferentiableRun(apart, morse(precision="float64"), atoms, Settings(timestep=0.5))
+    result = run.gradient(10, ("momenta", "positions"))
     assert not result.gradient["momenta"][0].any() and result.gradient["momenta"][1].any()
+    direction = np.random.default_rng(0).normal(size=(3, 3))
+    expected = difference(run, "positions", direction, 10, 1e-5, with_respect_to=("momenta", "positions"))
+    assert np.sum(result.gradient["positions"] * direction) == pytest.approx(expected, rel=1e-6)
 
 
 def test_reweighting_is_the_slope_of_the_weighted_mean(runs):
