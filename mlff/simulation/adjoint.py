@@ -149,10 +149,9 @@ class _Walk(NamedTuple):
         row = jnp.zeros(digits.shape[1:], jnp.int16)
         if self.plan.digits:
             row = jax.lax.dynamic_index_in_dim(digits, k, keepdims=False)
-        if self.plan.backward:
-            loop, row = jax.lax.cond(loop.back, self._backward, self._forward, loop, row, numbers)
-        else:
-            loop, row = self._forward(loop, row, numbers)
+        if not self.plan.backward:
+            return self._forward(loop, row, numbers)[0]
+        loop, row = jax.lax.cond(loop.back, self._backward, self._forward, loop, row, numbers)
         if self.plan.digits:  # here, where it stays in place
             digits = jax.lax.dynamic_update_index_in_dim(digits, row, k, 0)
         return loop._replace(digits=digits)
@@ -160,7 +159,8 @@ class _Walk(NamedTuple):
     def _forward(self, loop: Loop, row: Array, numbers: Numbers) -> tuple[Loop, Array]:
         k, last = loop.index, loop.index == self.steps
         forces = self._forces(loop, numbers)
-        kick, row = self._kick(numbers, forces), fixed_point.low(self._counted(numbers, forces))
+        kick = self._kick(numbers, forces)
+        row = fixed_point.low(kick, self.plan.coarse)
         momenta = loop.momenta + jnp.where(k > 0, kick, 0)
         frame = Frame(real(loop.positions), real(momenta), self.inputs.cell)
         mean = self.objective.add(loop.mean, frame, k, self.steps)
@@ -184,10 +184,9 @@ class _Walk(NamedTuple):
         before = jnp.where(first, 0.0, adjoint.momenta)
         vector, by_all = numbers.half * (push[1] + before), bool({"params", "cell"} & set(self.plan.wanted))
         forces, (params, positions, cell) = self.system.pull_forces(self.inputs, real(loop.positions), vector, by_all)
+        kick = self._kick(numbers, forces if numbers.forces is None else numbers.forces)
         if self.plan.digits:
-            kick = fixed_point.restored(self._counted(numbers, forces), row) * self.plan.coarse
-        else:
-            kick = self._kick(numbers, numbers.forces)
+            kick = fixed_point.restored(kick, row, self.plan.coarse)
         adjoint = Frame(adjoint.positions + positions, adjoint.momenta, adjoint.cell + cell)
         gradient = loop.gradient._replace(
             params=jax.tree.map(jnp.add, loop.gradient.params, params),
@@ -220,12 +219,9 @@ class _Walk(NamedTuple):
             return numbers.forces
         return self.system.forces(self.inputs.params, real(loop.positions), self.inputs.cell)
 
-    def _counted(self, numbers: Numbers, forces: Array) -> Array:
-        """(n, 3) int64: half a time step of the forces, in multiples of `coarse`."""
-        return whole(numbers.half * forces / self.plan.coarse)
-
     def _kick(self, numbers: Numbers, forces: Array) -> Array:
-        return self._counted(numbers, forces) * self.plan.coarse
+        """(n, 3) int64: half a time step of the forces."""
+        return whole(numbers.half * forces, self.plan.coarse)
 
     def _friction(self, at: Conditions, step: Array) -> tuple[Array, Array]:
         if self.system.integrator == "nve":

@@ -18,9 +18,9 @@ LARGEST = 2.0**17  #: Å, or ASE's unit of momenta: half of what int64 holds
 _ROOM = 44  #: bits that a remainder may grow by; the sum of what each step adds needs a few more, of 63
 
 
-def whole(values: Array) -> Array:
-    """Floats as multiples of the quantum, int64."""
-    return jnp.rint(values / QUANTUM).astype(jnp.int64)
+def whole(values: Array, coarse: int = 1) -> Array:
+    """Floats as multiples of the quantum, int64; all of them multiples of `coarse`, a power of two."""
+    return jnp.rint(values / (coarse * QUANTUM)).astype(jnp.int64) * coarse
 
 
 def real(numbers: Array) -> Array:
@@ -28,14 +28,14 @@ def real(numbers: Array) -> Array:
     return numbers.astype(jnp.float64) * QUANTUM
 
 
-def low(numbers: Array) -> Array:
-    """The last 16 bits of int64, as int16."""
-    return numbers.astype(jnp.int16)
+def low(numbers: Array, coarse: int = 1) -> Array:
+    """The last 16 bits of multiples of `coarse`, as int16."""
+    return (numbers // coarse).astype(jnp.int16)
 
 
-def restored(near: Array, low: Array) -> Array:
-    """The int64 with these last bits that is nearest to `near`: exact if they are less than 2^15 apart."""
-    return near + (low - near.astype(jnp.int16)).astype(jnp.int64)
+def restored(near: Array, low: Array, coarse: int = 1) -> Array:
+    """The numbers with these last bits that are nearest to `near`: exact if they are less than 2^15 `coarse` apart."""
+    return near + coarse * (low - (near // coarse).astype(jnp.int16)).astype(jnp.int64)
 
 
 def factors(kept: Array) -> Array:

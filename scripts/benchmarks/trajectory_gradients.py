@@ -4,7 +4,8 @@
 
 MODEL is trained on `data/malonaldehyde` (as ./scripts/quickstart leaves it). The observable is the distance between the two
 oxygen atoms at 300 K. Each case is a process of its own with one thread: Langevin dynamics of 100, 1,000, ... steps forwards
-alone, with its gradient by the adjoint, and by backpropagation with checkpoints up to 10,000 steps. Rows give the peak resident
+alone, with its gradient by the adjoint (also without that by the parameters), and by backpropagation with checkpoints up to 10,000
+steps. Rows give the peak resident
 memory of the process (of checkpoints with what compiling takes), that which the compiled program says it needs, and CPU
 seconds without compilation. Then the length of the gradient with respect to the positions is followed back from the last frame
 of runs with and without friction.
@@ -40,6 +41,7 @@ SETTINGS = {
     "friction of 1/(100 fs)": Settings(temperature=300.0, timestep=0.5, tau=100.0),
     "no friction": Settings(ensemble="nve", temperature=300.0, timestep=0.5),
 }
+WITHOUT = "adjoint without parameters"
 LONGEST_CHECKPOINTED = 10_000  #: steps; a hundred states of a stretch and their residuals
 NORMS = 4_000  #: steps of the runs whose gradients are followed
 
@@ -58,7 +60,11 @@ def prepare(model: Path, settings: Settings, every: int) -> DifferentiableRun:
 
 def take(run: DifferentiableRun, method: str, steps: int) -> float:
     """The value of the observable."""
-    return run.value(steps) if method == "forward" else run.gradient(steps, INPUTS, method).value
+    if method == "forward":
+        return run.value(steps)
+    if method == WITHOUT:
+        return run.gradient(steps, INPUTS[1:], "adjoint").value
+    return run.gradient(steps, INPUTS, method).value
 
 
 def case(model: Path, method: str, steps: int) -> dict:
@@ -105,10 +111,11 @@ def plot(rows: list[dict], found: dict, file: Path) -> None:
     import matplotlib.pyplot as plt
 
     figure, (memory, cost, growth) = plt.subplots(1, 3, figsize=(10, 3.1), layout="constrained")
-    for method, color in (("forward", "#8a8f98"), ("adjoint", "#3f51b5"), ("checkpointed", "#d9534f")):
+    for method, color in (("forward", "#8a8f98"), ("adjoint", "#3f51b5"), (WITHOUT, "#7fa7e0"), ("checkpointed", "#d9534f")):
         mine = [row for row in rows if row["method"] == method and "failed" not in row]
         steps = [row["steps"] for row in mine]
-        memory.loglog(steps, [row["program_mib"] for row in mine], "o-", ms=4, color=color, label=method)
+        if method != WITHOUT:  # as with them
+            memory.loglog(steps, [row["program_mib"] for row in mine], "o-", ms=4, color=color, label=method)
         cost.loglog(steps, [row["cpu_s"] for row in mine], "o-", ms=4, color=color, label=method)
     for name, line in found.items():
         growth.semilogy(line["fs"], line["norm"], lw=1, label=name)
@@ -138,7 +145,7 @@ def main() -> None:
         arguments.out.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
     lengths = [10**power for power in range(2, 7) if 10**power <= arguments.longest]
-    for method in ("forward", "adjoint", "checkpointed"):
+    for method in ("forward", "adjoint", WITHOUT, "checkpointed"):
         apart(
             arguments.model, method, lengths[0]
         )  # compiles; later processes find the program, and their memory is that of the run

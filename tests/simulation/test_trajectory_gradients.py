@@ -159,10 +159,13 @@ def test_a_wrong_way_back_is_noticed(monkeypatch):
 def test_the_last_bits_restore_a_number_from_one_nearby():
     rng = np.random.default_rng(0)
     with jax.enable_x64(True):
-        exact = jnp.asarray(rng.integers(-(2**50), 2**50, 1000))
-        near = exact + jnp.asarray(rng.integers(-(2**15) + 1, 2**15, 1000))
-        assert jnp.array_equal(fixed_point.restored(near, fixed_point.low(exact)), exact)
-        assert not jnp.array_equal(fixed_point.restored(exact + 2**15 + 1, fixed_point.low(exact)), exact)
+        values = jnp.asarray(rng.normal(size=1000))
+        for coarse in (1, 2**14):
+            exact = fixed_point.whole(values, coarse)
+            low = fixed_point.low(exact, coarse)
+            near = exact + coarse * jnp.asarray(rng.integers(-(2**15) + 1, 2**15, 1000))
+            assert jnp.array_equal(fixed_point.restored(near, low, coarse), exact)
+            assert not jnp.array_equal(fixed_point.restored(exact + coarse * (2**15 + 1), low, coarse), exact)
 
 
 def test_whole_numbers_forget_nothing():
