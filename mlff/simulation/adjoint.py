@@ -51,7 +51,7 @@ class Numbers(NamedTuple):
     """What the steps add, computed in one place for both directions, so that it is the same bits."""
 
     half: Array  #: () half a time step
-    forces: Array | None  #: (n, 3) eV/Å at the positions; None: not needed as the same bits
+    forces: Array  #: (n, 3) eV/Å at the positions; on the way back zeros where `pull_forces` gives them in time
     rate: Array  #: (n, 1) positions per momentum in half a time step
     factors: Array  #: (3,) of the friction (`fixed_point`)
     drawn: Array  #: (n, 3) what the noise of the friction adds to the momenta
@@ -139,7 +139,10 @@ class _Walk(NamedTuple):
         at = self.system.conditions(self.inputs.temperature, self.inputs.timestep, self.draw.key)
         positions, cell = real(loop.positions), self.inputs.cell
         half, k = 0.5 * at.timestep, loop.index
-        forces = None if self.plan.digits else self.system.forces(self.inputs.params, positions, cell)
+        needed = jnp.bool_(not self.plan.digits) | ~loop.back | self.objective.counts(k, self.steps)
+        forces = jax.lax.cond(
+            needed, lambda: self.system.forces(self.inputs.params, positions, cell), lambda: jnp.zeros(positions.shape)
+        )
         kept, drawn = self._friction(at, jnp.where(loop.back, k - 1, k))
         numbers = Numbers(half, forces, half / at.masses, fixed_point.factors(kept), drawn, whole(drawn))
         sound = self.system.listed(positions, cell)
@@ -158,13 +161,12 @@ class _Walk(NamedTuple):
 
     def _forward(self, loop: Loop, row: Array, numbers: Numbers) -> tuple[Loop, Array]:
         k, last = loop.index, loop.index == self.steps
-        forces = self._forces(loop, numbers)
-        kick = self._kick(numbers, forces)
+        kick = self._kick(numbers, numbers.forces)
         row = fixed_point.low(kick, self.plan.coarse)
         momenta = loop.momenta + jnp.where(k > 0, kick, 0)
         frame = Frame(real(loop.positions), real(momenta), self.inputs.cell)
         mean = self.objective.add(loop.mean, frame, k, self.steps)
-        loop = loop._replace(momenta=momenta, mean=mean, sound=loop.sound & jnp.all(jnp.isfinite(forces)))
+        loop = loop._replace(momenta=momenta, mean=mean, sound=loop.sound & jnp.all(jnp.isfinite(numbers.forces)))
 
         def on() -> Loop:
             return self._middle(loop._replace(momenta=momenta + kick), numbers)._replace(index=k + 1)
@@ -184,7 +186,7 @@ class _Walk(NamedTuple):
         before = jnp.where(first, 0.0, adjoint.momenta)
         vector, by_all = numbers.half * (push[1] + before), bool({"params", "cell"} & set(self.plan.wanted))
         forces, (params, positions, cell) = self.system.pull_forces(self.inputs, real(loop.positions), vector, by_all)
-        kick = self._kick(numbers, forces if numbers.forces is None else numbers.forces)
+        kick = self._kick(numbers, forces if self.plan.digits else numbers.forces)
         if self.plan.digits:
             kick = fixed_point.restored(kick, row, self.plan.coarse)
         adjoint = Frame(adjoint.positions + positions, adjoint.momenta, adjoint.cell + cell)
@@ -204,20 +206,15 @@ class _Walk(NamedTuple):
         return jax.lax.cond(first, lambda: loop._replace(done=first), on), row
 
     def _observed(self, loop: Loop, numbers: Numbers, later: Array) -> Frame:
-        """The gradient of the loss by the frame of this step; its momenta need forces before `pull_forces` gives them."""
+        """The gradient of the loss by the frame of this step, whose momenta need the kick before `pull_forces` gives forces."""
 
         def seen() -> Frame:
-            kick = jnp.where(later, self._kick(numbers, self._forces(loop, numbers)), 0)
+            kick = jnp.where(later, self._kick(numbers, numbers.forces), 0)
             frame = Frame(real(loop.positions), real(loop.momenta - kick), self.inputs.cell)
             return self.objective.pull(loop.mean, frame, loop.index, self.steps)
 
         counts = self.objective.counts(loop.index, self.steps)
         return jax.lax.cond(counts, seen, lambda: jax.tree.map(jnp.zeros_like, loop.adjoint))
-
-    def _forces(self, loop: Loop, numbers: Numbers) -> Array:
-        if numbers.forces is not None:
-            return numbers.forces
-        return self.system.forces(self.inputs.params, real(loop.positions), self.inputs.cell)
 
     def _kick(self, numbers: Numbers, forces: Array) -> Array:
         """(n, 3) int64: half a time step of the forces."""
