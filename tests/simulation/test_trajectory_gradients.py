@@ -12,6 +12,7 @@ from mlff.basics.errors import ConfigError
 from mlff.basics.units import KB
 from mlff.simulation import fixed_point
 from mlff.simulation import trajectory_gradient as trajectory_gradient_module
+from mlff.simulation.differentiable import System
 from mlff.simulation.guard import SimulationError
 from mlff.simulation.md import run_md
 from mlff.simulation.settings import Settings
@@ -154,6 +155,19 @@ def test_a_wrong_way_back_is_noticed(monkeypatch):
     monkeypatch.setattr(fixed_point, "stretch", lambda factors, momenta, remainder: (momenta, remainder))
     with pytest.raises(SimulationError, match="did not end where it had begun"):
         trajectory_gradient(apart, morse(), water(), Settings(timestep=0.5), 5, ("positions",))
+
+
+def test_forces_of_the_way_back_may_round_otherwise(monkeypatch):
+    """By 1e-4 eV/Å in float32: the run comes back to the bits of its start all the same."""
+    exact = System.pull_forces
+
+    def rounded(*arguments):
+        forces, found = exact(*arguments)
+        return forces + 1e-4, found
+
+    monkeypatch.setattr(System, "pull_forces", rounded)
+    result = trajectory_gradient(apart, morse(), water(), Settings(timestep=0.5), 20, ("positions",))
+    assert np.isfinite(result.gradient["positions"]).all()
 
 
 def test_the_last_bits_restore_a_number_from_one_nearby():
