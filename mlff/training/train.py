@@ -129,11 +129,8 @@ def _train(
     with jax.enable_x64(config.precision == "float64"), Checkpoints(out / "checkpoints") as saved:
         record = saved.record()
         refuse_other(out, identity, record, config)
-        if (
-            record is not None
-            and (out / MODEL).exists()
-            and all(run.over(config) for run in starts.from_record(record, out))
-        ):
+        before = [] if record is None else starts.from_record(record, out)
+        if before and all(run.over(config) for run in before) and (out / MODEL).exists():
             journal.say(f"this run is finished: its potential is {out / MODEL}")
             return Potential.load(out / MODEL)
         journal.say(str(splits.train.census))

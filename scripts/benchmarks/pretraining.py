@@ -7,8 +7,8 @@ Phases: copper, nickel and aluminium as diamond, fcc, bcc, hcp, liquid (molecula
 A model learns by InfoNCE alone from structures without labels. Held-out structures take the phase of the five nearest
 in the features (Mahalanobis distance): with all phases of the training structures known, with one structure of each
 phase and element, and with those of two elements for the third; beside random weights. Curves: the force RMSE (meV/Å) on
-300 K structures of data/malonaldehyde with few labels, from random weights and from both kinds of pre-training on the
-training structures without their labels. Rows go into the JSON one by one; a row that is there already is not repeated.
+300 K structures of data/malonaldehyde with few labels, from random weights, from both kinds of pre-training on the training
+structures without their labels, and from a training on labels of GFN2-xTB (tblite) at these structures. Rows go into the JSON one by one; a row that is there already is not repeated.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ import numpy as np
 from ase import Atoms, units
 from ase.build import bulk, hcp0001
 from ase.calculators.emt import EMT
-from ase.io import write
+from ase.calculators.singlepoint import SinglePointCalculator
+from ase.io import read, write
 from ase.md.langevin import Langevin
 from machine import machine
 
@@ -32,6 +33,7 @@ from mlff.basics.runtime import use_compilation_cache
 from mlff.config.load import make_config
 from mlff.models.parameters import initial_params
 from mlff.properties.feature_map import features, nearest_kinds, principal_components, whitened
+from mlff.simulation.sampling import teacher
 from mlff.training.evaluate import evaluate
 from mlff.training.pretrain import pretrain
 from mlff.training.train import train
@@ -41,7 +43,7 @@ PHASES = ("diamond", "fcc", "bcc", "hcp", "liquid", "gas")
 NEAREST = {"Cu": 2.56, "Ni": 2.49, "Al": 2.86}  #: Å, of the fcc metals
 EACH = 16  #: structures of a phase of an element, in training and held out
 MODEL = {"channels": 16, "cutoff": 4.5}
-STARTS = ("random", "contrastive", "denoising")
+STARTS = ("random", "contrastive", "denoising", "GFN2-xTB")
 STEPS, BATCH = 2000, 5  #: of training with labels
 TESTED = 200
 
@@ -183,16 +185,38 @@ def phase_rows(args: argparse.Namespace, content: dict, keep) -> None:
             keep()
 
 
+def cheaply_labelled(work: Path) -> Path:
+    """The training structures with energies and forces of GFN2-xTB, made once."""
+    path = work / "gfn2.xyz"
+    if not path.exists():
+        frames, calculator = read(ROOT / "data/malonaldehyde/train.xyz", ":"), teacher("GFN2-xTB")
+        for atoms in frames:
+            atoms.calc = calculator
+            energy, forces = atoms.get_potential_energy(), atoms.get_forces()
+            atoms.calc = SinglePointCalculator(atoms, energy=energy, forces=forces)
+        write(path, frames, format="extxyz")
+    return path
+
+
+def begun(start: str, args: argparse.Namespace) -> None:
+    """What the trainings of `start` begin from, in `args.work / start`."""
+    config = {"model": MODEL, "training": {"epochs": args.epochs[start], "validate_every": 5, "tensorboard": False}}
+    if start == "GFN2-xTB":
+        config["data"] = {"train": str(cheaply_labelled(args.work)), "reference_energies": "least_squares", "lint": "off"}
+        train(make_config(config), args.work / start, progress=False)
+    else:
+        config["data"], config["pretraining"] = {"train": str(ROOT / "data/malonaldehyde/train.xyz")}, {"method": start}
+        pretrain(make_config(config), args.work / start, progress=False)
+
+
 def curve_rows(args: argparse.Namespace, content: dict, keep) -> None:
     """Force errors by number of labels and start."""
     data = ROOT / "data/malonaldehyde"
     test = read_dataset(data / "test_300K.xyz")
     test = test.subset(np.linspace(0, len(test) - 1, TESTED).astype(int))
     for method in STARTS[1:]:
-        config = {"data": {"train": str(data / "train.xyz")}, "model": MODEL, "pretraining": {"method": method}}
-        config["training"] = {"epochs": args.epochs[method], "validate_every": 5, "tensorboard": False}
         begin = time.process_time()
-        pretrain(make_config(config), args.work / method, progress=False)
+        begun(method, args)
         if method not in content["pretraining_cpu_s"]:
             content["pretraining_cpu_s"][method] = round(time.process_time() - begin, 1)
             keep()
@@ -285,7 +309,7 @@ def draw(content: dict, work: Path, path: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--parts", nargs="+", choices=["phases", "curves"], default=["phases", "curves"])
-    parser.add_argument("--labels", type=int, nargs="+", default=[25, 100])
+    parser.add_argument("--labels", type=int, nargs="+", default=[10, 25, 50, 100, 400])
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--phase-seeds", type=int, default=3, help="of InfoNCE; those of random weights cost nothing")
     parser.add_argument("--phase-epochs", type=int, default=12)
@@ -298,6 +322,7 @@ def main() -> None:
     args = parser.parse_args()
     args.work = args.work.resolve()
     args.epochs = {"contrastive": args.contrastive_epochs, "denoising": args.denoising_epochs}
+    args.epochs["GFN2-xTB"] = args.denoising_epochs
     use_compilation_cache()
     empty = {"machine": machine(), "phases": [], "pretraining_cpu_s": {}, "curves": []}
     content = json.loads(args.json.read_text()) if args.json.exists() else empty

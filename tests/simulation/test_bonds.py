@@ -63,7 +63,7 @@ def simulate(atoms, potential, **options):
     return run_md(atoms, MLFFCalculator(potential), **options)
 
 
-@pytest.mark.parametrize("box", [None, 9.0])
+@pytest.mark.parametrize("box", [pytest.param(None, marks=pytest.mark.slow), 9.0])
 def test_both_engines_take_the_same_steps(exact, box):
     ends = []
     for engine in ("jax", "ase"):
@@ -88,7 +88,9 @@ def test_beside_fixed_atoms(exact):
         simulate(alcohol(FixAtoms([0])), exact, engine="ase")
 
 
-@pytest.mark.parametrize("ensemble", [pytest.param(n, marks=pytest.mark.slow) if n == "bussi" else n for n in INTEGRATORS])
+@pytest.mark.parametrize(
+    "ensemble", [n if n == "langevin" else pytest.param(n, marks=pytest.mark.slow) for n in INTEGRATORS]
+)
 def test_lengths_stay_and_the_molecule_as_a_whole_stays(exact, ensemble):
     atoms = alcohol()
     before = lengths(atoms)
@@ -101,6 +103,7 @@ def test_lengths_stay_and_the_molecule_as_a_whole_stays(exact, ensemble):
     np.testing.assert_allclose(atoms.get_momenta(), momenta, rtol=0, atol=1e-10)
 
 
+@pytest.mark.slow
 def test_replicas_keep_them_and_each_has_its_own(exact):
     alone = []
     for seed in (0, 1):

@@ -169,6 +169,7 @@ def test_learning_without_labels_has_one_start():
         check_pretraining(parse({"data": {"train": "a.xyz"}, "training": {"starts": 2}}))
 
 
+@pytest.mark.slow
 def test_a_committee_of_starts_is_one_model(files, tmp_path, caplog):  # noqa: F811
     training = {"epochs": 1, "tensorboard": False, "starts": 2, "keep": "committee"}
     with caplog.at_level("INFO", "mlff"):
