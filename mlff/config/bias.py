@@ -11,11 +11,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import pydantic
 from pydantic import Discriminator, Field, Tag, model_validator
 
-from mlff.basics.errors import ConfigError
-from mlff.config.load import Kinds, explain, read_yaml
+from mlff.config.load import Kinds, read_yaml, validated
 from mlff.config.options import Section
 
 Atom = Annotated[int, Field(ge=0)]
@@ -210,10 +208,7 @@ def load_bias(path: str | Path) -> Bias:
 
 def make_bias(raw: dict[str, Any], source: str = "bias") -> Bias:
     """Validate a plain dictionary. Raises ConfigError."""
-    try:
-        return Bias.model_validate(raw)
-    except pydantic.ValidationError as error:
-        raise ConfigError(f"{source}: " + "; ".join(explain(error.errors(), Bias, _KINDS))) from None
+    return validated(Bias, raw, source, _KINDS)
 
 
 def _named(value) -> str:

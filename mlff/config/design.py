@@ -5,11 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import pydantic
 from pydantic import Discriminator, Field, Tag, model_validator
 
-from mlff.basics.errors import ConfigError
-from mlff.config.load import Kinds, explain, override, read_yaml, relative_to
+from mlff.config.load import Kinds, read_yaml, relative_to, validated
 from mlff.config.options import Section
 
 Component = Literal["xx", "yy", "zz", "yz", "xz", "xy"]
@@ -162,18 +160,13 @@ def load_design(path: str | Path, overrides: list[str] = ()) -> Design:
     Raises ConfigError: no such file, not YAML, unknown or wrong key (with its path).
     """
     path = Path(path)
-    raw = read_yaml(path, "model: ..., structure: ..., targets: ...")
-    for text in overrides:
-        override(raw, text)
+    raw = read_yaml(path, "model: ..., structure: ..., targets: ...", overrides)
     return make_design(raw, str(path), path.parent)
 
 
 def make_design(raw: dict[str, Any], source: str = "design", base: Path | None = None) -> Design:
     """Validate a plain dictionary; with `base`, names of files are taken relative to it. Raises ConfigError."""
-    try:
-        config = Design.model_validate(raw)
-    except pydantic.ValidationError as error:
-        raise ConfigError(f"{source}: " + "; ".join(explain(error.errors(), Design, _TARGETS))) from None
+    config = validated(Design, raw, source, _TARGETS)
     if base is None:
         return config
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import difflib
 import re
 from pathlib import Path
-from typing import Any, NamedTuple, get_args
+from typing import Any, NamedTuple, TypeVar, get_args
 
 import pydantic
 import yaml
@@ -18,6 +18,8 @@ from mlff.basics.errors import ConfigError
 from mlff.config.options import ARCHITECTURES, Config, Source
 from mlff.config.plainyaml import plain_values
 
+_Section = TypeVar("_Section", bound=BaseModel)
+
 
 def load_config(path: str | Path, overrides: list[str] = ()) -> Config:
     """Read a YAML file and apply `key.sub=value` overrides (values are YAML); data paths become relative to the file.
@@ -25,14 +27,12 @@ def load_config(path: str | Path, overrides: list[str] = ()) -> Config:
     Raises ConfigError: no such file, not YAML, unknown or wrong key (with its path and the nearest known one).
     """
     path = Path(path)
-    raw = read_yaml(path, "data: ..., model: ...")
-    for text in overrides:
-        override(raw, text)
+    raw = read_yaml(path, "data: ..., model: ...", overrides)
     return make_config(raw, source=str(path), base=path.parent)
 
 
-def read_yaml(path: str | Path, like: str) -> dict[str, Any]:
-    """Keys and values of a YAML file; `like` shows in an error what they look like. Raises ConfigError."""
+def read_yaml(path: str | Path, like: str, overrides: list[str] = ()) -> dict[str, Any]:
+    """Keys and values of a YAML file with `overrides`; `like` shows in an error what they look like. Raises ConfigError."""
     path = Path(path)
     try:
         raw = plain_values(path.read_text(encoding="utf-8"))
@@ -44,15 +44,14 @@ def read_yaml(path: str | Path, like: str) -> dict[str, Any]:
         raise ConfigError(f"{path}: not valid YAML: {error}") from None
     if not isinstance(raw, dict):
         raise ConfigError(f"{path}: expected keys and values ({like}), found {type(raw).__name__}")
+    for text in overrides:
+        override(raw, text)
     return raw
 
 
 def make_config(raw: dict[str, Any], source: str = "config", base: Path | None = None) -> Config:
     """Validate a plain dictionary; with `base`, data paths are taken relative to it. Raises ConfigError."""
-    try:
-        config = Config.model_validate(raw)
-    except pydantic.ValidationError as error:
-        raise ConfigError(f"{source}: " + "; ".join(explain(error.errors(), Config, _ARCHITECTURE))) from None
+    config = validated(Config, raw, source, _ARCHITECTURE)
     return config if base is None else config.model_copy(update=_rebase(config, base, source))
 
 
@@ -116,6 +115,14 @@ class Kinds(NamedTuple):
 
 _ARCHITECTURE = Kinds("model", 1, "architecture", ARCHITECTURES)
 _UNION_MEMBER = re.compile(r"(literal|dict|list|tuple|function-after)\[.*|str|float|int|Source")
+
+
+def validated(section: type[_Section], raw: dict[str, Any], source: str, kinds: Kinds) -> _Section:
+    """The section that a plain dictionary gives. Raises ConfigError, with `source` and a sentence per key."""
+    try:
+        return section.model_validate(raw)
+    except pydantic.ValidationError as error:
+        raise ConfigError(f"{source}: " + "; ".join(explain(error.errors(), section, kinds))) from None
 
 
 def explain(items: list[dict], section: type[BaseModel], kinds: Kinds) -> list[str]:

@@ -5,11 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import pydantic
 from pydantic import Discriminator, Field, Tag, model_validator
 
-from mlff.basics.errors import ConfigError
-from mlff.config.load import Kinds, explain, override, read_yaml, relative_to
+from mlff.config.load import Kinds, read_yaml, relative_to, validated
 from mlff.config.options import Data, Loss, Optimizer, Schedule, Section
 
 FORCE_LIMIT = 0.1
@@ -181,18 +179,13 @@ def load_refinement(path: str | Path, overrides: list[str] = ()) -> Refinement:
     Raises ConfigError: no such file, not YAML, unknown or wrong key (with its path).
     """
     path = Path(path)
-    raw = read_yaml(path, "model: ..., data: ..., targets: ...")
-    for text in overrides:
-        override(raw, text)
+    raw = read_yaml(path, "model: ..., data: ..., targets: ...", overrides)
     return make_refinement(raw, str(path), path.parent)
 
 
 def make_refinement(raw: dict[str, Any], source: str = "refinement", base: Path | None = None) -> Refinement:
     """Validate a plain dictionary; with `base`, names of files are taken relative to it. Raises ConfigError."""
-    try:
-        config = Refinement.model_validate(raw)
-    except pydantic.ValidationError as error:
-        raise ConfigError(f"{source}: " + "; ".join(explain(error.errors(), Refinement, _TARGETS))) from None
+    config = validated(Refinement, raw, source, _TARGETS)
     return config if base is None else _rebased(config, base, source)
 
 
