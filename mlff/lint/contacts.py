@@ -15,6 +15,7 @@ from mlff.data.structure import Structure
 
 REACH = 6.0  #: Å, how far is looked
 BIN = 0.1  #: Å, of the histogram
+_MOST_STRUCTURES, _MOST_ATOMS = 3000, 40_000  # that distances are measured in; of more, an even selection
 _MOST_NEIGHBORS = 2000  # 90 are usual within REACH; in a cell in nm that is taken for Å it would be 90,000
 _RARE_GASES = (2, 10, 18, 36, 54, 86)
 _POWERS = 6  # functions in the fingerprint: (1 - (r/REACH)²) to the powers 2, 4, 8, ...
@@ -54,6 +55,13 @@ class Contacts:
     fingerprints: (
         np.ndarray
     )  #: (s, f), the same for structures that differ by rotation, translation or exchange of like atoms
+
+
+def select(structures: Sequence[Structure]) -> np.ndarray:
+    """Indices of the structures to measure: all, or of very many an even selection."""
+    count, atoms = len(structures), sum(map(len, structures))
+    most = min(count, _MOST_STRUCTURES, max(int(count * _MOST_ATOMS / max(atoms, 1)), 1))
+    return np.unique(np.linspace(0, count - 1, most).round().astype(int)) if count else np.zeros(0, int)
 
 
 def crowd(structure: Structure, radius: float) -> float:

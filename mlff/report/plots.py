@@ -15,7 +15,7 @@ from mlff.basics.statistics import slope
 from mlff.certificate.certificate import Certificate
 from mlff.data.structure import Structure
 from mlff.lint.contacts import BIN
-from mlff.lint.lint import Lint
+from mlff.lint.findings import Lint
 from mlff.report import panels
 from mlff.report.panels import BLUE, GREY, ORANGE
 from mlff.training.parity import Parity

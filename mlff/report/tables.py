@@ -20,7 +20,7 @@ from mlff.data.dataset import Dataset
 from mlff.data.neighbors import neighbor_list, pair_vectors
 from mlff.data.structure import label_numbers
 from mlff.design.outcome import Outcome as Designed
-from mlff.lint.lint import SEVERITIES, Lint
+from mlff.lint.findings import SEVERITIES, Lint
 from mlff.potential.potential import Potential
 from mlff.refinement.outcome import Outcome
 from mlff.simulation.driver import Summary

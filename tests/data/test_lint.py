@@ -10,8 +10,9 @@ from scipy.spatial.transform import Rotation
 
 from mlff.data.dataset import read_dataset
 from mlff.data.structure import Structure
-from mlff.lint import lint as module
-from mlff.lint.lint import SEVERITIES, Finding, lint
+from mlff.lint import contacts
+from mlff.lint.findings import SEVERITIES, Finding
+from mlff.lint.lint import lint
 from tests.data import labelled
 
 DATA = Path(__file__).parents[2] / "data"
@@ -184,7 +185,7 @@ def test_what_is_missing_is_noted(molecules):
 
 
 def test_large_sets_are_sampled_and_say_so(molecules, monkeypatch):
-    monkeypatch.setattr(module, "_MOST_STRUCTURES", 20)
+    monkeypatch.setattr(contacts, "_MOST_STRUCTURES", 20)
     report = lint(labelled.dataset(molecules))
     assert report.looked_at == 20 and "20 of 60" in codes(report)["sampled"].what
 
