@@ -19,6 +19,7 @@ from mlff.basics.errors import FileError
 from mlff.certificate import checks, stability
 from mlff.certificate.certificate import Certificate
 from mlff.cli import app
+from mlff.cli.app import PANELS
 from tests import samples
 from tests.potentials import lennard_jones, morse
 
@@ -118,6 +119,14 @@ def test_lint_skips_what_it_is_told_to(folder, tmp_path):
     findings = {item["code"]: item["where"] for item in json.loads(report.read_text())["findings"]}
     assert findings["skipped-unreadable"][0]["index"] == 13 and findings["skipped-duplicate"][0]["index"] == 12
     assert "skip" in fails("lint", tmp_path / "cut.xyz", "--skip", "everything")
+
+
+def test_help_lists_every_command_once_under_a_heading():
+    listed = [name for names in PANELS.values() for name in names]
+    known = [command.name or command.callback.__name__ for command in app.registered_commands]
+    assert sorted(listed) == sorted(known)
+    code, out, _ = call("--help")
+    assert code == 0 and out.index("Training") < out.index(" train ") < out.index("Properties") < out.index(" phonons ")
 
 
 def test_help_is_quick_and_shows_units():
@@ -239,7 +248,7 @@ def test_md_and_restart(folder):
 def test_md_of_few_atoms_keeps_to_one_thread(folder, monkeypatch, few, threads):
     monkeypatch.setenv("PJRT_NPROC", "2")  # so that it is taken back afterwards
     monkeypatch.delenv("PJRT_NPROC")
-    monkeypatch.setattr("mlff.cli.simulate._SMALL", 1000 if few else 0)
+    monkeypatch.setattr("mlff.cli.dynamics._SMALL", 1000 if few else 0)
     code, _, err = call(
         "md", folder / "copper.safetensors", folder / "copper.xyz", "--steps", 2, "--out", folder / f"{few}.traj"
     )

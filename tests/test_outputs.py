@@ -41,8 +41,8 @@ def no_work(monkeypatch):
     def work(*arguments, **options):
         raise AssertionError("the work began")
 
-    for name in ("load", "make_calculator"):
-        monkeypatch.setattr(f"mlff.cli.simulate.{name}", work)
+    for name in ("simulate.load", "simulate.make_calculator", "dynamics.make_calculator"):
+        monkeypatch.setattr(f"mlff.cli.{name}", work)
     for name in ("load", "read_data"):
         monkeypatch.setattr(f"mlff.cli.measure.{name}", work)
     monkeypatch.setattr("mlff.cli.learn.load", work)

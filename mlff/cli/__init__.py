@@ -3,13 +3,14 @@
 Heavy imports happen inside the commands, so that --help is quick.
 """
 
-from mlff.cli import analyze, design, engines, export, learn, measure, pretraining, properties, refine, simulate
+from mlff.cli import analyze, design, dynamics, engines, export, learn, measure, pretraining, properties, refine, simulate
 from mlff.cli.app import app
 
 __all__ = [
     "analyze",
     "app",
     "design",
+    "dynamics",
     "engines",
     "export",
     "learn",

@@ -22,8 +22,25 @@ from mlff.basics.signals import Terminated, terminate
 _ClickError = typer.BadParameter.__mro__[2]  # ClickException: typer carries its own copy of click from some version on
 
 
+#: heading of --help -> commands, in the order of the work
+PANELS = {
+    "Data": ("lint", "info", "sample"),
+    "Training": ("train", "finetune", "pretrain", "refine", "committee", "plasticity", "plot", "schema"),
+    "Errors and limits": ("evaluate", "certify", "map"),
+    "Structures and dynamics": ("predict", "relax", "md", "analyze", "free-energy", "design"),
+    "Properties": ("vibrations", "phonons", "elastic", "eos", "neb"),
+    "Other programs": ("export", "serve"),
+}
+
+
 class _Commands(TyperGroup):
-    """Turns exceptions into one line and an exit code."""
+    """Turns exceptions into one line and an exit code; lists the commands under `PANELS`."""
+
+    def list_commands(self, ctx) -> list[str]:
+        panels = {name: panel for panel, names in PANELS.items() for name in names}
+        for name, command in self.commands.items():
+            command.rich_help_panel = panels[name]
+        return list(panels)
 
     def main(self, args=None, prog_name=None, standalone_mode: bool = True, **extra):
         args = list(sys.argv[1:] if args is None else args)
