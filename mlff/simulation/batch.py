@@ -1,77 +1,37 @@
 """Structures that move side by side in one padded graph: one that has ended leaves, a waiting one takes its place.
 
 The shape of the graph stays, so nothing is compiled anew. Neighbours are searched on the host, of each structure by itself when
-one of its atoms has moved by half of the skin.
+its atoms and its cell have moved too far for those found before.
 """
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field, replace
 
-import ase
 import jax
 import numpy as np
 
 from mlff.basics.errors import MLFFError
-from mlff.data.batching import Sample, Sizes, make_graph, make_sample, round_up
-from mlff.data.structure import Structure
+from mlff.data.batching import Sizes, make_graph, round_up
 from mlff.potential.compiled import OutOfMemory, memory_errors
 from mlff.potential.neighborlist import SLACK
 from mlff.potential.packing import batch_atoms
 from mlff.potential.potential import LARGEST_FORCE, Potential
-from mlff.simulation import fire
-from mlff.simulation.guard import Guard, Limits, SimulationError
-
-SKIN = 0.5  #: Å
-
-
-@dataclass(eq=False)
-class Mover:
-    """One structure on its way to a minimum."""
-
-    index: int  #: its place among those given
-    structure: Structure  #: where it stands; its source names it in messages
-    fixed: np.ndarray  #: indices of atoms that stay where they are
-    guard: Guard
-    state: fire.State
-    sample: Sample = None  #: its neighbours within cutoff and skin ...
-    listed: np.ndarray = None  #: (n, 3) Å, ... where it stood when they were searched
-    steps: int = 0
-    baseline: float = 0.0  #: eV, sum of its reference energies
-    start: float | None = None  #: eV, its first energy
-    energy: float = float("nan")  #: eV, where it stands
-    forces: np.ndarray = field(
-        default_factory=lambda: np.zeros((0, 3))
-    )  #: (n, 3) eV/Å, of the potential, constraints not applied
-    longest: float = float("inf")  #: eV/Å, longest force on an atom that is not fixed
-    failure: str | None = None  #: why it cannot go on
-
-    def __len__(self) -> int:
-        return len(self.structure)
-
-    def search(self, cutoff: float) -> None:
-        """Find the neighbours where it stands. Raises StructureError for atoms on top of each other."""
-        self.sample, self.listed = make_sample(self.structure, cutoff + SKIN), self.structure.positions
-
-
-def make_mover(index: int, atoms: ase.Atoms, fixed: np.ndarray, potential: Potential, source: str) -> Mover:
-    """A structure about to start. Raises StructureError if the potential cannot evaluate it."""
-    structure = Structure.from_atoms(atoms, source=source)
-    potential.check(structure)
-    mover = Mover(index, structure, fixed, Guard(atoms, Limits(force=float("inf")), 0.0), fire.start(len(atoms)))
-    mover.baseline = potential.baseline_energy(structure.numbers)
-    mover.search(potential.cutoff)
-    return mover
+from mlff.simulation.descent import CellDescent, Descent
+from mlff.simulation.mover import Mover
 
 
 class Batch:
     """Movers in one padded graph, and those that wait for a place."""
 
-    def __init__(self, potential: Potential, sizes: Sizes, waiting: Iterable[Mover]):
-        """`sizes`: of the graph; a structure that has more atoms moves by itself, and wider neighbour lists widen the graph."""
+    def __init__(self, potential: Potential, sizes: Sizes, waiting: Iterable[Mover], pressure: float | None = None):
+        """`sizes`: of the graph; a structure that has more atoms moves by itself, and wider neighbour lists widen the graph.
+
+        `pressure`: eV/Å³ under which the cells move too; None: they stay.
+        """
         self.potential = potential
+        self.pressure = pressure
         self.waiting = deque(waiting)
         self.movers: list[Mover] = []
         self._sizes = Sizes(round_up(sizes.structures, 1.0), round_up(sizes.atoms, 0.25), _wider(sizes.neighbors))
@@ -97,61 +57,71 @@ class Batch:
             self._fill()
             return
         try:
-            energies, forces = self._evaluate()
+            energies, forces, stresses = self._evaluate()
         except OutOfMemory as error:
             yield from self._halve(error)
             return
-        yield from self._leave(energies, forces, fmax, steps)
+        yield from self._leave(energies, forces, stresses, fmax, steps)
 
-    def _evaluate(self) -> tuple[np.ndarray, np.ndarray]:
-        """Energies (B,), eV, and forces (N, 3), eV/Å, of all movers."""
+    def _evaluate(self) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+        """Energies (B,), eV, forces (N, 3), eV/Å, and where cells move stresses (B, 3, 3), eV/Å³, of all movers."""
         if self._graph is None:
             self._build()
-        moved = self._positions.astype(self.potential.dtype)
-        spare = self._graph.atomic_numbers.shape[0] - len(moved)
-        graph = self._graph._replace(positions=np.pad(moved, ((0, spare), (0, 0))))
+        at, stress = self._descent, self.pressure is not None
+        n, B = len(at.positions), len(self.movers)
+        graph = self._graph._replace(positions=self._padded(at.positions, self._graph.positions))
+        if stress:
+            graph = graph._replace(cell=self._padded(at.cells, graph.cell))
         with memory_errors(*graph.neighbors.shape):
-            prediction = self.potential.compute(graph)
-            energies, forces = (np.asarray(x, np.float64)[: len(moved)] for x in (prediction.energies, prediction.forces))
-        return np.add.reduceat(energies, self._begins) + self._baselines, forces
+            found = self.potential.compute(graph, stress)
+            energies, forces = (np.asarray(x, np.float64)[:n] for x in (found.energies, found.forces))
+            stresses = np.asarray(found.stress, np.float64)[:B] if stress else None
+        return np.add.reduceat(energies, at.begins) + self._baselines, forces, stresses
 
-    def _leave(self, energies: np.ndarray, forces: np.ndarray, fmax: float, steps: int) -> Iterator[Mover]:
+    def _padded(self, values: np.ndarray, like) -> np.ndarray:
+        """Values followed by zeros, in the shape and precision of the graph."""
+        padded = np.zeros(like.shape, self.potential.dtype)
+        padded[: len(values)] = values
+        return padded
+
+    def _leave(
+        self, energies: np.ndarray, forces: np.ndarray, stresses: np.ndarray | None, fmax: float, steps: int
+    ) -> Iterator[Mover]:
         """Those that have converged, done their steps or have nonsense for forces; all others take a step."""
-        pulled = np.where(self._fixed[:, None], 0.0, forces)
-        longest = np.sqrt(np.maximum.reduceat(np.einsum("na,na->n", pulled, pulled), self._begins))
-        sane = np.isfinite(energies) & (longest < LARGEST_FORCE)
-        ended = ~sane | (longest < fmax)
+        at = self._descent
+        pull, longest, largest = at.pull(forces, stresses)
+        sane = np.isfinite(energies) & (largest < LARGEST_FORCE)
+        ended = ~sane | (largest < fmax)
         for row, mover in enumerate(self.movers):
             mover.start = energies[row] if mover.start is None else mover.start
             ended[row] |= mover.steps >= steps
         if not ended.any():
-            self._step(pulled)
+            self._step(pull)
             return
-        self._unpack()
+        at.write_back()
         for row in np.flatnonzero(ended):
-            mover, atoms = self.movers[row], slice(self._begins[row], self._begins[row] + self._counts[row])
+            mover, atoms = self.movers[row], slice(at.begins[row], at.begins[row] + at.counts[row])
             mover.energy, mover.forces, mover.longest = float(energies[row]), forces[atoms], float(longest[row])
-            mover.failure = _failure(mover) if sane[row] else _nonsense(mover)
+            mover.stress = None if stresses is None else stresses[row]
+            mover.failure = mover.look() if sane[row] else _nonsense(mover, largest[row])
+            mover.converged = mover.failure is None and bool(largest[row] < fmax)
         gone = [self.movers[row] for row in np.flatnonzero(ended)]
-        stay = np.repeat(~ended, self._counts)
         self.movers = [self.movers[row] for row in np.flatnonzero(~ended)]
         if self.movers:
             self._pack()
-            self._step(pulled[stay])
+            self._step(pull[at.rows_of(~ended)])
         self._grow()
         self._fill()
         yield from gone
 
-    def _step(self, forces: np.ndarray) -> None:
-        self._state, moves = fire.step(self._state, forces, self._counts)
-        self._positions = self._positions + moves
+    def _step(self, pull: np.ndarray) -> None:
+        self._descent.step(pull)
         for mover in self.movers:
             mover.steps += 1
 
     def _search(self) -> Iterator[Mover]:
         """Neighbours of those that moved too far for their lists; those whose atoms fused or flew off leave."""
-        moved = self._positions - self._listed
-        far = np.sqrt(np.maximum.reduceat(np.einsum("na,na->n", moved, moved), self._begins)) > 0.5 * SKIN
+        far = self._descent.outgrown(self.potential.cutoff)
         if not far.any():
             return
         self._unpack()
@@ -191,7 +161,7 @@ class Batch:
         if not self.waiting and 4 * inside <= self._sizes.atoms and inside:
             self._sizes = self._sizes._replace(atoms=max(inside, self._sizes.atoms // 4))
             self._graph = None
-        larger = batch_atoms(self.potential.programs, self._sizes.neighbors)
+        larger = batch_atoms(self.potential.programs, self._sizes.neighbors, self.pressure is not None)
         if self.waiting and self._may_grow and larger >= 2 * self._sizes.atoms:
             larger = min(larger, inside + sum(map(len, self.waiting)))
             structures = len(self.movers) + len(self.waiting)
@@ -214,32 +184,22 @@ class Batch:
     def _pack(self) -> None:
         """The arrays of all movers, one after the other; the graph follows when it is needed."""
         self._graph = None
-        self._counts = np.array([len(mover) for mover in self.movers])
-        self._begins = np.cumsum(self._counts) - self._counts
-        self._listed = np.concatenate([mover.sample.positions for mover in self.movers])
-        self._positions = self._listed + np.concatenate([m.structure.positions - m.listed for m in self.movers])
-        self._fixed = np.zeros(len(self._positions), bool)
-        for begin, mover in zip(self._begins, self.movers, strict=True):
-            self._fixed[begin + mover.fixed] = True
         self._baselines = np.array([mover.baseline for mover in self.movers])
-        self._state = fire.join([mover.state for mover in self.movers])
+        cells = self.pressure is not None
+        self._descent = CellDescent(self.movers, self.pressure) if cells else Descent(self.movers)
 
     def _build(self) -> None:
         samples = [mover.sample for mover in self.movers]
         if (widest := max(sample.sizes.neighbors for sample in samples)) > self._sizes.neighbors:
             self._sizes = self._sizes._replace(neighbors=_wider(widest))
-        sizes = self._sizes._replace(atoms=max(self._sizes.atoms, len(self._positions)))
+        sizes = self._sizes._replace(atoms=max(self._sizes.atoms, len(self._descent.positions)))
         with self.potential.scope():
             self._graph = jax.device_put(make_graph(samples, sizes, self.potential.dtype, self._shifts))
 
     def _unpack(self) -> None:
         """Write back to each mover where it stands."""
-        if not self.movers:
-            return
-        moved = np.split(self._positions - self._listed, self._begins[1:])
-        for mover, state, move in zip(self.movers, fire.split(self._state, self._counts), moved, strict=True):
-            mover.state = state
-            mover.structure = replace(mover.structure, positions=mover.listed + move)
+        if self.movers:
+            self._descent.write_back()
 
 
 def _wider(neighbors: int) -> int:
@@ -247,14 +207,5 @@ def _wider(neighbors: int) -> int:
     return round_up(int(np.ceil(max(1, neighbors) * (1 + SLACK))), 0.0625)
 
 
-def _failure(mover: Mover) -> str | None:
-    """What happened to its atoms, if they fused or flew off."""
-    try:
-        mover.guard.check_geometry(mover.structure.to_atoms())
-    except SimulationError as error:
-        return str(error)
-    return None
-
-
-def _nonsense(mover: Mover) -> str:
-    return f"an energy of {mover.energy:.2g} eV and forces of up to {mover.longest:.2g} eV/Å are no result"
+def _nonsense(mover: Mover, largest: float) -> str:
+    return f"an energy of {mover.energy:.2g} eV and forces of up to {largest:.2g} eV/Å are no result"

@@ -15,12 +15,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from mlff.basics.errors import ConfigError, StructureError
 from mlff.basics.signals import Stop
-from mlff.basics.units import to_six
+from mlff.basics.units import STRESS, to_six
 from mlff.data.batching import Sizes
 from mlff.potential.packing import batch_atoms, pack
 from mlff.potential.potential import Potential
-from mlff.simulation.batch import Batch, Mover, make_mover
+from mlff.simulation.batch import Batch
 from mlff.simulation.guard import SimulationError
+from mlff.simulation.mover import Mover, make_mover
 from mlff.simulation.relax import Relaxation, relax
 
 _USUAL_STEPS = 100  #: by which the compilation of one more shape is weighed
@@ -40,17 +41,20 @@ def relax_many(
 ) -> Iterator[tuple[int, Relaxation]]:
     """Move many structures to minima: the index and the result of each as it ends, in any order. Options are those of `relax`.
 
-    FIRE moves them side by side in batches (float64 positions, forces of the calculator's `potential`); with `cell`, with bfgs,
-    with constraints other than FixAtoms or with a calculator that has no `potential` they are relaxed one by one. A structure
-    that ended keeps its energy and forces as results of its `calc`; of one that blew up `warning` says so, and it has none
-    where they are no numbers. Raises ConfigError; StructureError before anything is computed, naming `source` and index. Ctrl-C
+    FIRE moves them side by side in batches (float64 positions, forces of the calculator's `potential`), with `cell` their
+    cells too; with bfgs, with constraints other than FixAtoms or with a calculator that has no `potential` they are relaxed
+    one by one. Atoms that are fixed keep their fractional coordinates in a cell that relaxes, as in ASE. A structure that ended
+    keeps its energy, forces and, with `cell`, stress as results of its `calc`; of one that blew up `warning` says so, and it
+    has none where they are no numbers. Raises ConfigError; StructureError before anything is computed, naming `source` and index. Ctrl-C
     (SIGTERM) ends it after the current step with KeyboardInterrupt (Terminated); all structures are then where they have come.
     """
     if not (fmax > 0 and np.isfinite(fmax)):
         raise ConfigError(f"fmax must be a positive force in eV/Å, not {fmax}")
+    if pressure is not None and not cell:
+        raise ConfigError("a pressure only acts when the cell relaxes: add cell")
     sources = [f"{source}, structure {index}" for index in range(len(structures))]
     potential = getattr(calculator, "potential", None)
-    together = isinstance(potential, Potential) and not cell and pressure is None and optimizer in ("auto", "fire")
+    together = isinstance(potential, Potential) and optimizer in ("auto", "fire")
     movers, single = [], []
     for index, atoms in enumerate(structures):
         if len(atoms) == 0:
@@ -60,7 +64,7 @@ def relax_many(
                 f"{sources[index]}: its cell can only relax if it is periodic in three directions; leave cell out"
             )
         if isinstance(potential, Potential):
-            mover = make_mover(index, atoms, _fixed(atoms), potential, sources[index])
+            mover = make_mover(index, atoms, _fixed(atoms), potential, sources[index], cell)
         if together and all(isinstance(constraint, FixAtoms) for constraint in atoms.constraints):
             movers.append(mover)
         else:
@@ -71,8 +75,9 @@ def relax_many(
     with _bar(progress) as bar:
         task = bar.add_task("", total=len(structures))
         if movers:
-            for mover in _side_by_side(potential, movers, structures, fmax, steps):
-                yield mover.index, _finish(mover, structures[mover.index], fmax)
+            against = (pressure or 0.0) * STRESS["GPa"] if cell else None
+            for mover in _side_by_side(potential, movers, structures, against, fmax, steps):
+                yield mover.index, _finish(mover, structures[mover.index])
                 bar.advance(task)
         for index in single:
             yield index, _relax_one(structures[index], calculator, options)
@@ -87,11 +92,16 @@ def add_stresses(relaxed: Sequence[ase.Atoms], potential: Potential) -> None:
 
 
 def _side_by_side(
-    potential: Potential, movers: list[Mover], structures: Sequence[ase.Atoms], fmax: float, steps: int
+    potential: Potential,
+    movers: list[Mover],
+    structures: Sequence[ase.Atoms],
+    pressure: float | None,
+    fmax: float,
+    steps: int,
 ) -> Iterator[Mover]:
     """Movers as they end. The last of a size class go on in the next one, so that no batch runs nearly empty for long."""
     samples = [mover.sample for mover in movers]
-    atoms = max(batch_atoms(potential.programs, 0), max(map(len, movers)))
+    atoms = max(batch_atoms(potential.programs, 0, pressure is not None), max(map(len, movers)))
     classes = pack(samples, atoms, potential.dtype, _USUAL_STEPS).classes
     most = max(sizes.structures for sizes, _ in classes), max(sizes.atoms for sizes, _ in classes)
     left: list[Mover] = []
@@ -100,7 +110,7 @@ def _side_by_side(
         with Stop() as stop:
             for sizes, members in classes:
                 largest_first = sorted((movers[k] for k in members), key=len, reverse=True)
-                batch = Batch(potential, Sizes(*most, sizes.neighbors), [*left, *largest_first])
+                batch = Batch(potential, Sizes(*most, sizes.neighbors), [*left, *largest_first], pressure)
                 last = sizes is classes[-1][0]
                 while batch.movers and (last or not batch.thin):
                     for mover in batch.advance(fmax, steps):
@@ -113,20 +123,27 @@ def _side_by_side(
         batch.release()
         for mover in movers:
             if mover.index not in ended:
-                structures[mover.index].positions[:] = mover.structure.positions
+                _place(structures[mover.index], mover)
 
 
-def _finish(mover: Mover, atoms: ase.Atoms, fmax: float) -> Relaxation:
+def _finish(mover: Mover, atoms: ase.Atoms) -> Relaxation:
     """The result of a mover that has ended; `atoms` take over where it stands and what it has."""
     moved = np.linalg.norm(mover.structure.positions - atoms.positions, axis=1).max()
-    atoms.positions[:] = mover.structure.positions
-    known = mover.forces.shape == atoms.positions.shape and np.isfinite(mover.forces).all() and np.isfinite(mover.energy)
-    atoms.calc = SinglePointCalculator(atoms, energy=mover.energy, forces=mover.forces) if known else None
-    converged = mover.failure is None and mover.longest < fmax
-    warning = mover.failure or (None if converged else f"not converged after {mover.steps} steps")
+    _place(atoms, mover)
+    results = {"energy": mover.energy, "forces": mover.forces}
+    if mover.stress is not None:
+        results["stress"] = to_six(mover.stress)
+    known = mover.forces.shape == atoms.positions.shape and all(np.isfinite(value).all() for value in results.values())
+    atoms.calc = SinglePointCalculator(atoms, **results) if known else None
+    warning = mover.failure or (None if mover.converged else f"not converged after {mover.steps} steps")
     change = mover.energy - (np.nan if mover.start is None else mover.start)
     volume = float(atoms.get_volume()) if atoms.pbc.all() else None
-    return Relaxation(converged, mover.steps, mover.energy, change, mover.longest, volume, warning, float(moved))
+    return Relaxation(mover.converged, mover.steps, mover.energy, change, mover.longest, volume, warning, float(moved))
+
+
+def _place(atoms: ase.Atoms, mover: Mover) -> None:
+    atoms.positions[:] = mover.structure.positions
+    atoms.cell[:] = mover.structure.cell
 
 
 def _relax_one(atoms: ase.Atoms, calculator, options: dict) -> Relaxation:

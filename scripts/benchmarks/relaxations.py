@@ -1,10 +1,11 @@
-"""Relaxation of many molecules side by side and one by one; writes results/relaxations.json.
+"""Relaxation of many molecules, and of many crystals with their cells, side by side and one by one; writes results/relaxations.json.
 
-    python scripts/benchmarks/relaxations.py MODEL [--count 200] [--alone 20] [--out FILE]
+    python scripts/benchmarks/relaxations.py MALONALDEHYDE SILICON [--count 200] [--cells 60] [--alone 20] [--out FILE]
 
-MODEL is one of malonaldehyde (configs/malonaldehyde.yaml). The structures are clusters of one to four of its molecules, 9 to 36
-atoms, from dynamics at 600 K. One by one (ASE's BFGS, the choice of `mlff relax` for one structure) only every tenth of them
-is relaxed. Compilation is left out: a few steps of each are run before.
+Two models (configs/malonaldehyde.yaml, configs/silicon.yaml). The molecules are clusters of one to four of malonaldehyde, 9 to
+36 atoms, from dynamics at 600 K; the crystals are silicon of 8 to 64 atoms, strained by up to 4 % and displaced by 0.05 Å. One
+by one (ASE's BFGS, the choice of `mlff relax` for one structure, and FIRE) only some of them are relaxed. Compilation is left
+out: a few steps of each are run before.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from pathlib import Path
 
 import ase
 import numpy as np
+from ase.build import bulk
 from ase.io import read
 from machine import machine
 
@@ -42,17 +44,43 @@ def clusters(count: int) -> list[ase.Atoms]:
     return found
 
 
-def side_by_side(structures: list[ase.Atoms], calculator: MLFFCalculator, steps: int = 500) -> dict:
+def crystals(count: int) -> list[ase.Atoms]:
+    """Silicon, one to eight cubic cells each."""
+    rng = np.random.default_rng(0)
+    found = []
+    for _ in range(count):
+        atoms = bulk("Si", cubic=True).repeat(rng.integers(1, 3, 3))
+        atoms.set_cell(atoms.cell.array @ (np.eye(3) + rng.uniform(-0.04, 0.04, (3, 3))), scale_atoms=True)
+        atoms.positions += rng.normal(0, 0.05, atoms.positions.shape)
+        found.append(atoms)
+    return found
+
+
+def side_by_side(structures: list[ase.Atoms], calculator: MLFFCalculator, **options) -> dict:
     """Time and results of all of them in batches."""
-    copies = [atoms.copy() for atoms in structures]
-    return _row(copies, lambda: [r for _, r in relax_many(copies, calculator, fmax=FMAX, steps=steps, progress=False)])
+    copies, options = [atoms.copy() for atoms in structures], {"fmax": FMAX, "progress": False} | options
+    return _row(copies, lambda: [result for _, result in relax_many(copies, calculator, **options)])
 
 
-def one_by_one(structures: list[ase.Atoms], calculator: MLFFCalculator, optimizer: str, steps: int = 500) -> dict:
+def one_by_one(structures: list[ase.Atoms], calculator: MLFFCalculator, **options) -> dict:
     """The same through ASE."""
-    copies = [atoms.copy() for atoms in structures]
-    options = {"fmax": FMAX, "optimizer": optimizer, "steps": steps, "progress": False}
+    copies, options = [atoms.copy() for atoms in structures], {"fmax": FMAX, "progress": False} | options
     return _row(copies, lambda: [relax(atoms, calculator, **options) for atoms in copies])
+
+
+def compare(model: Path, structures: list[ase.Atoms], alone: int, cell: bool) -> dict:
+    """All side by side, and so many of them one by one."""
+    calculator = MLFFCalculator(model)
+    some = structures[:: max(1, len(structures) // alone)]
+    calculator.potential.programs.steady = True  # no hasty programs
+    side_by_side(structures, calculator, cell=cell, steps=5)
+    one_by_one(some, calculator, cell=cell, optimizer="bfgs", steps=1)
+    rows = {"side by side, FIRE": side_by_side(structures, calculator, cell=cell)}
+    for optimizer in ("bfgs", "fire"):
+        rows[f"one by one, ASE's {optimizer.upper()}"] = one_by_one(some, calculator, cell=cell, optimizer=optimizer)
+    for name, row in rows.items():
+        print(f"{name}: {row}", flush=True)
+    return {"model": repr(calculator.potential), "rows": rows}
 
 
 def _row(copies: list[ase.Atoms], work) -> dict:
@@ -72,22 +100,16 @@ def _row(copies: list[ase.Atoms], work) -> dict:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model", type=Path)
+    parser.add_argument("malonaldehyde", type=Path)
+    parser.add_argument("silicon", type=Path)
     parser.add_argument("--count", type=int, default=200)
+    parser.add_argument("--cells", type=int, default=60)
     parser.add_argument("--alone", type=int, default=20, help="structures that are relaxed one by one")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "relaxations.json")
     arguments = parser.parse_args()
-    structures, calculator = clusters(arguments.count), MLFFCalculator(arguments.model)
-    some = structures[:: max(1, len(structures) // arguments.alone)]
-    calculator.potential.programs.steady = True  # no hasty programs
-    side_by_side(structures, calculator, steps=5)
-    one_by_one(some, calculator, "bfgs", steps=1)
-    rows = {"side by side, FIRE": side_by_side(structures, calculator)}
-    for optimizer in ("bfgs", "fire"):
-        rows[f"one by one, ASE's {optimizer.upper()}"] = one_by_one(some, calculator, optimizer)
-    for name, row in rows.items():
-        print(f"{name}: {row}", flush=True)
-    content = {"machine": machine(), "fmax_ev_per_a": FMAX, "model": repr(calculator.potential), "rows": rows}
+    found = {"molecules": compare(arguments.malonaldehyde, clusters(arguments.count), arguments.alone, cell=False)}
+    found["crystals and their cells"] = compare(arguments.silicon, crystals(arguments.cells), arguments.alone, cell=True)
+    content = {"machine": machine(), "fmax_ev_per_a": FMAX, **found}
     arguments.out.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     print(arguments.out)
 

@@ -17,7 +17,8 @@ from mlff.potential import compiled, packing
 from mlff.potential.compiled import OutOfMemory, Programs
 from mlff.potential.potential import Potential
 from mlff.simulation import fire
-from mlff.simulation.batch import SKIN, Batch
+from mlff.simulation.batch import Batch
+from mlff.simulation.mover import SKIN
 from mlff.simulation.relax import relax
 from mlff.simulation.relaxations import relax_many
 from tests.conftest import make_potential
