@@ -119,14 +119,6 @@ def test_fixed_atoms_stay_and_other_constraints_go_through_ase():
     assert np.abs(structures[0].get_forces(apply_constraint=False).sum(axis=0)).max() < 1e-3
 
 
-def test_cells_relax_one_by_one():
-    copper = [bulk("Cu", a=a, cubic=True) for a in (3.7, 3.75)]
-    results = run(copper, lennard_jones(), cell=True)
-    assert all(result.converged for result in results)
-    assert copper[0].get_volume() == pytest.approx(copper[1].get_volume(), rel=1e-3)
-    assert np.abs(copper[0].get_stress()).max() < 2e-3
-
-
 def test_what_blows_up_is_told_and_the_others_go_on(monkeypatch):
     structures = molecules()[:3]
     structures.insert(1, Atoms("H2", [[0, 0, 0], [0, 0, 0.05]]))  # thrown apart
