@@ -59,6 +59,7 @@ def test_molecules_reach_the_minima_that_ase_finds():
         assert one.get_potential_energy() == result.energy
 
 
+@pytest.mark.slow
 def test_a_many_body_model_is_followed_through_new_neighbour_lists():
     potential = make_potential("ace", "float64")
     structures = [molecule("H2O"), bulk("Si"), molecule("CH3OH")]
