@@ -67,9 +67,9 @@ def relax(
     pressure: Annotated[float | None, typer.Option(help="GPa, with --cell", show_default="0")] = None,
     steps: Annotated[int, typer.Option(help="give up after so many steps")] = 500,
     optimizer: Annotated[
-        Literal["auto", "bfgs", "fire"],
-        typer.Option(help="auto: BFGS up to 200 atoms, FIRE beyond; of several structures FIRE, all side by side"),
-    ] = "auto",
+        Literal["lbfgs", "fire"],
+        typer.Option(help="lbfgs: several structures side by side; fire: slower, one by one, for those that lbfgs fails on"),
+    ] = "lbfgs",
     trajectory: Annotated[
         Path | None, typer.Option(help="write all steps: .traj, .xyz or .extxyz; of one structure")
     ] = None,

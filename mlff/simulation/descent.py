@@ -1,6 +1,6 @@
-"""Where structures stand side by side, and the steps of FIRE that bring them down: of atoms, or of atoms and cells.
+"""Where structures stand side by side, and the steps of L-BFGS that bring them down: of atoms, or of atoms and cells.
 
-Letters: N atoms and B structures, one after the other; R rows that FIRE moves.
+Letters: N atoms and B structures, one after the other; R rows that L-BFGS moves.
 """
 
 from __future__ import annotations
@@ -10,14 +10,14 @@ from dataclasses import replace
 import numpy as np
 from scipy.linalg import expm
 
-from mlff.simulation import fire
+from mlff.simulation import lbfgs
 from mlff.simulation.mover import SKIN, Mover
 
 _GROWN = 1.5  #: times the length at the last search, from which on a cell is looked at again
 
 
 class Descent:
-    """Atoms of structures whose cells stay: each atom is one row of FIRE."""
+    """Atoms of structures whose cells stay: each atom is one row of L-BFGS."""
 
     extra = 0  #: rows that a structure has besides those of its atoms
 
@@ -32,7 +32,7 @@ class Descent:
         self._fixed = np.zeros(len(self._listed), bool)
         for begin, mover in zip(self.begins, movers, strict=True):
             self._fixed[begin + mover.fixed] = True
-        self._state = fire.join([mover.state for mover in movers])
+        self._state = lbfgs.join([mover.state for mover in movers])
         moved = np.concatenate([mover.structure.positions for mover in movers]) - self._follow(self._given)
         self.positions = self._follow(self._listed) + moved
 
@@ -40,7 +40,7 @@ class Descent:
         """Each mover learns where it stands."""
         moved = self.positions - self._follow(self._listed)
         positions = np.split(self._follow(self._given) + moved, self.begins[1:])
-        states = fire.split(self._state, self._rows)
+        states = lbfgs.split(self._state, self._rows)
         for mover, state, moved, cell in zip(self.movers, states, positions, self.cells, strict=True):
             mover.state, mover.structure = state, replace(mover.structure, positions=moved, cell=cell)
 
@@ -59,7 +59,7 @@ class Descent:
 
     def step(self, pull: np.ndarray) -> None:
         """All take a step; `pull` (R, 3) is that of where they stand."""
-        self._state, moves = fire.step(self._state, pull, self._rows)
+        self._state, moves = lbfgs.step(self._state, pull, self._rows)
         self.positions = self.positions + moves
 
     def rows_of(self, structures: np.ndarray) -> np.ndarray:
@@ -78,7 +78,7 @@ class Descent:
 
 
 class CellDescent(Descent):
-    """Atoms and cells: three more rows of FIRE hold the logarithm U of the deformation F = exp(U) since the start.
+    """Atoms and cells: three more rows of L-BFGS hold the logarithm U of the deformation F = exp(U) since the start.
 
     Coordinates, pull and convergence are those of ASE's FrechetCellFilter: the atoms have the rows z with positions z Fᵀ, the
     cell is H₀ Fᵀ, and the rows of U count n times, for n atoms. A pressure P adds P V to the energy.
@@ -119,7 +119,7 @@ class CellDescent(Descent):
         return pull, longest, np.sqrt(np.maximum.reduceat(squares, np.cumsum(self._rows) - self._rows))
 
     def step(self, pull: np.ndarray) -> None:
-        self._state, moves = fire.step(self._state, pull, self._rows)
+        self._state, moves = lbfgs.step(self._state, pull, self._rows)
         back = np.linalg.inv(expm(self._strains)).swapaxes(1, 2)
         self._strains = self._strains + moves[self._cell_rows] / self.counts[:, None, None]
         there = expm(self._strains).swapaxes(1, 2)

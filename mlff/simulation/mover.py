@@ -10,7 +10,7 @@ import numpy as np
 from mlff.data.batching import Sample, make_sample
 from mlff.data.structure import Structure
 from mlff.potential.potential import Potential
-from mlff.simulation import fire
+from mlff.simulation import lbfgs
 from mlff.simulation.guard import Guard, Limits, SimulationError
 
 SKIN = 0.5  #: Å
@@ -24,7 +24,7 @@ class Mover:
     structure: Structure  #: where it stands; its source names it in messages
     fixed: np.ndarray  #: indices of atoms that stay where they are (where its cell relaxes: in fractional coordinates)
     guard: Guard
-    state: fire.State
+    state: lbfgs.State
     sample: Sample = None  #: its neighbours within cutoff and skin ...
     listed: np.ndarray = None  #: (n, 3) Å, ... where it stood when they were searched
     strain: np.ndarray = field(default_factory=lambda: np.zeros((3, 3)))  #: logarithm of the deformation since the start
@@ -62,7 +62,7 @@ def make_mover(
     """A structure about to start, with `cell` its cell too. Raises StructureError if the potential cannot evaluate it."""
     structure = Structure.from_atoms(atoms, source=source)
     potential.check(structure)
-    state = fire.start(len(atoms) + (3 if cell else 0))
+    state = lbfgs.start(len(atoms) + (3 if cell else 0))
     mover = Mover(index, structure, fixed, Guard(atoms, Limits(force=float("inf")), 0.0), state)
     mover.baseline = potential.baseline_energy(structure.numbers)
     mover.search(potential.cutoff)

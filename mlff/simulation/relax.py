@@ -10,7 +10,7 @@ from typing import Literal
 import ase
 import numpy as np
 from ase.filters import FrechetCellFilter
-from ase.optimize import BFGS, FIRE
+from ase.optimize import FIRE
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from scipy.spatial.transform import Rotation
@@ -19,10 +19,10 @@ from mlff.basics.errors import ConfigError, FileError, MLFFError
 from mlff.basics.signals import Stop
 from mlff.basics.units import STRESS
 from mlff.simulation.guard import Guard, Limits, SimulationError
+from mlff.simulation.lbfgs import LBFGS
 from mlff.simulation.record import Trajectory, check_trajectory_name
 
-_OPTIMIZERS = {"bfgs": BFGS, "fire": FIRE}
-_BFGS_UP_TO = 200  #: atoms; beyond, its dense matrix costs more than FIRE's extra steps
+_OPTIMIZERS = {"lbfgs": LBFGS, "fire": FIRE}
 
 
 @dataclass(frozen=True)
@@ -47,19 +47,19 @@ def relax(
     cell: bool = False,
     pressure: float | None = None,
     steps: int = 500,
-    optimizer: Literal["auto", "bfgs", "fire"] = "auto",
+    optimizer: Literal["lbfgs", "fire"] = "lbfgs",
     trajectory: str | Path | None = None,
     progress: bool = True,
 ) -> Relaxation:
     """Move `atoms` to a minimum: until no force is longer than `fmax` (eV/Å) or `steps` are done.
 
     With `cell` the cell relaxes too, against `pressure` (GPa; 0), and the forces on it (ASE's FrechetCellFilter: stress
-    times volume, per atom) have to fall below `fmax` as well. auto: BFGS up to 200 atoms, FIRE beyond.
+    times volume, per atom) have to fall below `fmax` as well.
     Raises ConfigError, FileError; SimulationError if atoms fuse or fly off on the way. Ctrl-C (SIGTERM) ends it after the
     current step with KeyboardInterrupt (Terminated); `atoms` are then where they have come.
     """
-    if optimizer not in ("auto", *_OPTIMIZERS):
-        raise ConfigError(f"unknown optimizer {optimizer!r}; known: auto, {', '.join(_OPTIMIZERS)}")
+    if optimizer not in _OPTIMIZERS:
+        raise ConfigError(f"unknown optimizer {optimizer!r}; known: {', '.join(_OPTIMIZERS)}")
     if not (fmax > 0 and np.isfinite(fmax)):
         raise ConfigError(f"fmax must be a positive force in eV/Å, not {fmax}")
     if cell and not atoms.pbc.all():
@@ -68,8 +68,6 @@ def relax(
         raise ConfigError("a pressure only acts when the cell relaxes: add cell")
     if trajectory is not None:
         check_trajectory_name(trajectory)
-    if optimizer == "auto":
-        optimizer = "bfgs" if len(atoms) <= _BFGS_UP_TO else "fire"
     atoms.calc = calculator
     if hasattr(calculator, "always_stress"):
         calculator.always_stress = cell

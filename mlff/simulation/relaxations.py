@@ -35,14 +35,14 @@ def relax_many(
     cell: bool = False,
     pressure: float | None = None,
     steps: int = 500,
-    optimizer: str = "auto",
+    optimizer: str = "lbfgs",
     source: str | Path = "structures",
     progress: bool = True,
 ) -> Iterator[tuple[int, Relaxation]]:
     """Move many structures to minima: the index and the result of each as it ends, in any order. Options are those of `relax`.
 
-    FIRE moves them side by side in batches (float64 positions, forces of the calculator's `potential`), with `cell` their
-    cells too; with bfgs, with constraints other than FixAtoms or with a calculator that has no `potential` they are relaxed
+    L-BFGS moves them side by side in batches (float64 positions, forces of the calculator's `potential`), with `cell` their
+    cells too; with fire, with constraints other than FixAtoms or with a calculator that has no `potential` they are relaxed
     one by one. Atoms that are fixed keep their fractional coordinates in a cell that relaxes, as in ASE. A structure that ended
     keeps its energy, forces and, with `cell`, stress as results of its `calc`; of one that blew up `warning` says so, and it
     has none where they are no numbers. Raises ConfigError; StructureError before anything is computed, naming `source` and index. Ctrl-C
@@ -54,7 +54,7 @@ def relax_many(
         raise ConfigError("a pressure only acts when the cell relaxes: add cell")
     sources = [f"{source}, structure {index}" for index in range(len(structures))]
     potential = getattr(calculator, "potential", None)
-    together = isinstance(potential, Potential) and optimizer in ("auto", "fire")
+    together = isinstance(potential, Potential) and optimizer == "lbfgs"
     movers, single = [], []
     for index, atoms in enumerate(structures):
         if len(atoms) == 0:

@@ -12,7 +12,7 @@ from mlff.simulation.relax import force_noise, relax
 from tests.potentials import lennard_jones, morse
 
 
-@pytest.mark.parametrize("optimizer", ["bfgs", "fire"])
+@pytest.mark.parametrize("optimizer", ["lbfgs", "fire"])
 def test_molecule(optimizer, tmp_path):
     atoms = molecule("CH3OH")
     atoms.set_constraint(FixAtoms([0]))

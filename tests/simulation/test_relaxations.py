@@ -16,7 +16,7 @@ from mlff.interfaces.ase import MLFFCalculator
 from mlff.potential import compiled, packing
 from mlff.potential.compiled import OutOfMemory, Programs
 from mlff.potential.potential import Potential
-from mlff.simulation import fire
+from mlff.simulation import lbfgs
 from mlff.simulation.batch import Batch
 from mlff.simulation.mover import SKIN
 from mlff.simulation.relax import relax
@@ -52,7 +52,7 @@ def test_molecules_reach_the_minima_that_ase_finds():
     results = run(together, potential, fmax=1e-3)
     calculator = MLFFCalculator(potential)
     for one, other, result in zip(together, alone, results, strict=True):
-        single = relax(other, calculator, fmax=1e-3, optimizer="fire", progress=False)
+        single = relax(other, calculator, fmax=1e-3, progress=False)
         assert result.converged and result.forces_max < 1e-3 and result.energy_change < 0
         assert result.energy == pytest.approx(single.energy, abs=1e-4)
         np.testing.assert_allclose(distances(one), distances(other), atol=0.01)
@@ -66,7 +66,7 @@ def test_a_many_body_model_is_followed_through_new_neighbour_lists():
     for k, atoms in enumerate(structures):
         atoms.rattle(0.05, seed=k)
     before = potential.predict(structures)
-    results = run(structures, potential, fmax=1e-4, steps=40)
+    results = run(structures, potential, fmax=1e-4, steps=12)
     assert max(result.displacement for result in results) > 0.5 * SKIN
     for one, result, first, last in zip(structures, results, before, potential.predict(structures), strict=True):
         assert result.energy_change < 0
@@ -102,7 +102,7 @@ def test_nothing_is_compiled_while_structures_take_the_places_of_others(monkeypa
     results = run(cells, potential, fmax=0.01)
     assert all(result.converged for result in results) and len({result.steps for result in results}) > 3
     waiting = [compilations for count, compilations in inside[1:] if count]
-    assert inside[0][0] >= 20 and len(waiting) > 50
+    assert inside[0][0] >= 20 and len(waiting) > 10
     assert set(waiting) == {1}
     assert potential.programs.compilations <= 2
 
@@ -212,18 +212,18 @@ def test_other_devices_take_as_many_atoms_as_half_of_their_memory_holds(monkeypa
     assert all(result.converged for result in run(molecules(), potential, fmax=0.05))
 
 
-def test_fire_finds_the_minimum_of_springs_of_any_stiffness():
+def test_lbfgs_finds_the_minimum_of_springs_of_any_stiffness():
     sizes = np.array([1, 3, 2])
     stiffness = np.repeat([0.5, 20.0, 200.0], sizes)[:, None]
     positions = np.random.default_rng(0).normal(0, 1, (6, 3))
-    state = fire.join([fire.start(n) for n in sizes])
-    for _ in range(400):
-        state, moves = fire.step(state, -stiffness * positions, sizes)
+    state = lbfgs.join([lbfgs.start(n) for n in sizes])
+    for _ in range(40):
+        state, moves = lbfgs.step(state, -stiffness * positions, sizes)
         assert np.linalg.norm(moves, axis=1).max() <= 0.2 + 1e-12
         positions = positions + moves
     assert np.abs(stiffness * positions).max() < 1e-3
-    parts = fire.split(state, sizes)
-    np.testing.assert_array_equal(fire.join(parts).velocities, state.velocities)
+    parts = lbfgs.split(state, sizes)
+    np.testing.assert_array_equal(lbfgs.join(parts).moves, state.moves)
 
 
 @pytest.fixture
@@ -246,8 +246,8 @@ def test_command(folder):
     relaxed = read(folder / "out.xyz", ":")
     assert [str(atoms.symbols) for atoms in relaxed] == [str(atoms.symbols) for atoms in molecules()]
     assert all(atoms.info["converged"] and np.abs(atoms.arrays["mlff_forces"]).max() < 0.02 for atoms in relaxed)
-    code, _, err = call(*arguments, "--steps", 3)
-    assert code == 1 and "structure 0: not converged after 3 steps" in err and err.count("\n") == 1
+    code, _, err = call(*arguments, "--steps", 1)
+    assert code == 1 and "structure 0: not converged after 1 steps" in err and err.count("\n") == 1
     assert not any(atoms.info["converged"] for atoms in read(folder / "out.xyz", ":"))
     code, _, err = call(*arguments, "--trajectory", folder / "steps.xyz")
     assert code == 1 and "--trajectory is of one" in err
@@ -278,7 +278,7 @@ def test_stopped_it_writes_all_and_says_how_to_go_on(folder, monkeypatch, number
 
     def interrupted(potential, graph, stress=False):
         calls.append(1)
-        if len(calls) == 60:
+        if len(calls) == 15:
             signal.raise_signal(number)
         return compute(potential, graph, stress)
 
