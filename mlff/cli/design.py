@@ -18,34 +18,43 @@ from mlff.cli.options import JsonFile, Quiet
 def design(
     config: Annotated[Path, typer.Argument(help="model, structure, what is free, and targets (YAML)", show_default=False)],
     out: Annotated[
-        Path, typer.Option(help="extended XYZ: the minimum, then the structures found, the best first", show_default=False)
+        Path,
+        typer.Option(
+            help="extended XYZ: the minimum, then the structures found, the best first; of a condition the last frame of the run there",
+            show_default=False,
+        ),
     ],
     json_file: JsonFile = None,
     set_: Set = None,
     quiet: Quiet = False,
 ) -> None:
-    """Find structures that have a wanted property, each of the least energy nearby.
+    """Find structures that have a wanted property, each of the least energy nearby; or the condition of a run with a wanted mean.
 
-    Properties: gap of the energies of two models, energy difference of two structures, pressure, stress.
+    Properties: gap of the energies of two models, energy difference of two structures, pressure, stress. Conditions: temperature or
+    volume, for a mean pressure.
     """
     from rich.console import Console
 
     from mlff.basics.runtime import use_compilation_cache
+    from mlff.config.condition import Condition
     from mlff.config.design import load_design
     from mlff.data.writing import write_frames
-    from mlff.design.design import design as run
-    from mlff.report.tables import design as table
+    from mlff.design.condition import find_condition
+    from mlff.design.design import design as find_structures
+    from mlff.report import tables
 
     settings = load_design(config, set_ or [])
-    inputs = [Path(one) for section in (settings, *settings.targets) for one in section.files()]
+    of_run = isinstance(settings, Condition)
+    named = settings.files() if of_run else [one for section in (settings, *settings.targets) for one in section.files()]
+    inputs = [Path(one) for one in named]
     check_outputs([(out, EXTXYZ), (json_file, ())], [config, *inputs])
     use_compilation_cache()
-    frames, outcome = run(settings, progress=not quiet)
+    frames, outcome = (find_condition if of_run else find_structures)(settings, progress=not quiet)
     with replacing(out) as temporary, open(temporary, "w", encoding="utf-8") as file:
         write_frames(file, frames)
     if json_file is not None:
         write_text(json_file, json.dumps(outcome.to_dict(), indent=2))
-    Console(stderr=True).print(table(outcome))
+    Console(stderr=True).print((tables.condition if of_run else tables.design)(outcome))
     for line in outcome.notes:
         say("note", line)
     print(out)

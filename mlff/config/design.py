@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
+from mlff.config.condition import Condition, FreeCondition, MeanPressure
 from mlff.config.load import Kinds, read_yaml, relative_to, validated
 from mlff.config.options import Section
 
@@ -152,9 +153,10 @@ class Design(_Named):
 
 
 _TARGETS = Kinds("targets", 2, "kind", KINDS)
+_AVERAGES = Kinds("targets", 2, "kind", {"mean_pressure": MeanPressure})
 
 
-def load_design(path: str | Path, overrides: list[str] = ()) -> Design:
+def load_design(path: str | Path, overrides: list[str] = ()) -> Design | Condition:
     """Read a YAML file and apply `key.sub=value` overrides; names of files become relative to the file.
 
     Raises ConfigError: no such file, not YAML, unknown or wrong key (with its path).
@@ -164,15 +166,23 @@ def load_design(path: str | Path, overrides: list[str] = ()) -> Design:
     return make_design(raw, str(path), path.parent)
 
 
-def make_design(raw: dict[str, Any], source: str = "design", base: Path | None = None) -> Design:
-    """Validate a plain dictionary; with `base`, names of files are taken relative to it. Raises ConfigError."""
-    config = validated(Design, raw, source, _TARGETS)
-    if base is None:
-        return config
+def make_design(raw: dict[str, Any], source: str = "design", base: Path | None = None) -> Design | Condition:
+    """Validate a plain dictionary, where temperature or volume is free a `Condition`; with `base`, files are relative to it.
+
+    Raises ConfigError.
+    """
 
     def rebased(section: Section, where: str) -> Section:
         names = [name for name in ("model", "structure") if getattr(section, name, None) is not None]
+        if base is None:
+            return section
         return section.model_copy(update={name: relative_to(base, getattr(section, name), source, where) for name in names})
 
+    free = raw.get("free")
+    if isinstance(free, dict) and free.keys() & FreeCondition.model_fields.keys():
+        condition = validated(Condition, raw, source, _AVERAGES)
+        sampling = rebased(condition.sampling, "sampling.structure")
+        return rebased(condition, "model").model_copy(update={"sampling": sampling})
+    config = validated(Design, raw, source, _TARGETS)
     targets = tuple(rebased(one, f"targets.{number}") for number, one in enumerate(config.targets))
     return rebased(config, "model, structure").model_copy(update={"targets": targets})

@@ -87,7 +87,8 @@ def _finish(problem: Problem, search: Search, found: list[Found], limit: float) 
             atoms.info["mlff_distance"] = row.distance
     frames = [_described(minimum, lowest, goals, before), *(atoms for _, atoms in kept)]
     frames[0].info["design"] = "minimum"
-    evaluations, untested = sum(one.evaluations for one in found), stress_untested(problem.potential, properties)
+    evaluations = sum(one.evaluations for one in found)
+    untested = any(one.stress for one in properties) and stress_untested(problem.potential)
     return frames, Outcome(limit, evaluations, untested, tuple(goals), tuple(row for row, _ in kept))
 
 

@@ -60,14 +60,10 @@ def make_properties(config: Design, potential: Potential, atoms: ase.Atoms) -> l
     return made
 
 
-def stress_untested(potential: Potential, properties: list[Property]) -> bool:
-    """Whether a property needs a stress, of which there was no label that the model could have been tested on."""
+def stress_untested(potential: Potential) -> bool:
+    """Whether there was no stress among the labels that the model was tested on."""
     errors = potential.metadata.get("errors") or {}
-    return (
-        any(one.stress for one in properties)
-        and bool(errors)
-        and not any(e.get("stress_components") for e in errors.values())
-    )
+    return bool(errors) and not any(e.get("stress_components") for e in errors.values())
 
 
 def _make(one, config: Design, potential: Potential, atoms: ase.Atoms) -> Property:

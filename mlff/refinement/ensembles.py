@@ -41,13 +41,19 @@ from mlff.simulation.velocities import degrees_of_freedom
 class Ensemble:
     """The frames of a run at some parameters, and what is needed to weigh them at others."""
 
-    def __init__(self, options: Sampling, potential: Potential, precision: str, atoms: ase.Atoms, seed: int):
-        """`potential` in float64; runs are made in `precision`. Raises StructureError: no periodic cell."""
+    def __init__(
+        self, options: Sampling, potential: Potential, precision: str, atoms: ase.Atoms, seed: int, margin: float = 0.0
+    ):
+        """`potential` in float64; runs are made in `precision`; neighbours are searched `margin` (Å) beyond the cutoff.
+
+        Raises StructureError: no periodic cell.
+        """
         if not (atoms.pbc.all() and atoms.cell.rank == 3):
             raise StructureError(
                 f"{options.structure}: needs a cell that is periodic in three directions for these averages"
             )
         self.options, self.atoms = options, atoms
+        self.reach = potential.cutoff + margin  #: Å
         self.runs = 0  #: made so far
         self._potential, self._precision, self._seed = potential, precision, seed
         self._neighbors = 1
@@ -59,9 +65,21 @@ class Ensemble:
 
     @property
     def kinetic_pressure(self) -> float:
-        """eV/Å³; the center of mass rests."""
-        freedom = degrees_of_freedom(self.atoms, False)
-        return freedom / 3 * KB * self.options.temperature / self.atoms.get_volume()
+        """eV/Å³, of the runs."""
+        return self.kinetic_pressure_at(self.options.temperature, self.atoms.get_volume())
+
+    def kinetic_pressure_at(self, temperature: float, volume: float) -> float:
+        """eV/Å³ at K and Å³; the center of mass rests."""
+        return degrees_of_freedom(self.atoms, False) / 3 * KB * temperature / volume
+
+    def move(self, temperature: float | None = None, volume: float | None = None) -> None:
+        """Runs are at this temperature (K) and volume (Å³) from now on; the last frame is scaled along."""
+        if temperature is not None:
+            self.options = self.options.model_copy(update={"temperature": temperature})
+        if volume is not None:
+            scale = (volume / self.atoms.get_volume()) ** (1 / 3)
+            self.atoms.set_cell(self.atoms.cell.array * scale, scale_atoms=True)
+            self.positions = self.positions * scale
 
     def sample(self, params: dict) -> None:
         """Make a run with these parameters, from where the last one ended. Raises SimulationError."""
@@ -125,7 +143,7 @@ class Ensemble:
         samples = []
         for frame in positions:
             structure = Structure(self.atoms.numbers.copy(), frame, self.atoms.cell.array.copy(), self.atoms.pbc.copy())
-            samples.append(make_sample(structure, self._potential.cutoff))
+            samples.append(make_sample(structure, self.reach))
         widest = max(sample.sizes.neighbors for sample in samples)
         if widest > self._neighbors:  # with room, so that few runs compile anew
             self._neighbors = round_up(widest + 1, 0.25)

@@ -19,6 +19,7 @@ from mlff.basics.statistics import rms
 from mlff.data.dataset import Dataset
 from mlff.data.neighbors import neighbor_list, pair_vectors
 from mlff.data.structure import label_numbers
+from mlff.design.condition_outcome import ConditionOutcome
 from mlff.design.outcome import Outcome as Designed
 from mlff.lint.findings import SEVERITIES, Lint
 from mlff.potential.potential import Potential
@@ -251,6 +252,17 @@ def design(outcome: Designed) -> Table:
         name = f"frame {number}, {'reached' if one.reached else 'not reached'}"
         distance = "-" if one.distance is None else f"{one.distance:.2f}"
         table.add_row(name, f"{one.energy:.4f}", *(_row(values) for values in one.values), distance, str(len(one.starts)))
+    return table
+
+
+def condition(outcome: ConditionOutcome) -> Table:
+    """The runs on the way to a condition."""
+    table = Table(title=f"mean pressure {outcome.target:g} ± {outcome.error:.2g} {outcome.unit}", title_justify="left")
+    for heading in ("run", f"{outcome.free}, {outcome.free_unit}", f"mean pressure, {outcome.unit}", "its error", "slope"):
+        table.add_column(escape(heading), justify="right")
+    for number, run in enumerate(outcome.runs, 1):
+        error = "-" if run.error is None else f"{run.error:.2g}"
+        table.add_row(str(number), f"{run.condition:.6g}", f"{run.mean:.5g}", error, f"{run.slope:.3g}")
     return table
 
 
