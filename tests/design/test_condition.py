@@ -96,21 +96,21 @@ def test_a_longer_run_at_what_was_found_has_the_pressure(tmp_path, free):
     write(tmp_path / "atoms.xyz", argon)
     potential = lennard_jones(cutoff=8.0, epsilon=0.0104, sigma=3.4)
     potential.save(tmp_path / "model.safetensors")
-    sampling = {"temperature": 40.0, "timestep": 4.0, "tau": 400.0, "equilibration": 500, "frames": 100, "every": 20}
+    sampling = {"temperature": 40.0, "timestep": 4.0, "tau": 400.0, "equilibration": 300, "frames": 60, "every": 20}
     ranges = {"temperature": [10, 80], "volume": [1100, 1300]}
     settings = config(tmp_path, {free: ranges[free]}, 1000.0, sampling=sampling)
-    target = settings.targets[0].model_copy(update={"error": 30.0})
+    target = settings.targets[0].model_copy(update={"error": 60.0})
     (last,), found = find_condition(settings.model_copy(update={"targets": (target,)}), progress=False)
     assert found.reached
-    longer = settings.sampling.model_copy(update={"frames": 400, "temperature": last.info["mlff_temperature"]})
+    longer = settings.sampling.model_copy(update={"frames": 150, "temperature": last.info["mlff_temperature"]})
     wide = potential.with_precision("float64")
     with wide.scope():
         ensemble = Ensemble(longer, wide, "float32", last, 7)
         ensemble.sample(wide.device_params)
     pressures = [-np.trace(one.stress) / 3 for one in wide.predict(frames_of(ensemble), stress=True)]
     pressures = (np.array(pressures) + ensemble.kinetic_pressure) / STRESS["bar"]
-    error = block_error(pressures) or pressures.std() / np.sqrt(20)
-    assert abs(pressures.mean() - 1000.0) < 30.0 + 4 * error
+    error = block_error(pressures) or pressures.std() / np.sqrt(15)
+    assert abs(pressures.mean() - 1000.0) < 60.0 + 4 * error
 
 
 def frames_of(ensemble: Ensemble) -> list[Atoms]:
