@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -76,7 +77,9 @@ def relax(
     moving = FrechetCellFilter(atoms, scalar_pressure=(pressure or 0.0) * STRESS["GPa"]) if cell else atoms
     written = None if trajectory is None else Trajectory(trajectory)
     try:
-        with _OPTIMIZERS[optimizer](moving, logfile=None) as driver, Stop() as stop, _bar(progress) as bar:
+        driver = _OPTIMIZERS[optimizer](moving, logfile=None)
+        with driver, Stop() as stop, _bar(progress) as bar, warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "logm result may be inaccurate", RuntimeWarning)  # off by 1e-12, in each step
             task = bar.add_task("relax", total=None, note="")
             for _ in driver.irun(fmax=fmax, steps=steps):
                 guard.check_geometry(atoms)

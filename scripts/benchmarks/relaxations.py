@@ -4,7 +4,7 @@
 
 Two models (configs/malonaldehyde.yaml, configs/silicon.yaml). The molecules are clusters of one to four of malonaldehyde, 9 to
 36 atoms, from dynamics at 600 K; the crystals are silicon of 8 to 64 atoms, strained by up to 4 % and displaced by 0.05 Å. One
-by one (ASE's L-BFGS, the choice of `mlff relax` for one structure, and FIRE) only some of them are relaxed. Compilation is left
+by one (by L-BFGS too, and by ASE's FIRE) only some of them are relaxed. Compilation is left
 out: a few steps of each are run before.
 """
 
@@ -76,8 +76,8 @@ def compare(model: Path, structures: list[ase.Atoms], alone: int, cell: bool) ->
     side_by_side(structures, calculator, cell=cell, steps=5)
     one_by_one(some, calculator, cell=cell, steps=1)
     rows = {"side by side, L-BFGS": side_by_side(structures, calculator, cell=cell)}
-    for optimizer, name in (("lbfgs", "L-BFGS"), ("fire", "FIRE")):
-        rows[f"one by one, ASE's {name}"] = one_by_one(some, calculator, cell=cell, optimizer=optimizer)
+    for optimizer, name in (("lbfgs", "L-BFGS"), ("fire", "ASE's FIRE")):
+        rows[f"one by one, {name}"] = one_by_one(some, calculator, cell=cell, optimizer=optimizer)
     for name, row in rows.items():
         print(f"{name}: {row}", flush=True)
     return {"model": repr(calculator.potential), "rows": rows}
