@@ -3,122 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-from pydantic import Discriminator, Field, Tag, model_validator
+from pydantic import Field, model_validator
 
 from mlff.config.load import Kinds, read_yaml, relative_to, validated
+from mlff.config.observables import KINDS, Target
 from mlff.config.options import Data, Loss, Optimizer, Schedule, Section
 
 FORCE_LIMIT = 0.1
-
-
-class Sampling(Section):
-    """Molecular dynamics (nvt, Langevin) whose frames an average is taken over. Targets with the same one share a run."""
-
-    structure: str = Field(description="file with the structure that the run starts from; relative to the config file")
-    frame: int = Field(-1, description="which structure of the file: 0 is the first, -1 the last")
-    temperature: float = Field(gt=0, description="K")
-    timestep: float = Field(1.0, gt=0, description="fs")
-    tau: float = Field(100.0, gt=0, description="relaxation time of the thermostat, fs")
-    equilibration: int = Field(
-        2000, ge=0, description="steps before the first frame; half of them again after each re-sampling"
-    )
-    frames: int = Field(100, ge=2, description="frames of a run")
-    every: int = Field(50, ge=1, description="steps between frames")
-    least: float = Field(
-        0.6,
-        gt=0,
-        lt=1,
-        description="share of the frames that must still count after reweighting; below it a new run is made",
-    )
-
-
-class _Target(Section):
-    weight: float = Field(1.0, gt=0, description="of its squared deviation in the sum")
-
-    def files(self) -> dict[str, Any]:
-        """The fields that name files."""
-        return {
-            name: value for name in ("structure", "structures", "file") if (value := getattr(self, name, None)) is not None
-        }
-
-
-class Frequencies(_Target):
-    """Harmonic wavenumbers of a structure at its next minimum, in ascending order; an imaginary one is negative."""
-
-    kind: Literal["frequencies"]
-    structure: str = Field(description="file with the structure, which is relaxed with the model")
-    frame: int = Field(-1, description="which structure of the file: 0 is the first, -1 the last")
-    values: tuple[float, ...] | None = Field(
-        None, min_length=1, description="wavenumbers, ascending: all, or those of `modes`"
-    )
-    file: str | None = Field(
-        None, description="instead of values: text file with one number a line, or JSON of mlff vibrations"
-    )
-    modes: tuple[Annotated[int, Field(ge=0)], ...] | None = Field(
-        None, min_length=1, description="which modes, numbered from 0 with the lowest; default: all"
-    )
-    unit: Literal["cm^-1", "THz", "meV"] = Field("cm^-1", description="of values, file and error")
-    error: float = Field(gt=0, description="error bar of each wavenumber")
-
-    @model_validator(mode="after")
-    def _one_source(self):
-        if (self.values is None) == (self.file is None):
-            raise ValueError("give either values or file")
-        return self
-
-
-class EnergyDifference(_Target):
-    """Energy of the second structure less that of the first, as they stand in their files (not relaxed)."""
-
-    kind: Literal["energy_difference"]
-    structures: tuple[str, str] = Field(description="two files")
-    frames: tuple[int, int] = Field((-1, -1), description="which structure of each file: 0 is the first, -1 the last")
-    value: float = Field(description="energy difference")
-    unit: Literal["eV", "meV", "Hartree", "Rydberg", "kcal/mol", "kJ/mol"] = Field("eV", description="of value and error")
-    error: float = Field(gt=0, description="its error bar")
-
-
-class Distribution(_Target):
-    """Radial distribution function g(r) of one pair of elements in a periodic cell, averaged over a run."""
-
-    kind: Literal["distribution"]
-    pair: tuple[str, str] = Field(description="two elements, e.g. [O, H]")
-    file: str = Field(
-        description="text file: r in Å (evenly spaced middles of bins), g, and error bars unless `error` is given"
-    )
-    error: float | None = Field(None, gt=0, description="error bar of each g; default: the third column of the file")
-    sampling: Sampling
-
-
-class Pressure(_Target):
-    """Mean pressure of a periodic cell over a run, positive under compression, with its kinetic part."""
-
-    kind: Literal["pressure"]
-    value: float = Field(description="pressure")
-    unit: Literal["GPa", "kbar", "bar"] = Field("GPa", description="of value and error")
-    error: float = Field(gt=0, description="its error bar")
-    sampling: Sampling
-
-
-def _kind(value: Any) -> str | None:
-    return value.get("kind") if isinstance(value, dict) else getattr(value, "kind", None)
-
-
-KINDS = {
-    "frequencies": Frequencies,
-    "energy_difference": EnergyDifference,
-    "distribution": Distribution,
-    "pressure": Pressure,
-}
-Target = Annotated[
-    Annotated[Frequencies, Tag("frequencies")]
-    | Annotated[EnergyDifference, Tag("energy_difference")]
-    | Annotated[Distribution, Tag("distribution")]
-    | Annotated[Pressure, Tag("pressure")],
-    Discriminator(_kind),
-]
 
 
 class SmallSteps(Optimizer):
@@ -200,7 +93,9 @@ def _rebased(config: Refinement, base: Path, source: str) -> Refinement:
         section = f"targets.{number}"
         fields = {name: fix(value, section) for name, value in target.files().items()}
         if (sampling := getattr(target, "sampling", None)) is not None:
-            fields["sampling"] = sampling.model_copy(update={"structure": fix(sampling.structure, section)})
+            fields["sampling"] = sampling.model_copy(
+                update={name: fix(getattr(sampling, name), section) for name in ("structure", "bias", "hills")}
+            )
         targets.append(target.model_copy(update=fields))
     files = {name: fix(getattr(config.data, name), "data") for name in ("train", "valid", "test", "replay")}
     rates = {"plasticity_map": fix(config.optimizer.plasticity_map, "optimizer")}

@@ -14,7 +14,8 @@ from mlff.properties.minimum import TOLERANCE, check_minimum, need_cell
 
 _VOIGT = ((0, 0), (1, 1), (2, 2), (1, 2), (0, 2), (0, 1))  #: xx yy zz yz xz xy
 _SOFT = 1e-4  #: eV/Å²; a mode of the atoms in the cell below it has no restoring force
-_CUBIC = 0.02  #: of the largest constant: how far a cubic crystal's may lie from the cubic pattern
+CUBIC = {"C11": ((0, 0), (1, 1), (2, 2)), "C12": ((0, 1), (0, 2), (1, 2)), "C44": ((3, 3), (4, 4), (5, 5))}  #: equal by symmetry
+_ALIKE = 0.02  #: of the largest constant: how far a cubic crystal's may lie from the cubic pattern
 _STRAINS = (1e-5, 0.03)
 
 
@@ -49,11 +50,11 @@ class Elasticity:
     def cubic(self) -> tuple[float, float, float] | None:
         """C11, C12 and C44 (GPa), if the constants have the pattern of a cubic crystal along x, y and z."""
         c = self.constants
-        c11, c12, c44 = np.diag(c)[:3].mean(), c[[0, 0, 1], [1, 2, 2]].mean(), np.diag(c)[3:].mean()
+        c11, c12, c44 = (np.mean([c[pair] for pair in pairs]) for pairs in CUBIC.values())
         pattern = np.zeros((6, 6))
         pattern[:3, :3] = c12
         np.fill_diagonal(pattern, [c11] * 3 + [c44] * 3)
-        return (float(c11), float(c12), float(c44)) if np.abs(c - pattern).max() < _CUBIC * np.abs(c).max() else None
+        return (float(c11), float(c12), float(c44)) if np.abs(c - pattern).max() < _ALIKE * np.abs(c).max() else None
 
     def to_dict(self) -> dict:
         """Plain values for JSON."""

@@ -15,7 +15,7 @@ from jax import Array
 from mlff.basics import compiler
 from mlff.basics.errors import ConfigError, StructureError
 from mlff.basics.units import ENERGY, HBAR, INVERSE_CM, TERAHERTZ
-from mlff.config.refinement import EnergyDifference, Frequencies
+from mlff.config.observables import EnergyDifference, Frequencies
 from mlff.data.batching import Sizes, make_graph, make_sample, round_up
 from mlff.data.structure import Structure
 from mlff.graph import Graph
@@ -25,9 +25,9 @@ from mlff.properties.minimum import relaxed
 from mlff.properties.vibrations import mass_weighted_basis, vibrations
 
 TIGHT = 1e-3  #: eV/Å times a hundredth: how far structures are relaxed
-_FAR = 0.05  #: Å that one Newton step may move an atom; beyond it the structure is relaxed anew
-_SETTLED = 1e-8  #: Å: a Newton step so short is none
-_NEWTON = 10  #: steps at most
+FAR = 0.05  #: Å that one Newton step may move an atom; beyond it the structure is relaxed anew
+SETTLED = 1e-8  #: Å: a Newton step so short is none
+NEWTON = 10  #: steps at most
 _FLAT = 1e-3  #: of the unit: the derivative of a wavenumber nearer to zero is that here
 UNITS = {"cm^-1": INVERSE_CM, "THz": TERAHERTZ, "meV": 1e-3}  #: eV
 
@@ -85,7 +85,31 @@ def with_params(potential: Potential, params: dict) -> Potential:
     return replace(potential, params=jax.tree.map(np.asarray, params))
 
 
-class Wavenumbers:
+class Following:
+    """A target whose structure stays at the minimum as the parameters change."""
+
+    def __init__(self, goal: Goal, potential: Potential, atoms: ase.Atoms):
+        """`atoms` at the minimum."""
+        self.goal = goal
+        self._potential, self._atoms, self._neighbors = potential, atoms, 1
+
+    def state(self) -> dict[str, np.ndarray]:
+        """The structure."""
+        return {"positions": self._atoms.positions.copy(), "cell": self._atoms.cell.array.copy()}
+
+    def restore(self, held: dict[str, np.ndarray]) -> None:
+        """Take up what `state` gave."""
+        self._atoms.positions, self._atoms.cell = held["positions"], held.get("cell", self._atoms.cell)
+
+    def _graph(self) -> Graph:
+        sample = make_sample(Structure.from_atoms(self._atoms), self._potential.cutoff)
+        if sample.sizes.neighbors > self._neighbors:  # with room, so that few changes compile anew
+            self._neighbors = round_up(sample.sizes.neighbors + 1, 0.25)
+        sizes = Sizes(1, len(self._atoms), self._neighbors)
+        return make_graph([sample], sizes, np.float64, bool(self._atoms.pbc.any()))
+
+
+class Wavenumbers(Following):
     """Harmonic wavenumbers at the minimum of the current parameters θ.
 
     The structure x follows θ by Newton steps. With S = Σ c v'H(x, θ)v over the modes, c the slope of the penalty with respect to
@@ -95,23 +119,21 @@ class Wavenumbers:
 
     def __init__(self, options: Frequencies, values: np.ndarray, potential: Potential, atoms: ase.Atoms):
         """`values` in the unit of the options. Raises ConfigError, StructureError, SimulationError: it comes to no minimum."""
-        self._options, self._potential = options, potential
         count = mass_weighted_basis(atoms)[1].shape[1]
         wanted = tuple(range(count)) if options.modes is None else options.modes
         if len(wanted) != len(values) or max(wanted) >= count:
             raise ConfigError(
                 f"{len(values)} wavenumbers are given for {len(wanted)} modes; the structure has {count} (numbered from 0)"
             )
-        self._modes = np.array(wanted)
+        self._options, self._modes = options, np.array(wanted)
         errors = np.full(len(values), options.error)
-        self.goal = Goal(f"frequencies of {atoms.get_chemical_formula()}", options.unit, values, errors, options.weight)
-        self._neighbors = 1
+        goal = Goal(f"frequencies of {atoms.get_chemical_formula()}", options.unit, values, errors, options.weight)
+        super().__init__(goal, potential, relaxed(potential, atoms, tolerance=TIGHT))
         self._root = np.repeat(np.sqrt(atoms.get_masses()), 3)
         fast = {"compiler_options": compiler.quick()}
         self._curved = jax.jit(self._derivatives, **fast)
         self._slopes = jax.jit(jax.grad(self._sum, argnums=(0, 1)), **fast)
         self._pulled = jax.jit(jax.grad(self._along), **fast)
-        self._atoms = relaxed(potential, atoms, tolerance=TIGHT)
 
     def measure(self, params: dict) -> Measured:
         """At these parameters; the structure moves along."""
@@ -134,35 +156,20 @@ class Wavenumbers:
         found = vibrations(potential, relaxed(potential, self._atoms, tolerance=TIGHT)).wavenumbers
         return found[self._modes] * INVERSE_CM / UNITS[self._options.unit], None
 
-    def state(self) -> dict[str, np.ndarray]:
-        """The structure."""
-        return {"positions": self._atoms.positions.copy()}
-
-    def restore(self, held: dict[str, np.ndarray]) -> None:
-        """Take up what `state` gave."""
-        self._atoms.positions = held["positions"]
-
     def _settle(self, params: dict) -> tuple[Graph, np.ndarray, np.ndarray]:
         """Newton steps to the minimum: the graph there, the basis (3n, m), and the mass-weighted Hessian in it (m, m)."""
-        for _ in range(_NEWTON):
+        for _ in range(NEWTON):
             graph, basis = self._graph(), mass_weighted_basis(self._atoms)[1]
             gradient, hessian = (np.asarray(found) for found in self._curved(params, graph))
             matrix = basis.T @ (0.5 * (hessian + hessian.T) / np.outer(self._root, self._root)) @ basis
             step = basis @ np.linalg.solve(matrix, basis.T @ (gradient.ravel() / self._root)) / self._root
-            if np.abs(step).max() < _SETTLED:
+            if np.abs(step).max() < SETTLED:
                 return graph, basis, matrix
-            if not np.abs(step).max() < _FAR:
+            if not np.abs(step).max() < FAR:
                 self._atoms = relaxed(with_params(self._potential, params), self._atoms, tolerance=TIGHT)
             else:
                 self._atoms.positions -= step.reshape(-1, 3)
         raise StructureError(f"{self.goal.name}: the structure has no minimum near where it was")
-
-    def _graph(self) -> Graph:
-        sample = make_sample(Structure.from_atoms(self._atoms), self._potential.cutoff)
-        if sample.sizes.neighbors > self._neighbors:  # with room, so that few changes compile anew
-            self._neighbors = round_up(sample.sizes.neighbors + 1, 0.25)
-        sizes = Sizes(1, len(self._atoms), self._neighbors)
-        return make_graph([sample], sizes, np.float64, bool(self._atoms.pbc.any()))
 
     def _slope(self, params: dict, positions: Array, graph: Graph) -> Array:
         return jax.grad(lambda r: jnp.sum(self._potential.energy(params, graph._replace(positions=r))))(positions)

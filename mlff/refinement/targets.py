@@ -10,11 +10,13 @@ import numpy as np
 
 from mlff.basics.errors import ConfigError, DataError, MLFFError
 from mlff.basics.units import INVERSE_CM
-from mlff.config import refinement as options
-from mlff.config.refinement import Refinement, Sampling
+from mlff.config import observables as options
+from mlff.config.observables import Sampling
+from mlff.config.refinement import Refinement
 from mlff.data.formats import read_atoms
 from mlff.data.structure import Structure
 from mlff.potential.potential import Potential
+from mlff.refinement.crystals import ElasticConstants, EquilibriumVolume
 from mlff.refinement.ensembles import Averaged, Ensemble, MeanPressure, RadialDistribution
 from mlff.refinement.observables import UNITS, Difference, Target, Wavenumbers
 
@@ -41,6 +43,10 @@ def _make(one, config: Refinement, potential: Potential, precision: str, ensembl
     if isinstance(one, options.EnergyDifference):
         pair = [_structure(file, frame, potential) for file, frame in zip(one.structures, one.frames, strict=True)]
         return Difference(one, potential, tuple(pair))
+    if isinstance(one, options.ElasticConstants):
+        return ElasticConstants(one, potential, _structure(one.structure, one.frame, potential))
+    if isinstance(one, options.Volume):
+        return EquilibriumVolume(one, potential, _structure(one.structure, one.frame, potential))
     ensemble = _ensemble(one.sampling, config, potential, precision, ensembles)
     if isinstance(one, options.Pressure):
         return MeanPressure(one, ensemble, potential)

@@ -10,15 +10,8 @@ from ase.build import bulk, molecule
 from ase.io import write
 
 from mlff.basics.errors import ConfigError, MLFFError, ModelFileError
-from mlff.config.refinement import (
-    Distribution,
-    EnergyDifference,
-    Frequencies,
-    Pressure,
-    Sampling,
-    load_refinement,
-    make_refinement,
-)
+from mlff.config.observables import Distribution, EnergyDifference, Frequencies, Pressure, Sampling
+from mlff.config.refinement import load_refinement, make_refinement
 from mlff.potential.potential import Potential
 from mlff.refinement.ensembles import Ensemble, MeanPressure, RadialDistribution
 from mlff.refinement.observables import Difference, Goal, Wavenumbers, with_params
