@@ -12,6 +12,7 @@ from mlff.config.options import Section
 EnergyUnit = Literal["eV", "meV", "Hartree", "Rydberg", "kcal/mol", "kJ/mol"]
 _CONSTANT = re.compile("C[1-6][1-6]")
 
+
 class Sampling(Section):
     """Molecular dynamics (nvt, Langevin) whose frames an average is taken over. Targets with the same one share a run.
 

@@ -3,7 +3,6 @@
 import json
 
 import ase
-import jax
 import numpy as np
 import pytest
 from ase.build import bulk, molecule
@@ -13,14 +12,15 @@ from mlff.basics.errors import ConfigError, MLFFError, ModelFileError
 from mlff.config.observables import Distribution, EnergyDifference, Frequencies, Pressure, Sampling
 from mlff.config.refinement import load_refinement, make_refinement
 from mlff.potential.potential import Potential
-from mlff.refinement.ensembles import Ensemble, MeanPressure, RadialDistribution
+from mlff.refinement.averages import MeanPressure, RadialDistribution
+from mlff.refinement.ensembles import Ensemble
 from mlff.refinement.observables import Difference, Goal, Wavenumbers, with_params
 from mlff.refinement.outcome import Look, Outcome, row, verdicts
 from mlff.refinement.refine import refine
 from mlff.refinement.targets import make_targets
 from tests.conftest import make_potential
+from tests.refinement.slopes import direction, moved, slope
 
-STEP = 1e-5  #: of the parameters, for finite differences
 SAMPLING = {"structure": "cell.xyz", "temperature": 300.0, "frames": 4, "every": 5, "equilibration": 5, "least": 0.99}
 
 
@@ -39,29 +39,6 @@ def cell():
     atoms = bulk("Si", "diamond", a=5.6, cubic=True)
     atoms.rattle(0.05, seed=2)
     return atoms
-
-
-def direction(params: dict) -> dict:
-    """A random one, of length 1."""
-    rng = np.random.default_rng(0)
-    made = jax.tree.map(lambda p: rng.normal(size=p.shape), params["params"])
-    length = np.sqrt(sum((leaf**2).sum() for leaf in jax.tree.leaves(made)))
-    return jax.tree.map(lambda leaf: leaf / length, made)
-
-
-def moved(params: dict, along: dict, by: float) -> dict:
-    return {**params, "params": jax.tree.map(lambda p, d: p + by * d, params["params"], along)}
-
-
-def slope(target, params: dict, along: dict, step: float = STEP) -> tuple[float, float]:
-    """Of the penalty along a direction: from the gradient, and from finite differences."""
-
-    def penalty(by: float) -> float:
-        return target.goal.weight * target.goal.deviation(target.measure(moved(params, along, by)).values) ** 2
-
-    gradient = target.measure(params).gradient["params"]
-    found = sum(np.vdot(g, d) for g, d in zip(jax.tree.leaves(gradient), jax.tree.leaves(along), strict=True))
-    return found, (penalty(step) - penalty(-step)) / (2 * step)
 
 
 @pytest.fixture(scope="module")
