@@ -25,7 +25,8 @@ def refine(
 ) -> None:
     """Correct a trained model so that it gives observables, without losing energies and forces of the data.
 
-    Observables: vibrational frequencies, energy differences, radial distribution functions, pressures. The model is OUT/model.safetensors.
+    Observables: vibrational frequencies, elastic constants, volumes, energy and free energy differences, radial distribution functions,
+    pressures. The model is OUT/model.safetensors.
     """
     from rich.console import Console
 
