@@ -14,7 +14,11 @@ from mlff.properties.minimum import TOLERANCE, check_minimum, need_cell
 
 _VOIGT = ((0, 0), (1, 1), (2, 2), (1, 2), (0, 2), (0, 1))  #: xx yy zz yz xz xy
 _SOFT = 1e-4  #: eV/Å²; a mode of the atoms in the cell below it has no restoring force
-CUBIC = {"C11": ((0, 0), (1, 1), (2, 2)), "C12": ((0, 1), (0, 2), (1, 2)), "C44": ((3, 3), (4, 4), (5, 5))}  #: equal by symmetry
+CUBIC = {
+    "C11": ((0, 0), (1, 1), (2, 2)),
+    "C12": ((0, 1), (0, 2), (1, 2)),
+    "C44": ((3, 3), (4, 4), (5, 5)),
+}  #: equal by symmetry
 _ALIKE = 0.02  #: of the largest constant: how far a cubic crystal's may lie from the cubic pattern
 _STRAINS = (1e-5, 0.03)
 

@@ -40,7 +40,7 @@ class Crystal(Following):
         self._inner = np.concatenate([inner, np.zeros((6, inner.shape[1]))])
         self._strains = np.eye(3 * count + 6)[:, -6:]
         self._moving = np.concatenate([self._inner, self._strains], axis=1) if cell else self._inner
-        fast = {"compiler_options": compiler.hasty()}  # crystals are small, and third derivatives take long to compile
+        fast = {"compiler_options": _options()}
         self._curved = jax.jit(self._derivatives, **fast)
         self._pulled = jax.jit(jax.grad(lambda params, graph, along: jnp.vdot(along, self._pull(params, graph))), **fast)
 
@@ -95,7 +95,7 @@ class ElasticConstants(Crystal):
         super().__init__(goal, potential, atoms, config.relax_cell)
         cubic = elasticity(potential, self._atoms).cubic is not None
         self._means = np.stack([_mean(name, cubic) for name in config.values]) * STRESS["GPa"] / STRESS[config.unit]
-        self._slopes = jax.jit(jax.grad(self._sum, argnums=(0, 1)), compiler_options=compiler.hasty())
+        self._slopes = jax.jit(jax.grad(self._sum, argnums=(0, 1)), compiler_options=_options())
 
     def measure(self, params: dict) -> Measured:
         """At these parameters; the crystal moves along."""
@@ -152,6 +152,11 @@ class EquilibriumVolume(Crystal):
         """Relaxed as `mlff relax --cell` does."""
         found = relaxed(potential.with_precision("float64"), self._atoms, True, TIGHT)
         return np.array([found.get_volume() / len(found)]), None
+
+
+def _options() -> dict:
+    """Of the compiler: crystals are small, and third derivatives take long to compile."""
+    return compiler.hasty() if jax.default_backend() == "cpu" else compiler.quick()
 
 
 def _deformation(coordinates: Array) -> Array:

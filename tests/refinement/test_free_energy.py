@@ -139,7 +139,14 @@ WRONG = {
 def test_wrong_input_is_one_line(name, folder, model):
     of_sampling, of_target, message = WRONG[name]
     sampling = {"structure": "two.xyz", "temperature": HOT, "bias": "free.yaml"} | of_sampling
-    target = {"kind": "free_energy_difference", "variable": "d", "first": FIRST, "second": SECOND, "value": 0.1, "error": 0.1}
+    target = {
+        "kind": "free_energy_difference",
+        "variable": "d",
+        "first": FIRST,
+        "second": SECOND,
+        "value": 0.1,
+        "error": 0.1,
+    }
     plain = {"model": "m", "data": {"train": "d.xyz"}, "targets": [target | {"sampling": sampling} | of_target]}
     with pytest.raises(MLFFError, match=message) as error, model.scope():
         make_targets(make_refinement(plain, "test", folder), model, "float32")
