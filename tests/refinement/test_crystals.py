@@ -46,7 +46,7 @@ def test_gradient_of_elastic_constants(cell, model):
         values = target.measure(params).values
         fresh, _ = target.fresh(model)
     assert found == pytest.approx(expected, rel=1e-5)
-    assert values == pytest.approx(fresh, rel=2e-3)
+    assert values == pytest.approx(fresh, rel=5e-3)
     crystal = relaxed(model, hexagonal(), cell, TIGHT)
     direct = elasticity(model, crystal, strain=1e-4)
     assert values == pytest.approx(direct.constants[[0, 0, 0, 2, 3], [0, 1, 2, 2, 3]], rel=1e-4)

@@ -165,7 +165,7 @@ def test_a_run_gives_it_within_its_error(hills, folder, model):
     with model.scope():
         target.ensemble.positions = np.array([pair(np.array([1.5]))[0].positions])
         values, errors = target.fresh(model)
-    assert abs(values[0] - exact(model)) < 3 * errors[0] and errors[0] < 0.02, (values, errors, exact(model))
+    assert abs(values[0] - exact(model)) < 3 * errors[0] and errors[0] < 0.03, (values, errors, exact(model))
 
 
 def test_hills_push_as_they_weigh(folder, model):
