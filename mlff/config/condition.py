@@ -6,8 +6,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from mlff.config.observables import Sampling
 from mlff.config.options import Section
-from mlff.config.refinement import Sampling
 
 _Range = tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]]
 
@@ -71,6 +71,8 @@ class Condition(Section):
 
     @model_validator(mode="after")
     def _begins_inside(self):
+        if self.sampling.bias is not None:
+            raise ValueError("sampling.bias: runs of a mean pressure have no bias; leave it out")
         start, free = self.sampling.temperature, self.free.temperature
         if free is not None and not free[0] <= start <= free[1]:
             raise ValueError(f"sampling.temperature: {start:g} K is outside of free.temperature, where the search begins")

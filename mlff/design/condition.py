@@ -12,6 +12,7 @@ from mlff.design.condition_outcome import ConditionOutcome, Run
 from mlff.design.frames import MARGIN, Frames
 from mlff.design.targets import model_file, stress_untested, structure
 from mlff.potential.potential import Potential
+from mlff.properties.minimum import need_cell
 from mlff.refinement.ensembles import Ensemble
 
 _NEAR = 1e-3  #: of the range, for the slope
@@ -33,6 +34,7 @@ def find_condition(config: Condition, *, progress: bool = True) -> tuple[list[as
     with potential.scope(), Console(stderr=True).status("design") as shown:
         if not progress:
             shown.stop()
+        need_cell(atoms, f"{sampling.structure}: mean pressures")
         ensemble = Ensemble(sampling, potential, loaded.precision, atoms, config.seed, MARGIN)
         if free == "volume" and not low <= atoms.get_volume() <= high:
             raise ConfigError(
