@@ -176,6 +176,26 @@ class FreeEnergyDifference(_Target):
         return self
 
 
+class SelfDiffusion(_Target):
+    """Self-diffusion coefficient of one element: a third of the integral of <v(0)·v(t)> over a window (Green-Kubo)."""
+
+    kind: Literal["diffusion"]
+    element: str = Field(description="which atoms, e.g. Ar")
+    value: float = Field(gt=0, description="self-diffusion coefficient")
+    unit: Literal["1e-9 m^2/s", "1e-5 cm^2/s", "Angstrom^2/ps"] = Field("1e-9 m^2/s", description="of value and error")
+    error: float = Field(gt=0, description="its error bar")
+    window: float = Field(1000.0, gt=0, description="length of the integral, fs")
+    sampling: Sampling
+
+    @model_validator(mode="after")
+    def _plain(self):
+        if self.sampling.bias is not None:
+            raise ValueError("sampling.bias: diffusion is that of plain dynamics; leave it out")
+        if not self.window >= self.sampling.timestep:
+            raise ValueError("window: shorter than sampling.timestep")
+        return self
+
+
 def _kind(value: Any) -> str | None:
     return value.get("kind") if isinstance(value, dict) else getattr(value, "kind", None)
 
@@ -188,6 +208,7 @@ KINDS = {
     "elastic_constants": ElasticConstants,
     "volume": Volume,
     "free_energy_difference": FreeEnergyDifference,
+    "diffusion": SelfDiffusion,
 }
 Target = Annotated[
     Annotated[Frequencies, Tag("frequencies")]
@@ -196,6 +217,7 @@ Target = Annotated[
     | Annotated[Pressure, Tag("pressure")]
     | Annotated[ElasticConstants, Tag("elastic_constants")]
     | Annotated[Volume, Tag("volume")]
-    | Annotated[FreeEnergyDifference, Tag("free_energy_difference")],
+    | Annotated[FreeEnergyDifference, Tag("free_energy_difference")]
+    | Annotated[SelfDiffusion, Tag("diffusion")],
     Discriminator(_kind),
 ]

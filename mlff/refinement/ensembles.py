@@ -57,7 +57,7 @@ class Ensemble:
         self.bias = None if options.bias is None else FixedBias(options, atoms)
         self.reach = potential.cutoff + margin  #: Å
         self.runs = 0  #: made so far
-        self._potential, self._precision, self._seed = potential, precision, seed
+        self._potential, self._precision, self.seed = potential, precision, seed
         self._neighbors = 1
         self._energies = jax.jit(self._of_frames, compiler_options=compiler.quick())
         self.positions = np.zeros((0, len(atoms), 3))  #: (M, n, 3) Å
@@ -97,7 +97,7 @@ class Ensemble:
         skipped = options.equilibration if first else options.equilibration // 2
         common = {"ensemble": "nvt", "temperature": options.temperature, "timestep": options.timestep, "tau": options.tau}
         common["bias"] = None if self.bias is None else self.bias.bias
-        seed = 2 * (1000 * self._seed + self.runs)
+        seed = 2 * (1000 * self.seed + self.runs)
         if skipped:
             run_md(atoms, calculator, steps=skipped, seed=seed, keep_velocities=not first, progress=False, **common)
         with tempfile.TemporaryDirectory(prefix="mlff-") as folder:
@@ -131,7 +131,7 @@ class Ensemble:
 
     def again(self) -> Ensemble:
         """One for runs of its own, with other random numbers, that go on from here."""
-        other = Ensemble(self.options, self._potential, self._precision, self.atoms.copy(), self._seed + 500)
+        other = Ensemble(self.options, self._potential, self._precision, self.atoms.copy(), self.seed + 500)
         other.atoms.positions = self.positions[-1]
         return other
 

@@ -31,6 +31,7 @@ from mlff.refinement.observables import Measured, Target
 from mlff.refinement.outcome import Look, Outcome, row, verdicts
 from mlff.refinement.state import State
 from mlff.refinement.targets import make_targets, shared
+from mlff.refinement.transport import Diffusion
 from mlff.training import optimizer, plasticity, start
 from mlff.training.evaluate import evaluate
 
@@ -222,6 +223,7 @@ def _finish(
         }
         errors[name] = both["after"].to_dict()
     lines = verdicts(rows, state.looks, config.force_limit)
+    lines += tuple(line for target in targets if isinstance(target, Diffusion) for line in target.remarks())
     outcome = Outcome(state.step, state.kept, tuple(rows), data, lines)
     metadata = {key: value for key, value in potential.metadata.items() if key != CERTIFICATE}
     metadata |= {"errors": errors, "refinement": outcome.to_dict() | {"started_from": potential.fingerprint}}

@@ -20,6 +20,7 @@ from mlff.refinement.averages import Averaged, FreeEnergyGap, MeanPressure, Radi
 from mlff.refinement.crystals import ElasticConstants, EquilibriumVolume
 from mlff.refinement.ensembles import Ensemble
 from mlff.refinement.observables import UNITS, Difference, Target, Wavenumbers
+from mlff.refinement.transport import Diffusion
 
 
 def make_targets(config: Refinement, potential: Potential, precision: str) -> list[Target]:
@@ -53,6 +54,8 @@ def _make(one, config: Refinement, potential: Potential, precision: str, ensembl
         return MeanPressure(one, ensemble, potential)
     if isinstance(one, options.FreeEnergyDifference):
         return FreeEnergyGap(one, ensemble)
+    if isinstance(one, options.SelfDiffusion):
+        return Diffusion(one, ensemble, potential, precision)
     return RadialDistribution(one, _table(Path(one.file), 2 if one.error is not None else 3), ensemble)
 
 

@@ -2,7 +2,7 @@
 
 Of N steps the states of each sqrt(N)th are kept, and the others of a stretch are computed again when the way back comes to it:
 memory grows as the square root of N, time by one more run (Griewank & Walther, ACM Trans. Math. Softw. 26, 19 (2000)). Any
-integrator will do.
+integrator will do. At the beginning of each stretch neighbours are searched anew, so that liquids may diffuse.
 """
 
 from __future__ import annotations
@@ -42,6 +42,11 @@ def run(system: System, objective: Objective, steps: int, inputs: Inputs, key: A
     return RunGradient(found, mean, gradient, sound)
 
 
+def stretch_of(steps: int) -> int:
+    """Steps of a stretch, whose states are kept on the way back, and for which one neighbour list serves."""
+    return max(1, math.isqrt(steps))
+
+
 def begin(system: System, inputs: Inputs) -> tuple[State, Array]:
     """The state at step 0, and () bool: whether the list has its pairs."""
     frame = system.start(inputs)
@@ -67,11 +72,11 @@ def _outcome(system: System, inputs: Inputs, positions: Array) -> Outcome:
 def _walk(system: System, objective: Objective, steps: int, inputs: Inputs, key: Array, cut: Array) -> tuple[Array, Array]:
     """The mean of the observable, and whether the run was sound."""
     at = system.conditions(inputs.temperature, inputs.timestep, key)
-    length = max(1, math.isqrt(steps))
+    length = stretch_of(steps)
 
-    def one(carry: tuple) -> tuple:
+    def one(followed: System, carry: tuple) -> tuple:
         state, sound, mean = carry
-        state, sound = step(system, at, inputs, state, sound)
+        state, sound = step(followed, at, inputs, state, sound)
         mean = objective.add(mean, Frame(state.positions, state.momenta, state.cell), state.step, steps)
         forgotten = (state.step < steps) & ((steps - state.step) % cut == 0)
         cell = state.cell  # an input, not a result of the steps
@@ -79,12 +84,18 @@ def _walk(system: System, objective: Objective, steps: int, inputs: Inputs, key:
         return state._replace(cell=cell), sound, mean
 
     def stretch(carry: tuple, _) -> tuple[tuple, None]:
+        state, sound, mean = carry
+        followed, complete = system.followed(state.positions, state.cell)
+
         def if_left(carry: tuple, _) -> tuple[tuple, None]:
-            return jax.lax.cond(carry[0].step < steps, one, lambda carry: carry, carry), None
+            return jax.lax.cond(carry[0].step < steps, lambda carry: one(followed, carry), lambda carry: carry, carry), None
 
-        return jax.lax.scan(if_left, carry, None, length=length)[0], None
+        return jax.lax.scan(if_left, (state, sound & complete, mean), None, length=length)[0], None
 
-    start = begin(system, inputs)
-    mean = jnp.zeros(jax.eval_shape(objective.observable, Frame(*start[0][1:4])).shape)
-    _, sound, mean = jax.lax.scan(jax.checkpoint(stretch), (*start, mean), None, length=-(-steps // length))[0]
+    frame = system.start(inputs)
+    followed, complete = system.followed(frame.positions, frame.cell)
+    state, sound = begin(followed, inputs)
+    mean = jnp.zeros(jax.eval_shape(objective.observable, Frame(*state[1:4])).shape)
+    start = state, sound & complete, mean
+    _, sound, mean = jax.lax.scan(jax.checkpoint(stretch), start, None, length=-(-steps // length))[0]
     return mean, sound

@@ -5,6 +5,7 @@ Nothing here takes a step; `backpropagation`, `adjoint` and `reweighting` do.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -77,7 +78,7 @@ class Objective(NamedTuple):
 
 
 class System:
-    """The atoms of a run with their potential, and a neighbour list that must last for the whole run."""
+    """The atoms of a run with their potential, and a neighbour list, which must last for the whole run unless `followed`."""
 
     def __init__(self, potential: Potential, atoms: ase.Atoms, settings: Settings, skin: float | None = None):
         """`atoms` with momenta; `skin` in Å, by default every pair of a molecule, `SKIN` of what is periodic.
@@ -103,6 +104,7 @@ class System:
         reach = skin if skin is not None else SKIN if any(pbc) else _ALL
         self._search = Search(pbc, potential.cutoff, float(reach), potential.dtype)
         self._box = capacity.box_of(pbc, self._cell)
+        self._room = capacity.allocate(self._search, self._positions, self._cell)
         self._listed = self._list()
         self.inputs = Inputs(
             jax.tree.map(lambda array: np.asarray(array, potential.dtype), potential.params),
@@ -179,7 +181,26 @@ class System:
         """() bool: whether the list still has every pair within the cutoff; False too for what is not finite."""
         return device_list.holds(self._search, self._listed, positions[None], cell[None])[0]
 
+    def followed(self, positions: Array, cell: Array) -> tuple[System, Array]:
+        """The same with a list of positions (n, 3) and cell (3, 3), and () bool: whether it had room for all pairs; pure."""
+        if self._search.skin >= _ALL:
+            return self, jnp.bool_(True)
+        box = jnp.where(np.array(self._search.pbc)[:, None], cell, self._box)
+        where = jax.lax.stop_gradient((positions[None], cell[None], box[None]))
+        other = copy.copy(self)
+        other._listed, demand = device_list.build(self._search, self._room, *where)
+        return other, device_list.fits(self._room, demand)
+
+    def roomier(self) -> System:
+        """The same with room for a quarter more neighbours in the lists of `followed`."""
+        other, room = copy.copy(self), self._room
+        other._room = room._replace(
+            neighbors=room.neighbors + room.neighbors // 4 + 1, occupants=-(-5 * room.occupants // 4)
+        )
+        other._listed = other._list()
+        return other
+
     def _list(self) -> NeighborList:
-        room = capacity.allocate(self._search, self._positions, self._cell)
+        where = self._positions[None], self._cell[None], self._box[None]
         with jax.enable_x64(True):
-            return jax.device_get(_build(self._search, room, self._positions[None], self._cell[None], self._box[None])[0])
+            return jax.device_get(_build(self._search, self._room, *where)[0])

@@ -287,6 +287,20 @@ def test_a_list_that_an_atom_has_left_is_an_error():
         trajectory_gradient(apart, morse(), hot, NVE, 200, ("positions",), skin=0.3)
 
 
+@pytest.mark.slow
+def test_with_checkpoints_the_list_follows_the_atoms():
+    turning, short = water(), Settings(ensemble="nve", timestep=0.5)
+    arms = turning.positions - turning.get_center_of_mass()
+    turning.set_momenta(turning.get_masses()[:, None] * np.cross([0.3, 0.0, 0.0], arms))  # once around in 200 fs
+    run = DifferentiableRun(apart, morse(), turning, short, skin=1.5)
+    with pytest.raises(SimulationError, match="an atom has moved farther"):
+        run.value(400)
+    followed = run.gradient(400, ("positions",), "checkpointed")
+    whole = DifferentiableRun(apart, morse(), turning, short).gradient(400, ("positions",), "checkpointed")
+    assert followed.value == pytest.approx(whole.value, rel=1e-5)
+    np.testing.assert_allclose(followed.gradient["positions"], whole.gradient["positions"], rtol=1e-3, atol=1e-3)
+
+
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
