@@ -377,12 +377,14 @@ def refuse_other(out: Path, identity: dict, record: dict | None, config: Config)
 
 
 def _with_defaults(there: object, here: object, section: object) -> object:
-    """The options of a section of an earlier run, with the defaults of those that this one has and that one did not know."""
+    """The options of a section of an earlier run, with the defaults of those that this one has and that one did not know; also in sections
+    within."""
     if not (isinstance(there, dict) and isinstance(here, dict) and isinstance(section, pydantic.BaseModel)):
         return there
     fields = type(section).model_fields
     new = [name for name in here if name not in there and name in fields and not fields[name].is_required()]
-    return there | {name: to_jsonable_python(fields[name].get_default(call_default_factory=True)) for name in new}
+    known = {name: _with_defaults(value, here.get(name), getattr(section, name, None)) for name, value in there.items()}
+    return known | {name: to_jsonable_python(fields[name].get_default(call_default_factory=True)) for name in new}
 
 
 def _outcome(run: TrainingProgress) -> str:
