@@ -117,7 +117,7 @@ def graph_at(search: Search, listed: NeighborList, numbers: Array, positions: Ar
         atomic_numbers=jnp.tile(numbers, count),
         structure=jnp.repeat(jnp.arange(count, dtype=jnp.int32), n),
         n_atoms=jnp.full(count, n, jnp.int32),
-        cell=cell.astype(search.dtype),
+        cell=jnp.asarray(cell, search.dtype),
         pbc=jnp.broadcast_to(jnp.array(search.pbc), (count, 3)),
         neighbors=(listed.neighbors + replica * n).reshape(-1, width),
         neighbor_mask=listed.mask.reshape(-1, width),
