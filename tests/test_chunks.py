@@ -126,7 +126,6 @@ def test_memory_grows_by_what_is_kept_of_each_atom_alone(crystal):
 
 
 MANY = """
-import resource
 import numpy as np
 from ase.build import bulk
 from mlff.config import options
@@ -134,6 +133,7 @@ from mlff.models import registry
 from mlff.models.common import Statistics
 from mlff.models.parameters import initial_params
 from mlff.potential.potential import Potential
+from tests.memory import peak
 
 config, statistics = options.ACE(channels=16, l_max=2, l_message=1), Statistics(0.3, 43.0, (-3.5,), inner_cutoff=(1.8,))
 params = initial_params(registry.build(config, (29,), statistics), 0)
@@ -141,7 +141,7 @@ potential = Potential(config, params, (29,), {29: -1.0}, statistics)
 small = bulk("Cu", cubic=True).repeat(5)
 small.rattle(0.05, seed=0)
 (expected,) = potential.predict([small])
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+before = peak()
 many = small.repeat((4, 5, 10))
 assert len(many) == 100_000
 (found,) = potential.predict([many])
@@ -149,7 +149,7 @@ assert np.abs(found.forces - np.tile(expected.forces, (200, 1))).max() < 1e-4, "
 assert np.abs(found.stress - expected.stress).max() < 1e-5, "eV/Å³"
 assert abs(found.energy / 200 - expected.energy) < 1e-3
 assert list(potential.programs._chunks.values()) == [512]
-print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 2**20)
+print((peak() - before) / 2**10)
 """
 
 

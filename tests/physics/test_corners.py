@@ -397,12 +397,12 @@ def test_a_cell_that_shrinks_under_the_skin_is_noticed(potential):
 
 # --- large -------------------------------------------------------------------------------------------------------------
 MANY = """
-import resource
 import jax
 import numpy as np
 from ase.build import bulk
 from mlff.interfaces.ase import MLFFCalculator
 from tests import images
+from tests.memory import peak
 from tests.potentials import BASELINE, lennard_jones
 
 small = bulk("Cu", a=3.7, cubic=True)
@@ -411,7 +411,7 @@ energies, forces, stress = images.pair_sum(small, images.lennard_jones(0.1, 2.3,
 energies += BASELINE[29]
 many = small.repeat((25, 25, 40))
 assert len(many) == 100_000
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+before = peak()
 potential = lennard_jones()
 many.calc = MLFFCalculator(potential)
 for result in (potential.predict([many])[0], None):
@@ -421,7 +421,7 @@ for result in (potential.predict([many])[0], None):
     assert np.abs(found - stress).max() < 1e-5
     found = many.get_potential_energy() if result is None else result.energy
     assert abs(found / 25_000 - energies.sum()) < 1e-5
-print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 2**20)
+print((peak() - before) / 2**10)
 """
 
 

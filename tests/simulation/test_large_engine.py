@@ -157,7 +157,6 @@ def test_slow_replicas_and_committees_are_computed_in_chunks_too(grids, small_ch
 
 
 MANY = """
-import resource
 import sys
 import numpy as np
 from ase.build import bulk
@@ -170,6 +169,7 @@ from mlff.models.parameters import initial_params
 from mlff.potential.potential import Potential
 from mlff.simulation.guard import Limits, SimulationError
 from mlff.simulation.md import run_md
+from tests.memory import peak
 
 config, statistics = ACE(channels=16, l_max=2, l_message=1), Statistics(0.3, 43.0, (-3.5,), inner_cutoff=(1.8,))
 params = initial_params(registry.build(config, (29,), statistics), 0)
@@ -182,7 +182,7 @@ summary = run_md(atoms, MLFFCalculator(potential), trajectory=sys.argv[2], **opt
 assert summary.engine == "jax", summary.engine_reason
 last = read(sys.argv[2], -1)
 assert np.abs(last.get_forces() - potential.predict([last])[0].forces).max() < 5e-4, "eV/Å"
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20)
+print(peak() / 2**10)
 """
 
 
