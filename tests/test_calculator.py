@@ -350,7 +350,9 @@ def test_molecular_dynamics_restarts_bitwise(potential, tmp_path, ensemble, engi
     assert (ensemble == "npt") == (not np.array_equal(whole.cell.array, start.cell.array))
 
 
-@pytest.mark.parametrize("engine", [pytest.param("jax", marks=pytest.mark.slow), "ase"])
+@pytest.mark.parametrize(
+    "engine", [pytest.param("jax", marks=pytest.mark.slow), pytest.param("ase", marks=pytest.mark.slow)]
+)
 def test_constant_pressure_keeps_the_lattice(potential, engine):
     atoms = bulk("Cu", a=3.7, cubic=True).repeat(2)
     atoms.calc = calculator = MLFFCalculator(potential)

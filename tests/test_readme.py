@@ -31,6 +31,11 @@ LONG = {
     "training.md",
     "safety.md",
     "starts.md",
+    "periodic_solid.md",
+    "properties.md",
+    "free_energy.md",
+    "trajectory_gradients.md",
+    "gradient_descent.md",
     "many_devices.md",
 }  #: long
 NEEDS = {"ipi.md": "ipi", "openmm.md": "openmmml", "other_engines.md": "MDAnalysis"}  #: packages beside those of mlff

@@ -43,6 +43,7 @@ def ideal(temperature: float, volume: float) -> float:
     return 7 * KB * temperature / volume / STRESS["bar"]
 
 
+@pytest.mark.slow
 def test_the_temperature_of_an_ideal_gas(gas):
     (last,), found = find_condition(config(gas, {"temperature": [100, 400]}, ideal(300, 24**3)), progress=False)
     assert found.reached and len(found.runs) == 2

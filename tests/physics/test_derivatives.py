@@ -121,7 +121,7 @@ def test_forward_mode_of_energies_and_forces(name, potentials, ethanol):
             np.testing.assert_allclose(found, reverse, rtol=1e-9, atol=1e-9 * np.abs(reverse).max())
 
 
-@each_model
+@each_model_twice_derived
 def test_gradients_by_pair_vectors_make_forces_and_stress(name, potentials, ethanol, silicon):
     """What an engine that owns the neighbour list needs: the vectors are given, positions and cell then count nothing."""
     potential = potentials(name)

@@ -173,6 +173,7 @@ def test_a_target_is_reached_and_the_data_are_kept(case, reached):
     assert Outcome.from_dict(json.loads((out / "refinement.json").read_text(encoding="utf-8"))) == outcome
 
 
+@pytest.mark.slow
 def test_a_target_that_the_data_contradict_is_said(case, tmp_path):
     folder, gap = case
     settings = config(folder, [difference(5.0, 0.001, (0, 1), "data.xyz")], optimizer={"learning_rate": 3e-3}, steps=40)

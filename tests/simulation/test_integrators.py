@@ -186,6 +186,7 @@ def shape_law(gigapascal, kelvin, n, count=200_000):
     return shapes(cells[rng.choice(count, 20_000, p=weights / weights.sum())])
 
 
+@pytest.mark.slow
 def test_the_shape_of_a_cell_follows_its_law():
     """Lengths and angles of a skewed, elastic cell with an ideal gas in it, at a pressure; the cell does not turn."""
     gigapascal, kelvin, masses = 3.0, 1500.0, (1.0, 4.0, 2.0, 3.0)

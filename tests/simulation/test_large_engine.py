@@ -55,6 +55,7 @@ def rooms(programs):
     return [plan.room for plan in programs._loops]
 
 
+@pytest.mark.slow
 def test_a_grid_that_overflows_gives_the_trajectory_of_all_pairs(grids, monkeypatch):
     """Hot atoms that cross the faces of grid cells; to rounding, for sums run in another order."""
     potential, short, whole = lennard_jones(cutoff=3.2, precision="float64"), crystal(), crystal()
@@ -97,6 +98,7 @@ def test_slow_forces_in_chunks_give_the_trajectory_of_one_piece(name, potentials
         np.testing.assert_allclose(mine, theirs, rtol=0, atol=1e-9)
 
 
+@pytest.mark.slow
 def test_memory_that_runs_out_halves_the_chunks_and_a_restart_keeps_them(grids, tmp_path, monkeypatch):
     """108 atoms in one piece, 54 and 27, of which the last fit; also bit by bit where a restart finds more memory."""
     monkeypatch.setattr(chunks, "SMALLEST", 8)

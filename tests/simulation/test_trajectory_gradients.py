@@ -132,6 +132,7 @@ def test_the_run_is_the_engines():
     assert mine.value == pytest.approx(moved.get_distance(0, 1), abs=1e-9)
 
 
+@pytest.mark.slow
 def test_parameters_of_a_network(potentials):
     """ACE: along a random direction of all its parameters; the gradient has their form."""
     potential = potentials("ace")

@@ -164,6 +164,7 @@ def test_sets_given_in_place_of_files_are_checked_too(files, tmp_path, monkeypat
         train(config, tmp_path / "run", progress=False, data=replace(splits, valid=replace(splits.valid, structures=bare)))
 
 
+@pytest.mark.slow
 def test_one_atom_cells_train_on_energies_and_stresses(tmp_path):
     """An equation of state: all forces are zero by symmetry."""
     potential, frames = lennard_jones(), []

@@ -53,6 +53,7 @@ def test_the_largest_of_the_structures_counts_and_what_the_start_knew_is_kept():
     assert ranges.measure(make_potential("schnet").model, {}, [batches([water(1.0)])]) == {}
 
 
+@pytest.mark.slow
 def test_training_puts_them_into_the_file_and_on_training_data_nothing_changes(tmp_path):
     structures = make_structures(24, seed=0)
     raw = {"data": {"train": write(tmp_path / "data.xyz", structures)}, "model": MODEL, "training": {"epochs": 2}, "seed": 1}

@@ -53,6 +53,7 @@ def test_gradient_of_elastic_constants(cell, model):
     assert np.abs(direct.clamped - direct.constants).max() > 1  # the atoms do move
 
 
+@pytest.mark.slow
 def test_gradient_of_a_volume(model):
     options = Volume(kind="volume", structure="", value=7.0, error=0.1)
     with model.scope():
