@@ -145,7 +145,7 @@ def test_short_dynamics_keep_the_energy(folder, model):
     assert atoms.get_temperature() < 1500
 
 
-def test_energies_alone_teach_forces(folder, model):
+def test_energies_alone_teach_forces(folder):
     run(folder, "train", "energies_only.yaml", "--out", "energies_only", "--quiet", "--no-certify")
     error, rms = force_errors(folder, folder / "energies_only" / "model.safetensors")
     print(f"energies only: forces RMSE {1000 * error:.0f} meV/Å of {1000 * rms:.0f} meV/Å")

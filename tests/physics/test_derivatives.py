@@ -97,7 +97,7 @@ def products(jaxpr):
                 yield from products(inner)
 
 
-@each_model_twice_derived
+@over_models("ace", "ace_l3", "ace_saturated")
 def test_forward_mode_of_energies_and_forces(name, potentials, ethanol):
     """jvp, linearize and forward over reverse: the slope of the energy, and the Hessian times a direction."""
     potential = potentials(name)
