@@ -23,7 +23,26 @@ from mlff.refinement.observables import Goal, Measured, penalised
 from mlff.simulation.guard import SimulationError
 
 
-class Averaged:
+class Sampled:
+    """A target that needs the frames of an ensemble; `_ask` gives gradient, values and the effective number of frames."""
+
+    ensemble: Ensemble
+
+    def measure(self, params: dict) -> Measured:
+        """At these parameters; where too few frames count, after a new run."""
+        if self.ensemble.runs:
+            gradient, (values, effective) = self._ask(params)
+            if self.ensemble.enough(float(effective)):
+                return Measured(np.asarray(values), gradient)
+        self.ensemble.sample(params)
+        gradient, (values, _) = self._ask(params)
+        return Measured(np.asarray(values), gradient)
+
+    def _ask(self, params: dict):
+        raise NotImplementedError
+
+
+class Averaged(Sampled):
     """A target that is the mean over the frames of an ensemble."""
 
     def __init__(self, goal: Goal, ensemble: Ensemble):
@@ -35,16 +54,6 @@ class Averaged:
 
         self._compiled = penalised(goal, observable)
         self._seen: tuple[int, np.ndarray] = -1, np.zeros(0)
-
-    def measure(self, params: dict) -> Measured:
-        """At these parameters; where too few frames count, after a new run."""
-        if self.ensemble.runs:
-            gradient, (values, effective) = self._ask(params)
-            if self.ensemble.enough(float(effective)):
-                return Measured(np.asarray(values), gradient)
-        self.ensemble.sample(params)
-        gradient, (values, _) = self._ask(params)
-        return Measured(np.asarray(values), gradient)
 
     def fresh(self, potential: Potential) -> tuple[np.ndarray, np.ndarray | None]:
         """From a run of its own; errors from blocks, where these say nothing the scatter of single frames."""

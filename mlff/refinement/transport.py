@@ -27,8 +27,9 @@ from mlff.graph import Graph
 from mlff.potential.potential import Potential
 from mlff.properties.averages import block_error
 from mlff.properties.minimum import need_cell
+from mlff.refinement.averages import Sampled
 from mlff.refinement.ensembles import Ensemble, Frames
-from mlff.refinement.observables import Goal, Measured, penalised
+from mlff.refinement.observables import Goal, penalised
 from mlff.refinement.short_runs import MeanGradient, ShortRuns, mean_gradient
 
 
@@ -41,7 +42,7 @@ class Found(NamedTuple):
     weights: MeanGradient  #: through the shares of the frames
 
 
-class Diffusion:
+class Diffusion(Sampled):
     """The self-diffusion coefficient of one element, relative to the center of mass of all atoms."""
 
     def __init__(self, options: SelfDiffusion, ensemble: Ensemble, potential: Potential, precision: str):
@@ -61,16 +62,6 @@ class Diffusion:
         self._weighing = jax.jit(self._of_weights, compiler_options=compiler.quick())
         self._found: Found | None = None
         self._seen = 0  #: run of the ensemble whose frames were taken
-
-    def measure(self, params: dict) -> Measured:
-        """At these parameters; where too few frames count, after a new run, and new short runs from its frames."""
-        if self.ensemble.runs:
-            gradient, (values, effective) = self._ask(params)
-            if self.ensemble.enough(float(effective)):
-                return Measured(np.asarray(values), gradient)
-        self.ensemble.sample(params)
-        gradient, (values, _) = self._ask(params)
-        return Measured(np.asarray(values), gradient)
 
     def fresh(self, potential: Potential) -> tuple[np.ndarray, np.ndarray]:
         """From a run of its own; the error from blocks, where these say nothing the scatter of single frames."""

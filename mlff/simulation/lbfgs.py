@@ -31,8 +31,9 @@ class State(NamedTuple):
 
 
 def start(n: int) -> State:
-    """Of one structure of n rows that has not moved yet."""
-    return State(np.zeros((_MEMORY, n, 3)), np.zeros((_MEMORY, n, 3)), np.zeros((n, 3)), np.zeros((n, 3)))
+    """Of one structure of n rows that has not moved yet; takes no memory."""
+    nothing, rows = np.broadcast_to(0.0, (_MEMORY, n, 3)), np.broadcast_to(0.0, (n, 3))
+    return State(nothing, nothing, rows, rows)
 
 
 def join(states: list[State]) -> State:

@@ -24,7 +24,7 @@ class Mover:
     structure: Structure  #: where it stands; its source names it in messages
     fixed: np.ndarray  #: indices of atoms that stay where they are (where its cell relaxes: in fractional coordinates)
     guard: Guard
-    state: lbfgs.State
+    state: lbfgs.State | None  #: None: it has ended
     sample: Sample = None  #: its neighbours within cutoff and skin ...
     listed: np.ndarray = None  #: (n, 3) Å, ... where it stood when they were searched
     strain: np.ndarray = field(default_factory=lambda: np.zeros((3, 3)))  #: logarithm of the deformation since the start

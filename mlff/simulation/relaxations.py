@@ -115,6 +115,7 @@ def _side_by_side(
                 while batch.movers and (last or not batch.thin):
                     for mover in batch.advance(fmax, steps):
                         ended.add(mover.index)
+                        mover.state = None  # it would keep the arrays of the whole batch
                         yield mover
                     if stop.asked:
                         raise stop.error()
