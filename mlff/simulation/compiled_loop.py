@@ -1,7 +1,8 @@
 """Many steps of molecular dynamics in one compiled loop: integrator, neighbour list, potential and guard.
 
 The loop ends after the steps that were asked for, at a step that breaks a limit, or before a step whose neighbour list would
-lack pairs: that step is not taken. R replicas of one structure are evaluated as one graph of R structures.
+lack pairs: that step is not taken. R replicas of one structure are evaluated as graphs of a few structures each: on a CPU
+as many as its caches hold, on other devices all of them in one graph.
 """
 
 from __future__ import annotations
@@ -25,6 +26,9 @@ from mlff.potential.potential import Potential
 from mlff.simulation import bias, integrators
 from mlff.simulation.bias import Hills, Push, Rules, Shape
 from mlff.simulation.state import Conditions, Outcome, State, temperature
+
+
+_ATOMS = 64  #: of replicas in one graph on a CPU: its arrays stay in the cache of one core
 
 
 class System(NamedTuple):
@@ -124,9 +128,10 @@ def _build(search: Search, room: Capacity, positions: Array, cell: Array, box: A
 
 
 def first_chunk(potential: Potential, plan: Plan) -> int:
-    """Atoms whose forces are computed at once, before memory is looked at; 0: all."""
-    listed = device_list.no_list(plan.search, plan.room, plan.replicas, plan.atoms)
-    cells, numbers = np.zeros((plan.replicas, 3, 3)), np.zeros(plan.atoms, np.int32)
+    """Atoms whose forces are computed at once, before memory is looked at; 0: all of a graph."""
+    few = together(plan)
+    listed = device_list.no_list(plan.search, plan.room, few, plan.atoms)
+    cells, numbers = np.zeros((few, 3, 3)), np.zeros(plan.atoms, np.int32)
     with jax.enable_x64(True):
         graph_at = functools.partial(device_list.graph_at, plan.search)
         shapes = jax.eval_shape(graph_at, listed, numbers, listed.lattice, cells, cells)
@@ -134,10 +139,32 @@ def first_chunk(potential: Potential, plan: Plan) -> int:
         return potential.programs.chunk_of(potential.device_params, shapes)
 
 
+def together(plan: Plan) -> int:
+    """Replicas in one graph: on a CPU the largest divisor of their number whose atoms are at most `_ATOMS`, else all."""
+    if jax.default_backend() != "cpu":
+        return plan.replicas
+    most = max(1, _ATOMS // plan.atoms)
+    return max(few for few in range(1, min(most, plan.replicas) + 1) if plan.replicas % few == 0)
+
+
 def evaluate(potential: Potential, plan: Plan, params, system: System, listed: NeighborList, state: State, box: Array):
     """What the potential says of R states, and (R,) bool: whether their atoms are neither fused nor too far apart."""
-    graph = device_list.graph_at(plan.search, listed, system.numbers, state.positions, state.cell, box)
-    contacts = jnp.tile(system.contact.astype(plan.search.dtype), plan.replicas)
+    few = together(plan)
+
+    def of_few(replicas):
+        return _evaluate(potential, plan, params, system, *replicas)
+
+    if few == plan.replicas:
+        return of_few((listed, state.positions, state.cell, box))
+    arrays = jax.tree.map(lambda x: x.reshape(-1, few, *x.shape[1:]), (listed, state.positions, state.cell, box))
+    return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), jax.lax.map(of_few, arrays))
+
+
+def _evaluate(potential: Potential, plan: Plan, params, system: System, listed: NeighborList, positions, cell, box):
+    """`evaluate` of some replicas as one graph."""
+    graph = device_list.graph_at(plan.search, listed, system.numbers, positions, cell, box)
+    shape = positions.shape[:2]
+    contacts = jnp.tile(system.contact.astype(plan.search.dtype), len(positions))
     with jax.enable_x64(potential.precision == "float64"):
         stress, chunk = all(plan.search.pbc), plan.room.chunk
         if chunk:
@@ -147,9 +174,8 @@ def evaluate(potential: Potential, plan: Plan, params, system: System, listed: N
         nearness = jnp.sum(graph.pair_vectors**2, axis=2) - (contacts[:, None] + contacts[graph.neighbors]) ** 2
         apart = jnp.all((nearness >= 0) | ~graph.neighbor_mask, axis=1)
         apart &= jnp.all(jnp.abs(graph.positions) < system.widest.astype(plan.search.dtype), axis=1)
-    shape = (plan.replicas, plan.atoms)
     energies, forces = (array.astype(jnp.float64) for array in (said.energies, said.forces))
-    stress = jnp.zeros((plan.replicas, 3, 3)) if said.stress is None else said.stress.astype(jnp.float64)
+    stress = jnp.zeros((len(positions), 3, 3)) if said.stress is None else said.stress.astype(jnp.float64)
     return Outcome(energies.reshape(shape).sum(axis=1), forces.reshape(*shape, 3), stress), apart.reshape(shape).all(axis=1)
 
 

@@ -112,7 +112,7 @@ class Replicas:
                 changing = self._state, self._listed, self._going, steps, self._device_biased
                 return self._programs.run(self._plan, *self._fixed, *changing)
             except OutOfMemory:
-                room, atoms = self._plan.room, self._plan.replicas * self._plan.atoms
+                room, atoms = self._plan.room, compiled_loop.together(self._plan) * self._plan.atoms
                 chunk = smaller_chunk(room.chunk or atoms, atoms)
                 if not chunk:
                     raise

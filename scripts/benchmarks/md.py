@@ -1,10 +1,10 @@
 """What a step of molecular dynamics takes: the bare model, the compiled engine, replicas, ASE's loop; writes results/md.json.
 
-    python scripts/benchmarks/md.py MALONALDEHYDE SILICON [--steps 1000] [--out FILE]
+    python scripts/benchmarks/md.py MALONALDEHYDE SILICON [--steps 1000] [--rounds 9] [--out FILE]
 
 MALONALDEHYDE and SILICON are models trained on `data/malonaldehyde` and `data/silicon`. All runs are Langevin dynamics at 300 K
 with one thread. "bare" is energy and forces in a compiled loop, with the shapes of the engine; of replicas a step is one step
-of one of them. CPU and wall milliseconds a step; on a busy machine believe the CPU ones.
+of one of them. CPU and wall milliseconds a step, medians of rounds in which all take turns; on a busy machine believe the CPU ones.
 """
 
 from __future__ import annotations
@@ -14,7 +14,9 @@ import functools
 import json
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 os.environ.setdefault("PJRT_NPROC", "1")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -42,12 +44,30 @@ ROOT = Path(__file__).resolve().parents[2]
 SETTINGS = Settings(temperature=300.0, timestep=0.5)
 
 
-def per_step(function, steps: int, copies: int = 1) -> dict[str, float]:
-    """CPU and wall time of a step in ms; `function` takes `steps` steps of each copy."""
-    cpu, wall = time.process_time(), time.perf_counter()
-    function()
-    spent = time.process_time() - cpu, time.perf_counter() - wall
-    return {name: round(1e3 * value / steps / copies, 4) for name, value in zip(("cpu_ms", "wall_ms"), spent, strict=True)}
+class Task(NamedTuple):
+    """What takes steps, and how many of them in one round."""
+
+    run: Callable[[], object]
+    steps: int
+    copies: int = 1
+
+
+def measure(tasks: dict[str, Task], rounds: int) -> dict[str, dict[str, float]]:
+    """CPU and wall time of a step of one copy in ms: medians of rounds in which all tasks take turns."""
+    spent = {name: [] for name in tasks}
+    for _ in range(rounds):
+        for name, task in tasks.items():
+            cpu, wall = time.process_time(), time.perf_counter()
+            task.run()
+            spent[name].append((time.process_time() - cpu, time.perf_counter() - wall))
+    medians = {name: np.median(values, axis=0) for name, values in spent.items()}
+    return {
+        name: {
+            kind: round(1e3 * value / tasks[name].steps / tasks[name].copies, 4)
+            for kind, value in zip(("cpu_ms", "wall_ms"), medians[name], strict=True)
+        }
+        for name in tasks
+    }
 
 
 def start(potential: Potential, atoms: ase.Atoms, seed: int) -> ase.Atoms:
@@ -65,24 +85,24 @@ def replicas(potential: Potential, atoms: ase.Atoms, count: int) -> Replicas:
     return Replicas(copies, [SETTINGS] * count, guards, list(range(count)), [3 * len(atoms) - 3] * count)
 
 
-def engine(potential: Potential, atoms: ase.Atoms, count: int, steps: int) -> tuple[dict, Replicas]:
-    """A row of the compiled engine, and the replicas where they ended."""
+def engine(potential: Potential, atoms: ase.Atoms, count: int, steps: int) -> tuple[Task, Replicas, float]:
+    """The compiled engine, where it is, and how long its first call took, s."""
     made = replicas(potential, atoms, count)
 
-    def run(last: int) -> None:
+    def run(more: int) -> None:
+        last = made.members[0].step + more
         while made.members[0].step < last:
             made.advance(last - made.members[0].step)
+        assert not any(member.error for member in made.members)
 
     begin = time.perf_counter()
     made.advance(1)
     first = time.perf_counter() - begin
     run(20)
-    row = per_step(lambda: run(20 + steps), steps, count)
-    assert not any(member.error for member in made.members)
-    return row | {"first_call_s": round(first, 2)}, made
+    return Task(lambda: run(steps), steps, count), made, round(first, 2)
 
 
-def bare(potential: Potential, made: Replicas, steps: int) -> dict:
+def bare(potential: Potential, made: Replicas, steps: int) -> Task:
     """Energy and forces again and again, in one compiled loop."""
     plan, system = made._plan, made._system
     with jax.enable_x64(True):
@@ -103,19 +123,19 @@ def bare(potential: Potential, made: Replicas, steps: int) -> dict:
 
     program = jax.jit(loop, compiler_options=compiler.quick())
     jax.block_until_ready(program(potential.device_params, graph, 5))
-    return per_step(lambda: jax.block_until_ready(program(potential.device_params, graph, steps)), steps)
+    return Task(lambda: jax.block_until_ready(program(potential.device_params, graph, steps)), steps)
 
 
-def by_ase(potential: Potential, atoms: ase.Atoms, steps: int) -> dict:
+def by_ase(potential: Potential, atoms: ase.Atoms, steps: int) -> Task:
     """ASE's own Langevin with the calculator."""
     copy = start(potential, atoms, 0)
     dynamics = Langevin(copy, SETTINGS.timestep * FEMTOSECOND, temperature_K=300.0, friction=0.01 / FEMTOSECOND, fixcm=False)
     potential.programs.steady = True
     dynamics.run(50)
-    return per_step(lambda: dynamics.run(steps), steps)
+    return Task(lambda: dynamics.run(steps), steps)
 
 
-def command(potential: Potential, atoms: ase.Atoms, engine: str, steps: int, folder: Path) -> dict:
+def command(potential: Potential, atoms: ase.Atoms, engine: str, steps: int, folder: Path) -> Task:
     """`run_md` with trajectory and log, a frame every 10 steps; compiled before."""
     files = {"trajectory": folder / "md.traj", "log": folder / "md.jsonl"}
 
@@ -123,14 +143,15 @@ def command(potential: Potential, atoms: ase.Atoms, engine: str, steps: int, fol
         run_md(atoms.copy(), MLFFCalculator(potential), steps=steps, engine=engine, progress=False, **files)
 
     run()
-    return per_step(run, steps)
+    return Task(run, steps)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("malonaldehyde", type=Path, metavar="MALONALDEHYDE")
     parser.add_argument("silicon", type=Path, metavar="SILICON")
-    parser.add_argument("--steps", type=int, default=1000)
+    parser.add_argument("--steps", type=int, default=1000, help="of one round")
+    parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "md.json")
     arguments = parser.parse_args()
     systems = {
@@ -140,12 +161,14 @@ def main() -> None:
     rows = {}
     for name, (file, atoms, share) in systems.items():
         potential, steps = Potential.load(file, verify=False), arguments.steps // share
-        row, made = engine(potential, atoms, 1, steps)
-        rows[name] = {"model": repr(potential), "engine": row, "bare": bare(potential, made, steps)}
-        rows[name]["ase_langevin"] = by_ase(potential, atoms, steps)
-        rows[name]["64_replicas"] = engine(potential, atoms, 64, max(10, steps // 40))[0]
+        one, made, first = engine(potential, atoms, 1, steps)
+        many, _, first_of_many = engine(potential, atoms, 64, max(10, steps // 40))
+        tasks = {"engine": one, "bare": bare(potential, made, steps), "ase_langevin": by_ase(potential, atoms, steps)}
+        tasks["64_replicas"] = many
         for kind in ("jax", "ase"):
-            rows[name][f"run_md_{kind}"] = command(potential, atoms, kind, steps, arguments.out.parent)
+            tasks[f"run_md_{kind}"] = command(potential, atoms, kind, steps, arguments.out.parent)
+        rows[name] = {"model": repr(potential), "first_call_s": {"engine": first, "64_replicas": first_of_many}}
+        rows[name] |= measure(tasks, arguments.rounds)
         print(name, rows[name], flush=True)
     for file in ("md.traj", "md.jsonl", "md.state.npz", "md.run.json"):
         (arguments.out.parent / file).unlink(missing_ok=True)
