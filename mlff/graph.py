@@ -78,6 +78,7 @@ class Labels(NamedTuple):
     values: dict[str, Array]  #: energy (B,) float, eV, total less the baseline; forces (N, 3), eV/Å; stress (B, 3, 3), eV/Å³
     has: dict[str, Array]  #: (B,) bool
     weight: Array  #: (B,) float, weight of the structure in the loss
+    replayed: Array | None = None  #: (B,) bool: of structures with a readout of their own (`mlff.training.second_readout`)
 
 
 class Prediction(NamedTuple):

@@ -84,13 +84,16 @@ def finetune(
         print_plan(settings, out)
         return
     from mlff.data.dataset import load_data
+    from mlff.training import second_readout
     from mlff.training.start import before_and_after
 
     splits = load_data(settings.data, settings.seed, settings.loss, not quiet)
     potential = _run(settings, out, config.stem, splits, certify, quiet)
     if potential is None:
         return
-    rows = before_and_after(load(model, pretrained=True), potential, splits)
+    own = splits.replay is not None and settings.data.replay_readout == "own"
+    replayed = load(out / second_readout.FILE) if own else None
+    rows = before_and_after(load(model, pretrained=True), potential, splits, replayed)
     write_text(out / "finetuning.json", json.dumps(rows, indent=2))
     if not quiet:
         from rich.console import Console

@@ -136,6 +136,11 @@ class Data(ReadOptions):
     replay_share: float = Field(
         0.5, gt=0, lt=1, description="share of these in an epoch; others of them are drawn in each epoch"
     )
+    replay_readout: Literal["shared", "own"] = Field(
+        "shared",
+        description="own: the data of `replay` are of another method and are read out by a second readout, which is kept in "
+        "replayed.safetensors; shared: one potential for both",
+    )
 
 
 class SchNet(Section):

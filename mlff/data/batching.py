@@ -168,7 +168,7 @@ class Batches:
     `batch_size` structures of mean size (by default as many as come near `USUAL_ATOMS`, at most `USUAL_STRUCTURES`) make the
     atom budget of a batch (or `max_atoms`), less up to a fifth where the samples then pack better; a structure larger than the
     budget raises it. `replayed` samples take part in an epoch only so far as they are drawn: each epoch others, so that they are
-    the share `replay_share` of its samples (all of them where they are fewer). Samples that need very different numbers of neighbours go into different size classes: a class more (up to
+    the share `replay_share` of its samples (all of them where they are fewer); `mark_replayed`: labels say which ones they are. Samples that need very different numbers of neighbours go into different size classes: a class more (up to
     `max_classes`) must save the share `gain` of all padded pairs, for each is a program to compile.
     """
 
@@ -182,10 +182,11 @@ class Batches:
         gain: float = 0.06,
         replayed: list[Sample] = (),
         replay_share: float = 0.5,
+        mark_replayed: bool = False,
     ):
         if not samples:
             raise ValueError("no samples to batch")
-        self._first_replayed = len(samples)
+        self._first_replayed, self._marks = len(samples), mark_replayed
         self._drawn = min(round(len(samples) * replay_share / (1 - replay_share)), len(replayed))
         samples = [*samples, *replayed]
         self.samples = samples
@@ -254,7 +255,12 @@ class Batches:
     def build(self, sizes: Sizes, indices: list[int]) -> tuple[Graph, Labels]:
         """The arrays of one batch of a plan."""
         chosen = [self.samples[i] for i in indices]
-        return make_graph(chosen, sizes, self.dtype, self.shifts), make_labels(chosen, sizes, self.dtype, self.labels)
+        labels = make_labels(chosen, sizes, self.dtype, self.labels)
+        if self._marks:
+            replayed = np.zeros(sizes.structures, bool)
+            replayed[: len(indices)] = np.array(indices) >= self._first_replayed
+            labels = labels._replace(replayed=replayed)
+        return make_graph(chosen, sizes, self.dtype, self.shifts), labels
 
     def epoch(self, rng: np.random.Generator) -> Iterator[tuple[Graph, Labels]]:
         """One pass over all samples in random order."""

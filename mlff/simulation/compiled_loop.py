@@ -27,7 +27,6 @@ from mlff.simulation import bias, integrators
 from mlff.simulation.bias import Hills, Push, Rules, Shape
 from mlff.simulation.state import Conditions, Outcome, State, temperature
 
-
 _ATOMS = 64  #: of replicas in one graph on a CPU: its arrays stay in the cache of one core
 
 

@@ -33,7 +33,10 @@ def supervised(
     def errors(params: Params, graph: Graph, labels: Labels) -> Sums:
         if not with_forces:
             labels = labels._replace(has=labels.has | {"forces": jnp.zeros_like(labels.has["forces"])})
-        prediction = predict(lambda g: apply(params, g), graph, forces=with_forces or with_stress, stress=with_stress)
+        which = () if labels.replayed is None else (labels.replayed,)
+        prediction = predict(
+            lambda g: apply(params, g, *which), graph, forces=with_forces or with_stress, stress=with_stress
+        )
         return losses.compare(prediction, labels, graph, config, scale)
 
     def objective(params: Params, graph: Graph, labels: Labels, progress: Array, key: Array) -> tuple[Array, Sums]:

@@ -48,6 +48,8 @@ def check(potential: Potential | None, config: Config, splits: Splits) -> list[s
 
     Its model is not `config.model`; there are data to replay without a start, or that it was not trained on.
     """
+    if splits.replay is None and config.data.replay_readout == "own":
+        raise ConfigError("data.replay_readout: own: there is no data.replay that it could read out; write both, or neither")
     if potential is None:
         if splits.replay is not None:
             raise ConfigError("data.replay: there is no finetune_from, so nothing that could be forgotten; leave it out")
@@ -186,8 +188,10 @@ def statistics(potential: Potential, measured: Statistics, present: tuple[int, .
     return Statistics(scale, old.mean_neighbors, energies, measured.inner_cutoff)
 
 
-def before_and_after(before: Potential, after: Potential, splits: Splits) -> list[dict]:
+def before_and_after(before: Potential, after: Potential, splits: Splits, replayed: Potential | None = None) -> list[dict]:
     """Errors of what was kept aside and of the data to replay: force RMSE before and after, of single structures the worst.
+
+    `replayed`: the potential after of the data to replay, where they have a readout of their own.
 
     meV/Å, and meV per atom of the energies after (before it, their zero may be another). None: no such labels, or an element
     that the potential did not know, or it knew no energies.
@@ -197,7 +201,7 @@ def before_and_after(before: Potential, after: Potential, splits: Splits) -> lis
     for name, data in sets.items():
         known = not before.pretrained and set(data.elements) <= set(before.elements)
         old = evaluate(before, data) if known else None
-        new = evaluate(after, data)
+        new = evaluate(replayed if name == "replay" and replayed is not None else after, data)
         row = {"data": name, "structures": len(data)}
         for label, metrics in (("before", old), ("after", new)):
             row[f"forces_rmse_{label}"] = None if metrics is None else metrics.forces_rmse

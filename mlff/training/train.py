@@ -36,7 +36,18 @@ from mlff.models.parameters import initial_params
 from mlff.potential import domain, selfcheck
 from mlff.potential.committee import committee
 from mlff.potential.potential import Potential
-from mlff.training import activations, losses, parity, plasticity, ranges, recipe, start, starts, statistics
+from mlff.training import (
+    activations,
+    losses,
+    parity,
+    plasticity,
+    ranges,
+    recipe,
+    second_readout,
+    start,
+    starts,
+    statistics,
+)
 from mlff.training.checkpoint import Checkpoints
 from mlff.training.devices import Devices, find_devices
 from mlff.training.evaluate import predict
@@ -151,6 +162,10 @@ def _train(
         return potential
     potential.save(out / MODEL)
     journal.say(f"saved {out / MODEL}")
+    if second_readout.there(task.params):
+        baseline = start.replay_baseline(beginning, task.statistics)
+        second_readout.potential(potential, ends[0][0], baseline, splits.replay).save(out / second_readout.FILE)
+        journal.say(f"saved {out / second_readout.FILE}: of the data that were replayed")
     try:
         parity.write(out / parity.FILE, potential.fingerprint, parities)
     except FileError as error:  # the model is saved
@@ -243,17 +258,20 @@ def prepare(
         old = samples(splits.replay, "replay", start.replay_baseline(beginning, measured))
         measured = measured._replace(inner_cutoff=statistics.inner_cutoffs([*new, *old], elements))
     dtype, sizes = np.dtype(config.precision), (config.training.batch_size, config.training.max_atoms)
-    train = Batches(new, *sizes, dtype, replayed=old, replay_share=config.data.replay_share)
+    twice = bool(old) and config.data.replay_readout == "own"
+    train = Batches(new, *sizes, dtype, replayed=old, replay_share=config.data.replay_share, mark_replayed=twice)
     valid = Batches(held_out, *sizes, dtype)
     module = registry.build(config.model, elements, measured)
     if beginning is not None:
         initial = [{"params": beginning.params["params"]}]
+        initial = list(map(second_readout.doubled, initial)) if twice else initial
     else:
         members = range(config.member, config.member + config.training.starts)
         initial = [initial_params(module, config.seed + _MEMBER * member) for member in members]
     params, *others = jax.tree.map(lambda p: jnp.asarray(p, dtype), initial)
     known = {} if beginning is None else beginning.params.get(ranges.NAME, {})
-    fields = config, elements, baseline, measured, module.apply, params, train, valid, known, devices or Devices()
+    apply = second_readout.energies(module) if twice else module.apply
+    fields = config, elements, baseline, measured, apply, params, train, valid, known, devices or Devices()
     return Task(*fields, activations.shares(module), tuple(others))
 
 
@@ -292,7 +310,7 @@ def _potential(
     metadata = origin(task.config, splits, run)
     potential = Potential(
         config=task.config.model,
-        params=jax.device_get(params),
+        params=jax.device_get(second_readout.first(params)),
         elements=task.elements,
         baseline=task.baseline,
         statistics=task.statistics,
@@ -300,7 +318,7 @@ def _potential(
         metadata=metadata,
         environments=environments,
     )
-    found = ranges.measure(potential.model, params, (task.train, task.valid), task.ranges)
+    found = ranges.measure(potential.model, second_readout.first(params), (task.train, task.valid), task.ranges)
     potential = dataclasses.replace(potential, params=potential.params | found)
     metadata[selfcheck.KEY] = selfcheck.record(potential, selfcheck.choose(splits.valid))
     return potential

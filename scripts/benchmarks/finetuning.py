@@ -26,7 +26,7 @@ from mlff.basics.runtime import use_compilation_cache
 from mlff.certificate.certificate import certify
 from mlff.config.load import make_config
 from mlff.simulation import sampling
-from mlff.training import plasticity
+from mlff.training import plasticity, second_readout
 from mlff.training.evaluate import evaluate
 from mlff.training.train import train
 
@@ -37,6 +37,7 @@ MAPS = {
     "graded": {"embedding": 0, "pair_embedding": 0.1, "layer_0/*": 0.1, "head_0/*": 0.3, "layer_1/*": 0.3},
     "fisher": "map",
 }
+KINDS = {False: "new", True: "replay", "own": "own"}  #: what is said of replay in the JSON -> in the name of a run
 MODEL = {"channels": 32}
 STEPS = 1000  #: of fine-tuning, those on replayed data not counted
 BATCH = 5
@@ -58,20 +59,20 @@ def prepare(folder: Path, work: Path, count: int, hours: float) -> Potential:
     return train(make_config({"data": data, "model": MODEL, "training": training}), work / "teacher")
 
 
-def measured(potential: Potential, tests: dict) -> dict:
-    """Force RMSE and worst structure of each test, meV/Å; None where the potential does not know the elements."""
+def measured(potential: Potential, tests: dict, replayed: Potential | None = None) -> dict:
+    """Force RMSE and worst structure of each test, meV/Å; `replayed`: the potential of the old data, where it is another."""
     row = {}
     for name, data in tests.items():
-        found = evaluate(potential, data)
+        found = evaluate(replayed if name == "old" and replayed is not None else potential, data)
         row[name] = [round(found.forces_rmse, 2), round(found.forces_rmse_of_structures["worst"], 1)]
     return row
 
 
-def finetuned(arm: str, replay: bool, size: int, seed: int, args: argparse.Namespace, tests: dict) -> dict:
+def finetuned(arm: str, replay: bool | str, size: int, seed: int, args: argparse.Namespace, tests: dict) -> dict:
     """One fine-tuning: the row for the JSON."""
     work, rates = args.work, MAPS[arm]
     data = {"train": str(args.folder / "train_300K.xyz"), "n_train": size, "valid_fraction": 0.1, "lint": "off"}
-    data |= {"replay": str(work / "old.xyz")} if replay else {}
+    data |= {"replay": str(work / "old.xyz"), "replay_readout": "own" if replay == "own" else "shared"} if replay else {}
     config = {"seed": seed, "data": data, "model": MODEL}
     if arm != "scratch":
         config["finetune_from"] = str(work / "teacher/model.safetensors")
@@ -81,27 +82,30 @@ def finetuned(arm: str, replay: bool, size: int, seed: int, args: argparse.Names
         config["optimizer"] = {"plasticity_map": str(work / "map.safetensors")}
     config["training"] = {"epochs": round(STEPS * BATCH / size), "batch_size": BATCH, "tensorboard": False}
     config["training"] |= {"validate_every": max(1, round(STEPS * BATCH / size / 20)), "checkpoint_every": 1000}
-    out = work / f"{arm}_{'replay' if replay else 'new'}_{size}_{seed}"
+    out = work / f"{arm}_{KINDS[replay]}_{size}_{seed}"
     start = time.process_time()
     potential = train(make_config(config), out, progress=False)
     seconds = time.process_time() - start
     failed = [line.name for line in certify(potential).failed] if seed == 0 else None
     row = {"map": arm, "replay": replay, "size": size, "seed": seed, "cpu_s": round(seconds, 1), "failed": failed}
-    return row | measured(potential, tests)
+    return row | measured(potential, tests, Potential.load(out / second_readout.FILE) if replay == "own" else None)
 
 
 def table(content: dict) -> str:
     """Means over seeds with their standard errors, markdown."""
     lines = ["| labels | map | replay | 300 K | 600 K | old data |", "|---|---|---|---|---|---|"]
-    keys = sorted({(r["size"], list(MAPS).index(r["map"]), r["replay"]) for r in content["rows"]})
+    order = list(KINDS)
+    keys = sorted({(r["size"], list(MAPS).index(r["map"]), order.index(r["replay"])) for r in content["rows"]})
     for size, arm, replay in keys:
-        mine = [r for r in content["rows"] if (r["size"], r["map"], r["replay"]) == (size, list(MAPS)[arm], replay)]
+        mine = [r for r in content["rows"] if (r["size"], r["map"], r["replay"]) == (size, list(MAPS)[arm], order[replay])]
         cells = []
         for test in ("300K", "600K", "old"):
             values = np.array([r[test][0] for r in mine])
             error = values.std(ddof=1) / np.sqrt(len(values)) if len(values) > 1 else 0.0
             cells.append(f"{values.mean():.1f} ± {error:.1f}")
-        lines.append(f"| {size} | {list(MAPS)[arm]} | {'yes' if replay else 'no'} | {' | '.join(cells)} |")
+        lines.append(
+            f"| {size} | {list(MAPS)[arm]} | {('no', 'yes', 'with a readout of its own')[replay]} | {' | '.join(cells)} |"
+        )
     return "\n".join(lines)
 
 
@@ -117,7 +121,7 @@ def draw(content: dict, path: Path) -> None:
     sizes = sorted({row["size"] for row in content["rows"]})
     for panel, test in zip(axes, ("300K", "600K"), strict=True):
         for arm in MAPS:
-            for replay in (False, True):
+            for replay, (marker, line) in zip(KINDS, (("o", "-"), ("s", "--"), ("^", ":")), strict=True):
                 mine = [r for r in content["rows"] if r["map"] == arm and r["replay"] == replay]
                 points = [
                     (
@@ -128,8 +132,9 @@ def draw(content: dict, path: Path) -> None:
                     if any(r["size"] == size for r in mine)
                 ]
                 if points:
-                    style = {"color": colors[arm], "marker": "s" if replay else "o", "linestyle": "--" if replay else "-"}
-                    panel.plot(*zip(*points, strict=True), label=f"{arm}{', replay' if replay else ''}", **style)
+                    style = {"color": colors[arm], "marker": marker, "linestyle": line}
+                    text = {False: "", True: ", replay", "own": ", replay, own readout"}[replay]
+                    panel.plot(*zip(*points, strict=True), label=f"{arm}{text}", **style)
         panel.set(
             xscale="log", yscale="log", title=f"3BPA, {test.replace('K', ' K')}", xlabel="force RMSE on the old data, meV/Å"
         )
@@ -144,6 +149,7 @@ def main() -> None:
     parser.add_argument("--sizes", type=int, nargs="+", default=[25, 50, 100])
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--maps", nargs="+", choices=MAPS, default=list(MAPS))
+    parser.add_argument("--replay", nargs="+", choices=KINDS.values(), default=list(KINDS.values()), help="new: none")
     parser.add_argument("--count", type=int, default=2500, help="structures labelled by GFN2-xTB")
     parser.add_argument("--hours", type=float, default=0.1, help="of training on them")
     parser.add_argument("--work", type=Path, default=Path("build/finetuning"))
@@ -170,7 +176,7 @@ def main() -> None:
     for seed in range(args.seeds):
         for size in args.sizes:
             for arm in args.maps:
-                for replay in (False, True)[: 1 if arm == "scratch" else 2]:
+                for replay in [kind for kind in KINDS if KINDS[kind] in args.replay and (arm != "scratch" or not kind)]:
                     if (arm, replay, size, seed) not in done:
                         content["rows"].append(finetuned(arm, replay, size, seed, args, tests))
                         args.json.write_text(json.dumps(content, indent=1) + "\n")

@@ -56,6 +56,23 @@ def test_each_replica_goes_the_way_of_a_run_alone(exact, tmp_path):
     np.testing.assert_allclose(parts.positions, whole.positions, atol=1e-9)
 
 
+def test_replicas_in_groups_go_the_same_way(tmp_path, monkeypatch):
+    """Three groups of two, of which one has a replica that rests: forces, stress and who goes on stay with their replica."""
+    ends, kelvin = [], [300.0, 300.0, 300.0, 1e7, 300.0, 600.0]
+    for name, most in (("whole", 1000), ("groups", 8)):
+        monkeypatch.setattr(compiled_loop, "_ATOMS", most)
+        potential, out = lennard_jones(precision="float64"), tmp_path / f"{name}.xyz"
+        options = OPTIONS | {"temperature": kelvin, "ensemble": "npt", "tau_pressure": 200.0}
+        results = run_replicas(crystal(), MLFFCalculator(potential), 6, seed=5, trajectory=out, **options)
+        (plan,) = compiled_loop.programs(potential)._loops
+        assert compiled_loop.together(plan) == (6 if name == "whole" else 2)
+        assert [isinstance(result, SimulationError) for result in results] == [k > 1e6 for k in kelvin]
+        last = [read(replica_path(out, index), -1) for index in (0, 1, 2, 4, 5)]
+        ends.append([np.vstack([atoms.positions, atoms.cell.array, atoms.get_momenta()]) for atoms in last])
+    np.testing.assert_allclose(ends[0], ends[1], rtol=0, atol=1e-8)
+    assert np.abs(np.diff(ends[0], axis=0)).max(axis=(1, 2)).min() > 1e-3
+
+
 def test_one_that_blows_up_rests_and_the_others_go_on(exact, tmp_path):
     out = tmp_path / "md.traj"
     options = OPTIONS | {"limits": Limits(temperature=900.0), "temperature": [100.0, 850.0, 100.0], "trajectory": out}

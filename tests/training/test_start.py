@@ -13,7 +13,7 @@ from mlff.data.batching import Sizes, make_graph
 from mlff.data.dataset import load_data
 from mlff.models.common import Statistics
 from mlff.potential.potential import Potential
-from mlff.training import start
+from mlff.training import second_readout, start
 from mlff.training.train import prepare, train
 from tests.conftest import make_potential
 
@@ -155,6 +155,47 @@ def test_replayed_data_keep_their_own_zero_and_take_their_share(files, tmp_path)
         graph = make_graph([sample], Sizes(1, 4, 4))
         error = float(apply(new.params, graph).sum()) - sample.labels["energy"]
         assert error == pytest.approx(energy - structure.energy, abs=1e-4)
+
+
+def test_replayed_data_of_another_method_have_a_readout_of_their_own(files, tmp_path):
+    """Opposite forces at the same structures: one network cannot give both, two readouts can; and a run goes on bit by bit."""
+    opposite = [replace(s, energy=-s.energy, forces=-s.forces) for s in make_structures(24, seed=0)]
+    data = {"train": write(tmp_path / "new.xyz", opposite), "replay": write(tmp_path / "old.xyz", old_data())}
+    readout = {"replay_readout": "own"}
+    new = task(settings(files, data=data | readout))
+    graph, labels = next(new.train.epoch(np.random.default_rng(0)))
+    assert labels.replayed.any() and not labels.replayed[: len(labels.replayed)].all()
+    doubled = jax.jit(new.apply)(new.params, graph, labels.replayed)
+    np.testing.assert_array_equal(doubled, jax.jit(new.apply)(new.params, graph))  # at the start both are one
+    other = jax.tree_util.tree_map_with_path(lambda path, leaf: leaf * (2 - ("replay_" in str(path))), new.params)
+    changed = np.asarray(jax.jit(new.apply)(other, graph, labels.replayed))
+    plain = np.asarray(jax.jit(new.apply)(other, graph))
+    mine = labels.replayed[graph.structure]
+    assert np.array_equal(changed[~mine], plain[~mine]) and not np.allclose(changed[mine], plain[mine])
+
+
+@pytest.mark.slow
+def test_both_potentials_of_a_run_with_two_readouts_are_written(files, tmp_path):
+    """Each is best on its own data."""
+    opposite = [replace(s, energy=-s.energy, forces=-s.forces) for s in make_structures(24, seed=0)]
+    data = {"train": write(tmp_path / "new.xyz", opposite), "replay": write(tmp_path / "old.xyz", old_data())}
+    config = settings(
+        files, data=data | {"replay_readout": "own"}, training={"epochs": 10}, optimizer={"learning_rate": 0.02}
+    )
+    new = train(config, tmp_path / "out", progress=False)
+    old = Potential.load(tmp_path / "out" / second_readout.FILE)
+    forces = [np.concatenate([r.forces for r in p.predict(opposite, stress=False)]) for p in (new, old)]
+    wanted = np.concatenate([s.forces for s in opposite])
+    errors = {sign: [np.sqrt(np.mean((f - sign * wanted) ** 2)) for f in forces] for sign in (1, -1)}
+    assert errors[1][0] < errors[1][1] and errors[-1][1] < errors[-1][0], errors
+    rows = start.before_and_after(Potential.load(files[0]), new, load_data(config.data, 0, config.loss), old)
+    assert rows[1]["data"] == "replay" and rows[1]["forces_rmse_after"] < 1.5 * rows[1]["forces_rmse_before"]
+
+
+def test_a_second_readout_without_data_is_refused(files):
+    config = settings(files, data={"train": files[1], "replay_readout": "own"})
+    with pytest.raises(ConfigError, match="replay_readout: own: there is no data.replay"):
+        start.check(start.load(config), config, load_data(config.data, 0, config.loss))
 
 
 def test_replay_that_cannot_be_is_refused(files, tmp_path):
