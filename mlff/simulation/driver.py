@@ -16,7 +16,7 @@ import numpy as np
 from mlff.basics.errors import FileError, MLFFError
 from mlff.basics.files import writing
 from mlff.basics.signals import Stop
-from mlff.basics.statistics import slope
+from mlff.basics.statistics import RunningMean, RunningSlope
 from mlff.simulation.flagged import FlaggedFrames, flagged_path, objection
 from mlff.simulation.guard import Guard, SimulationError
 from mlff.simulation.hills import HillsFile, hills_path
@@ -58,6 +58,7 @@ class Run:
         self.atoms = engine.atoms
         self.engine = engine
         self.settings = settings
+        self._settings = {f"setting_{name}": np.array(value) for name, value in asdict(settings).items()}
         self.guard = guard
         self.interval = interval
         self.start = start
@@ -72,7 +73,8 @@ class Run:
         self.hills = None
         if trajectory is not None and engine.hills() is not None:
             self.hills = HillsFile(hills_path(trajectory), engine.bias_options, settings.timestep)
-        self.records: list[dict] = []
+        self._temperatures, self._volumes, self._pressures = RunningMean(), RunningMean(), RunningMean()
+        self._conserved = RunningSlope()
         self.good: dict[str, np.ndarray] | None = state
         self.saved_at = float("-inf")
         self.first_step = self.step
@@ -164,7 +166,7 @@ class Run:
         }
         if self.settings.ramped:
             line |= dict(zip(("target_k", "target_gpa"), self.settings.target(self.step), strict=True))
-        self.records.append(line)
+        self._count(line)
         if write:
             if self.log is not None:
                 self.log.write(line)
@@ -175,6 +177,15 @@ class Run:
         self.good = self.capture()
         if time.monotonic() - self.saved_at > SAVE_EVERY:
             self._save()
+
+    def _count(self, line: dict) -> None:
+        """A record more for the summary."""
+        self._temperatures.add(line["temperature_k"])
+        for values, name in ((self._volumes, "volume_a3"), (self._pressures, "pressure_gpa")):
+            if line[name] is not None:
+                values.add(line[name])
+        if line["conserved_ev"] is not None:
+            self._conserved.add(line["time_ps"], line["conserved_ev"])
 
     def _check_drift(self) -> None:
         conserved = self.engine.conserved()
@@ -189,7 +200,6 @@ class Run:
 
     def capture(self) -> dict[str, np.ndarray]:
         """All that a restart needs, as arrays."""
-        settings = {f"setting_{name}": np.array(value) for name, value in asdict(self.settings).items()}
         return {
             "step": np.array(self.step),
             "frames": np.array(0 if self.trajectory is None else self.trajectory.frames),
@@ -199,34 +209,26 @@ class Run:
             "cell": self.atoms.cell.array.copy(),
             "interval": np.array(self.interval),
             **self.start,
-            **settings,
+            **self._settings,
             "engine": np.array(self.engine.name),
             **self.engine.state(),
         }
 
     def drift(self) -> float | None:
         """meV/atom/ps: slope of a straight line through the conserved energy; None without one or with few records."""
-        if len(self.records) < 3 or self.records[0]["conserved_ev"] is None:
-            return None
-        times = np.array([line["time_ps"] for line in self.records])
-        energies = np.array([line["conserved_ev"] for line in self.records])
-        return slope(times, energies) * 1000 / len(self.atoms)
+        slope = self._conserved.slope
+        return None if self._conserved.count < 3 or slope is None else slope * 1000 / len(self.atoms)
 
     def summary(self, seconds: float) -> Summary:
-        def mean(name: str) -> float | None:
-            values = [line[name] for line in self.records if line[name] is not None]
-            return float(np.mean(values)) if values else None
-
-        temperatures = [line["temperature_k"] for line in self.records]
         done_ns = (self.step - self.first_step) * self.settings.timestep * 1e-6
         return Summary(
             steps=self.step,
             time_ps=self.step * self.settings.timestep * 1e-3,
-            temperature_mean=float(np.mean(temperatures)),
-            temperature_std=float(np.std(temperatures)),
+            temperature_mean=self._temperatures.mean,
+            temperature_std=self._temperatures.std,
             drift=self.drift(),
-            volume_mean=mean("volume_a3"),
-            pressure_mean=mean("pressure_gpa"),
+            volume_mean=self._volumes.mean,
+            pressure_mean=self._pressures.mean,
             ns_per_day=done_ns / max(seconds, 1e-9) * 86400,
             seconds=seconds,
             distance_max=self.reach.largest,

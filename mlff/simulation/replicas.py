@@ -68,6 +68,7 @@ class Replicas:
         bonds = [bonds_of(copy) for copy in copies]
         at = [conditions(s, seed, masses, moving, *of) for s, seed, *of in zip(settings, seeds, freedom, bonds, strict=True)]
         self._at, self.bonds = _stacked(at), bonds[0] is not None  #: whether distances are kept
+        self._each_at = at
         self.host = _stacked([_start(copy, self.potential) for copy in copies])  #: the state, as arrays of NumPy
         self.bias, self.biased = bias, None  #: what the bias has done, as arrays of NumPy
         if bias is not None:
@@ -87,7 +88,7 @@ class Replicas:
         begin = time.perf_counter()
         loop = self._run(steps)
         self._state, self._listed, self._device_biased = loop.state, loop.listed, loop.biased
-        self.host, going, self.biased = jax.device_get((loop.state, loop.going, loop.biased))
+        self.host, going, self.biased = jax.tree.map(np.asarray, (loop.state, loop.going, loop.biased))
         if self._programs.compilations == compiled:
             seconds = (time.perf_counter() - begin) / max(1, int(loop.taken))
             self._most = max(1, min(4 * self._most, int(_CHUNK / max(seconds, 1e-9))))
@@ -159,11 +160,11 @@ class Replicas:
 
     def conserved(self, index: int) -> float:
         """eV, without reference energies."""
-        return float(integrators.conserved(self._plan.integrator, _one(self._at, index), _one(self.host, index)))
+        return float(integrators.conserved(self._plan.integrator, self._each_at[index], self.members[index].now))
 
     def temperature(self, index: int) -> float:
         """K."""
-        return float(temperature(_one(self._at, index), _one(self.host, index)))
+        return float(temperature(self._each_at[index], self.members[index].now))
 
     def extent(self, atoms: ase.Atoms) -> float:
         """Å."""
@@ -251,15 +252,20 @@ class Member:
         self.error: SimulationError | None = None  #: why it rests
         self._replicas, self._guard = replicas, guard
         self._baseline = replicas.potential.baseline_energy(atoms.numbers)
+        self._seen: tuple[State | None, State | None] = None, None  #: the state of all replicas, and of this one
 
     @property
     def step(self) -> int:
         """Steps done in all."""
-        return int(self._state.step)
+        return int(self.now.step)
 
     @property
-    def _state(self) -> State:
-        return _one(self._replicas.host, self.index)
+    def now(self) -> State:
+        """Where it is, arrays of NumPy."""
+        host, mine = self._seen
+        if host is not self._replicas.host:
+            host, mine = self._seen = self._replicas.host, _one(self._replicas.host, self.index)
+        return mine
 
     @property
     def _biased(self) -> Biased | None:
@@ -267,13 +273,11 @@ class Member:
 
     def forces(self) -> np.ndarray:
         """(n, 3) eV/Å, on fixed atoms too; without those of a bias."""
-        return np.array(self._state.forces) - (0.0 if self._biased is None else self._biased.push.forces)
+        return np.array(self.now.forces) - (0.0 if self._biased is None else self._biased.push.forces)
 
     def energy(self) -> float:
         """Potential energy, eV, reference energies included; without that of a bias."""
-        return (
-            float(self._state.energy) + self._baseline - (0.0 if self._biased is None else float(self._biased.push.energy))
-        )
+        return float(self.now.energy) + self._baseline - (0.0 if self._biased is None else float(self._biased.push.energy))
 
     def bias(self) -> dict[str, float]:
         """Columns for the log: the energy of the bias, eV, and its variables; empty without a bias."""
@@ -300,13 +304,13 @@ class Member:
         """GPa, kinetic part included; None without three periodic directions, and where distances are kept."""
         if not self.atoms.pbc.all() or self._replicas.bonds:
             return None
-        state, masses = self._state, self.atoms.get_masses()[:, None]
+        state, masses = self.now, self.atoms.get_masses()[:, None]
         kinetic = float(np.sum(state.momenta**2 / masses)) / abs(float(np.linalg.det(state.cell)))
         return (kinetic - float(np.trace(state.stress))) / 3 / STRESS["GPa"]
 
     def state(self) -> dict[str, np.ndarray]:
         """Arrays (no pickles) that a restart needs besides the geometry."""
-        state = self._state
+        state = self.now
         held = dict(zip(_HELD, (state.forces, state.energy, state.stress, state.heat, state.chain), strict=True))
         if self._biased is not None:
             held |= biasing.to_arrays(*self._biased)
@@ -314,7 +318,7 @@ class Member:
 
     def show(self) -> None:
         """Put the atoms where the state is."""
-        state = self._state
+        state = self.now
         if not np.array_equal(state.cell, self.atoms.cell.array):
             self.atoms.set_cell(np.array(state.cell))
         self.atoms.positions = np.array(state.positions)
@@ -324,7 +328,7 @@ class Member:
         """Find the limit that was broken: `error`."""
         try:
             moving = free_to_move(self.atoms)[:, None]
-            self._guard.check_step(np.array(self._state.forces) * moving, self._replicas.temperature(self.index))
+            self._guard.check_step(np.array(self.now.forces) * moving, self._replicas.temperature(self.index))
             self._guard.check_geometry(self.atoms)
             self._guard.check_drift(self._replicas.drift(self.index))
             if self._replicas.potential.precision == "float32" and self._replicas.extent(self.atoms) > 0.99 * _WIDEST:
