@@ -39,6 +39,9 @@ DIPOLE = {"e*Angstrom": 1.0, "Debye": _ase.Debye, "e*Bohr": _ase.Bohr}
 #: Å²/ps per unit
 DIFFUSION = {"1e-9 m^2/s": 0.1, "1e-5 cm^2/s": 0.1, "Angstrom^2/ps": 1.0}
 
+#: amu/Å³ per unit
+DENSITY = {"g/cm^3": 1e-27 / _ase._amu, "kg/m^3": 1e-30 / _ase._amu}
+
 #: order of the six numbers of a symmetric tensor
 VOIGT = {
     "ase": ("xx", "yy", "zz", "yz", "xz", "xy"),

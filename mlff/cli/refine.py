@@ -26,7 +26,7 @@ def refine(
     """Correct a trained model so that it gives observables, without losing energies and forces of the data.
 
     Observables: vibrational frequencies, elastic constants, volumes, energy and free energy differences, radial distribution functions,
-    pressures, diffusion. The model is OUT/model.safetensors.
+    pressures, densities, diffusion. The model is OUT/model.safetensors.
     """
     from rich.console import Console
 

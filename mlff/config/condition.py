@@ -73,6 +73,8 @@ class Condition(Section):
     def _begins_inside(self):
         if self.sampling.bias is not None:
             raise ValueError("sampling.bias: runs of a mean pressure have no bias; leave it out")
+        if self.sampling.pressure is not None:
+            raise ValueError("sampling.pressure: the mean pressure is that of runs at constant volume; leave it out")
         start, free = self.sampling.temperature, self.free.temperature
         if free is not None and not free[0] <= start <= free[1]:
             raise ValueError(f"sampling.temperature: {start:g} K is outside of free.temperature, where the search begins")

@@ -14,7 +14,8 @@ _CONSTANT = re.compile("C[1-6][1-6]")
 
 
 class Sampling(Section):
-    """Molecular dynamics (nvt, Langevin) whose frames an average is taken over. Targets with the same one share a run.
+    """Molecular dynamics (nvt, Langevin; npt with `pressure`) whose frames an average is taken over. Targets with the same one
+    share a run.
 
     With `bias` or `hills` rare places are visited too; averages are those without them.
     """
@@ -24,6 +25,10 @@ class Sampling(Section):
     temperature: float = Field(gt=0, description="K")
     timestep: float = Field(1.0, gt=0, description="fs")
     tau: float = Field(100.0, gt=0, description="relaxation time of the thermostat, fs")
+    pressure: float | None = Field(
+        None, description="GPa that the volume adapts to (npt), positive under compression; none: constant volume"
+    )
+    tau_pressure: float = Field(1000.0, gt=0, description="relaxation time of the barostat, fs, as of `mlff md`")
     equilibration: int = Field(
         2000, ge=0, description="steps before the first frame; half of them again after each re-sampling"
     )
@@ -46,7 +51,17 @@ class Sampling(Section):
     def _variables(self):
         if self.hills is not None and self.bias is None:
             raise ValueError("hills needs bias, the file that says what their variables are")
+        if self.bias is not None and self.pressure is not None:
+            raise ValueError("runs with a bias have a constant volume; leave pressure out")
         return self
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Arguments of `run_md`."""
+        common = {"temperature": self.temperature, "timestep": self.timestep, "tau": self.tau}
+        if self.pressure is None:
+            return common | {"ensemble": "nvt"}
+        return common | {"ensemble": "npt", "pressure": self.pressure, "tau_pressure": self.tau_pressure}
 
 
 class _Target(Section):
@@ -115,6 +130,26 @@ class Pressure(_Target):
     unit: Literal["GPa", "kbar", "bar"] = Field("GPa", description="of value and error")
     error: float = Field(gt=0, description="its error bar")
     sampling: Sampling
+
+    @model_validator(mode="after")
+    def _constant_volume(self):
+        return _without_pressure(self, "a mean pressure is")
+
+
+class Density(_Target):
+    """Mass over the mean volume of a periodic cell in a run at constant pressure."""
+
+    kind: Literal["density"]
+    value: float = Field(gt=0, description="density")
+    unit: Literal["g/cm^3", "kg/m^3"] = Field("g/cm^3", description="of value and error")
+    error: float = Field(gt=0, description="its error bar")
+    sampling: Sampling
+
+    @model_validator(mode="after")
+    def _constant_pressure(self):
+        if self.sampling.pressure is None:
+            raise ValueError("sampling.pressure is missing: in a cell of constant volume the density is what it is (1 bar: 1e-4)")
+        return self
 
 
 class ElasticConstants(_Target):
@@ -193,7 +228,13 @@ class SelfDiffusion(_Target):
             raise ValueError("sampling.bias: diffusion is that of plain dynamics; leave it out")
         if not self.window >= self.sampling.timestep:
             raise ValueError("window: shorter than sampling.timestep")
-        return self
+        return _without_pressure(self, "diffusion is")
+
+
+def _without_pressure(target: _Target, what: str) -> _Target:
+    if target.sampling.pressure is not None:
+        raise ValueError(f"sampling.pressure: {what} that of a run at constant volume; leave it out")
+    return target
 
 
 def _kind(value: Any) -> str | None:
@@ -205,6 +246,7 @@ KINDS = {
     "energy_difference": EnergyDifference,
     "distribution": Distribution,
     "pressure": Pressure,
+    "density": Density,
     "elastic_constants": ElasticConstants,
     "volume": Volume,
     "free_energy_difference": FreeEnergyDifference,
@@ -215,6 +257,7 @@ Target = Annotated[
     | Annotated[EnergyDifference, Tag("energy_difference")]
     | Annotated[Distribution, Tag("distribution")]
     | Annotated[Pressure, Tag("pressure")]
+    | Annotated[Density, Tag("density")]
     | Annotated[ElasticConstants, Tag("elastic_constants")]
     | Annotated[Volume, Tag("volume")]
     | Annotated[FreeEnergyDifference, Tag("free_energy_difference")]

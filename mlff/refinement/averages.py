@@ -1,4 +1,4 @@
-"""Targets that are means over the frames of an ensemble: pressure, radial distribution function, free energy differences."""
+"""Targets that are means over the frames of an ensemble: pressure, density, radial distribution function, free energy differences."""
 
 from __future__ import annotations
 
@@ -9,18 +9,20 @@ from ase.data import atomic_numbers
 from jax import Array
 
 from mlff.basics.errors import ConfigError
-from mlff.basics.units import ENERGY, KB, STRESS
+from mlff.basics.units import DENSITY, ENERGY, KB, STRESS
 from mlff.config.bias import period
-from mlff.config.observables import Distribution, FreeEnergyDifference, Pressure
+from mlff.config.observables import Density, Distribution, FreeEnergyDifference, Pressure
 from mlff.graph import Graph
 from mlff.potential import derivatives
 from mlff.potential.potential import Potential
-from mlff.properties.averages import block_error
+from mlff.properties.averages import block_error, inefficiency
 from mlff.properties.distribution import pair_counts, shell_volumes
 from mlff.properties.minimum import need_cell
 from mlff.refinement.ensembles import Ensemble, Frames
 from mlff.refinement.observables import Goal, Measured, penalised
 from mlff.simulation.guard import SimulationError
+
+_FEWEST = 5  #: independent volumes of a run, below which their scatter says nothing
 
 
 class Sampled:
@@ -60,6 +62,10 @@ class Averaged(Sampled):
         ensemble = self.ensemble.again()
         params = potential.with_precision("float64").device_params
         ensemble.sample(params)
+        return self.estimates(params, ensemble)
+
+    def estimates(self, params: dict, ensemble: Ensemble) -> tuple[np.ndarray, np.ndarray]:
+        """Values (m,) from the frames of a run at these parameters, and their errors."""
         seen = self.look(ensemble)
         values = np.asarray(jax.lax.map(lambda frame: self.of_frame(params, *frame), (ensemble.graphs, seen)))
         weights = np.exp(ensemble.biases - ensemble.biases.max())
@@ -113,6 +119,48 @@ class MeanPressure(Averaged):
         return (self.ensemble.kinetic_pressure - jnp.trace(said.stress[0]) / 3)[None] / self._unit
 
 
+class MeanDensity(Averaged):
+    """Mass over the mean volume of a run at constant pressure p.
+
+    What is averaged is V + c (P - p), P the pressure of a frame with the mean kinetic part. Its mean is that of V for any
+    constant c, as the mean of P is p at all parameters. With c = <(V - <V>)²>/kT, the mean of -dV/dP, the slow changes of the volume and
+    those of the pressure that follow from them cancel: what is left changes as fast as the pressure, and depends on the
+    parameters through P too, not through the weights of the frames only.
+    """
+
+    def __init__(self, options: Density, ensemble: Ensemble, potential: Potential):
+        """Raises StructureError: no periodic cell."""
+        need_cell(ensemble.atoms, f"{options.sampling.structure}: densities")
+        self._potential, self._pressure = potential, options.sampling.pressure * STRESS["GPa"]
+        self._mass = float(ensemble.atoms.get_masses().sum()) / DENSITY[options.unit]
+        values, errors = np.array([options.value]), np.array([options.error])
+        name = f"density at {options.sampling.temperature:g} K and {options.sampling.pressure:g} GPa"
+        super().__init__(Goal(name, options.unit, values, errors, options.weight), ensemble)
+
+    def look(self, ensemble: Ensemble) -> np.ndarray:
+        """(M, 2) Å³, and c, Å⁶/eV. Raises SimulationError: too few of the volumes are independent."""
+        volumes = np.abs(np.linalg.det(ensemble.cells))
+        independent = len(volumes) / inefficiency(volumes)
+        if independent < _FEWEST:
+            raise SimulationError(
+                f"{self.goal.name}: the volumes of {len(volumes)} frames are as good as {independent:.1f} independent ones, {_FEWEST} are "
+                "needed; take longer runs (sampling.frames or every), or a shorter sampling.tau_pressure"
+            )
+        slope = volumes.var() / (KB * ensemble.options.temperature)
+        return np.stack([volumes, np.full(len(volumes), slope)], axis=1)
+
+    def of_frame(self, params: dict, graph: Graph, seen: Array) -> Array:
+        """(1,) Å³"""
+        volume, slope = seen
+        said = derivatives.predict(lambda g: self._potential.energy(params, g), graph, stress=True)
+        pressure = self.ensemble.kinetic_pressure_at(self.ensemble.options.temperature, volume) - jnp.trace(said.stress[0]) / 3
+        return (volume + slope * (pressure - self._pressure))[None]
+
+    def of_mean(self, mean: Array) -> Array:
+        """(1,)"""
+        return self._mass / mean
+
+
 class RadialDistribution(Averaged):
     """g(r) of a pair of elements in the bins of the goal's file."""
 
@@ -136,10 +184,10 @@ class RadialDistribution(Averaged):
     def look(self, ensemble: Ensemble) -> np.ndarray:
         """(M, m) g of every frame."""
         atoms, (a, b) = ensemble.atoms, self._pair
-        density = np.count_nonzero(atoms.numbers == b) / atoms.get_volume()
-        geometry = atoms.cell.array, atoms.pbc, [self._pair], self._edges
-        counts = [pair_counts(atoms.numbers, frame, *geometry)[a, b] for frame in ensemble.positions]
-        return np.array(counts) / (density * shell_volumes(self._edges))
+        densities = np.count_nonzero(atoms.numbers == b) / np.abs(np.linalg.det(ensemble.cells))
+        more, frames = (atoms.pbc, [self._pair], self._edges), zip(ensemble.positions, ensemble.cells, strict=True)
+        counts = [pair_counts(atoms.numbers, *frame, *more)[a, b] for frame in frames]
+        return np.array(counts) / (densities[:, None] * shell_volumes(self._edges))
 
     def of_frame(self, params: dict, graph: Graph, seen: Array) -> Array:
         """(m,)"""

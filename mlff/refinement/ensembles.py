@@ -4,7 +4,8 @@ Frames of one run stand for the canonical ensemble at other parameters if each h
 these parameters, E0 at those of the run. No derivative goes through the dynamics. The farther the parameters go, the fewer
 frames carry the weight; then a new run is made (Thaler & Zavadlav, Nat. Commun. 12, 6884 (2021)). Unlike
 `mlff.simulation.trajectory_gradient`, every frame has its neighbours of its own, so that liquids may diffuse, and the observable may
-depend on the potential (the pressure). A run may be biased: the weights of its frames undo the bias.
+depend on the potential (the pressure). A run may be biased: the weights of its frames undo the bias. In a run at constant
+pressure each frame keeps its volume; the weights are the same, as the pressure times the volume is the same in both.
 """
 
 from __future__ import annotations
@@ -61,6 +62,7 @@ class Ensemble:
         self._neighbors = 1
         self._energies = jax.jit(self._of_frames, compiler_options=compiler.quick())
         self.positions = np.zeros((0, len(atoms), 3))  #: (M, n, 3) Å
+        self.cells = np.zeros((0, 3, 3))  #: (M, 3, 3) Å
         self._momenta = atoms.get_momenta()
         self.graphs: Graph | None = None  #: of all frames, stacked
         self.exponents = np.zeros(0)  #: (M,) E/kT at the parameters of the run
@@ -83,7 +85,7 @@ class Ensemble:
         if volume is not None:
             scale = (volume / self.atoms.get_volume()) ** (1 / 3)
             self.atoms.set_cell(self.atoms.cell.array * scale, scale_atoms=True)
-            self.positions = self.positions * scale
+            self.positions, self.cells = self.positions * scale, self.cells * scale
 
     def sample(self, params: dict) -> None:
         """Make a run with these parameters, from where the last one ended. Raises SimulationError."""
@@ -91,12 +93,11 @@ class Ensemble:
         atoms = self.atoms.copy()
         first = not self.runs
         if not first:
-            atoms.positions = self.positions[-1]
+            atoms.cell, atoms.positions = self.cells[-1], self.positions[-1]
             atoms.set_momenta(self._momenta)
         calculator = MLFFCalculator(with_params(self._potential, params).with_precision(self._precision))
         skipped = options.equilibration if first else options.equilibration // 2
-        common = {"ensemble": "nvt", "temperature": options.temperature, "timestep": options.timestep, "tau": options.tau}
-        common["bias"] = None if self.bias is None else self.bias.bias
+        common = options.settings | {"bias": None if self.bias is None else self.bias.bias}
         seed = 2 * (1000 * self.seed + self.runs)
         if skipped:
             run_md(atoms, calculator, steps=skipped, seed=seed, keep_velocities=not first, progress=False, **common)
@@ -106,7 +107,8 @@ class Ensemble:
             keep = bool(skipped) or not first
             run_md(atoms, calculator, seed=seed + 1, keep_velocities=keep, progress=False, **length, **common)
             frames = read(file, ":")[1:]  # the first is the start
-        self._take(np.array([frame.positions for frame in frames]), atoms.get_momenta())
+        positions, cells = (np.array(one) for one in zip(*((f.positions, f.cell.array) for f in frames), strict=True))
+        self._take(positions, cells, atoms.get_momenta())
         self.exponents = np.asarray(self._energies(params, self.graphs)) / (KB * options.temperature)
         self.runs += 1
 
@@ -132,19 +134,20 @@ class Ensemble:
     def again(self) -> Ensemble:
         """One for runs of its own, with other random numbers, that go on from here."""
         other = Ensemble(self.options, self._potential, self._precision, self.atoms.copy(), self.seed + 500)
-        other.atoms.positions = self.positions[-1]
+        other.atoms.cell, other.atoms.positions = self.cells[-1], self.positions[-1]
         return other
 
     def state(self) -> dict[str, np.ndarray]:
         """The frames, for a restart."""
-        held = {"positions": self.positions, "momenta": self._momenta, "exponents": self.exponents}
+        held = {"positions": self.positions, "cells": self.cells, "momenta": self._momenta, "exponents": self.exponents}
         return held | {"runs": np.array(self.runs)}
 
     def restore(self, held: dict[str, np.ndarray]) -> None:
         """Take up what `state` gave."""
         self.runs = int(held["runs"])
         if self.runs:
-            self._take(held["positions"], held["momenta"])
+            cells = held.get("cells", np.tile(self.atoms.cell.array, (len(held["positions"]), 1, 1)))
+            self._take(held["positions"], cells, held["momenta"])
             self.exponents = held["exponents"]
 
     @property
@@ -152,10 +155,10 @@ class Ensemble:
         """For `average`."""
         return Frames(self.graphs, self.exponents, self.biases)
 
-    def _take(self, positions: np.ndarray, momenta: np.ndarray) -> None:
+    def _take(self, positions: np.ndarray, cells: np.ndarray, momenta: np.ndarray) -> None:
         samples = []
-        for frame in positions:
-            structure = Structure(self.atoms.numbers.copy(), frame, self.atoms.cell.array.copy(), self.atoms.pbc.copy())
+        for frame, cell in zip(positions, cells, strict=True):
+            structure = Structure(self.atoms.numbers.copy(), frame, cell.copy(), self.atoms.pbc.copy())
             samples.append(make_sample(structure, self.reach))
         widest = max(sample.sizes.neighbors for sample in samples)
         if widest > self._neighbors:  # with room, so that few runs compile anew
@@ -164,7 +167,7 @@ class Ensemble:
         periodic = bool(self.atoms.pbc.any())
         graphs = [make_graph([sample], sizes, np.float64, periodic) for sample in samples]
         self.graphs = jax.tree.map(lambda *arrays: np.stack(arrays), *graphs)
-        self.positions, self._momenta = positions, momenta
+        self.positions, self.cells, self._momenta = positions, cells, momenta
         self.biases = np.zeros(len(positions))
         if self.bias is not None:
             self.variables, energies = self.bias.at(positions)

@@ -16,7 +16,7 @@ from mlff.config.refinement import Refinement
 from mlff.data.formats import read_atoms
 from mlff.data.structure import Structure
 from mlff.potential.potential import Potential
-from mlff.refinement.averages import Averaged, FreeEnergyGap, MeanPressure, RadialDistribution
+from mlff.refinement.averages import Averaged, FreeEnergyGap, MeanDensity, MeanPressure, RadialDistribution
 from mlff.refinement.crystals import ElasticConstants, EquilibriumVolume
 from mlff.refinement.ensembles import Ensemble
 from mlff.refinement.observables import UNITS, Difference, Target, Wavenumbers
@@ -52,6 +52,8 @@ def _make(one, config: Refinement, potential: Potential, precision: str, ensembl
     ensemble = _ensemble(one.sampling, config, potential, precision, ensembles)
     if isinstance(one, options.Pressure):
         return MeanPressure(one, ensemble, potential)
+    if isinstance(one, options.Density):
+        return MeanDensity(one, ensemble, potential)
     if isinstance(one, options.FreeEnergyDifference):
         return FreeEnergyGap(one, ensemble)
     if isinstance(one, options.SelfDiffusion):

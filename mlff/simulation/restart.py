@@ -93,7 +93,7 @@ def check_chance(settings: Settings, temperature: float | None, seed: int | None
         return
     if temperature is not None and settings.ensemble == "nve":
         raise ConfigError("temperature has no effect in the ensemble nve with the velocities kept: leave one of them out")
-    if seed is not None and settings.ensemble != "nvt":
+    if seed is not None and settings.ensemble == "nve":
         raise ConfigError(f"seed has no effect in the ensemble {settings.ensemble} with the velocities kept: leave it out")
 
 

@@ -228,7 +228,7 @@ def test_verdicts_tell_trade_offs():
 
 
 WRONG = {
-    "unknown kind": ({"kind": "density"}, "unknown kind 'density'; known: frequencies"),
+    "unknown kind": ({"kind": "viscosity"}, "unknown kind 'viscosity'; known: frequencies"),
     "no error bar": ({"kind": "pressure", "value": 1.0, "sampling": SAMPLING}, "targets.0.error' is missing"),
     "two sources": (
         {"kind": "frequencies", "structure": "two.xyz", "values": [1.0], "file": "f.txt", "error": 1.0},
