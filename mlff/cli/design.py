@@ -20,7 +20,7 @@ def design(
     out: Annotated[
         Path,
         typer.Option(
-            help="extended XYZ: the minimum, then the structures found, the best first; of a condition the last frame of the run there",
+            help="extended XYZ: the minimum, then the structures found, the best first; of a condition the last frame of the run there; of a composition all decorations",
             show_default=False,
         ),
     ],
@@ -28,33 +28,41 @@ def design(
     set_: Set = None,
     quiet: Quiet = False,
 ) -> None:
-    """Find structures that have a wanted property, each of the least energy nearby; or the condition of a run with a wanted mean.
+    """Find structures that have a wanted property, each of the least energy nearby; or the condition of a run, or the composition of a
+    mixture, with a wanted mean.
 
     Properties: gap of the energies of two models, energy difference of two structures, pressure, stress. Conditions: temperature or
-    volume, for a mean pressure.
+    volume, for a mean pressure. Compositions: share of an element, for a volume, a density or an energy of mixing.
     """
     from rich.console import Console
 
     from mlff.basics.runtime import use_compilation_cache
+    from mlff.config.composition import Composition
     from mlff.config.condition import Condition
-    from mlff.config.design import load_design
+    from mlff.config.design import Design, load_design
     from mlff.data.writing import write_frames
+    from mlff.design.composition import find_composition
     from mlff.design.condition import find_condition
     from mlff.design.design import design as find_structures
-    from mlff.report import tables
+    from mlff.report import designs
 
     settings = load_design(config, set_ or [])
-    of_run = isinstance(settings, Condition)
-    named = settings.files() if of_run else [one for section in (settings, *settings.targets) for one in section.files()]
+    find, table = {
+        Design: (find_structures, designs.structures),
+        Condition: (find_condition, designs.condition),
+        Composition: (find_composition, designs.composition),
+    }[type(settings)]
+    sections = (settings, *settings.targets) if isinstance(settings, Design) else (settings,)
+    named = [one for section in sections for one in section.files()]
     inputs = [Path(one) for one in named]
     check_outputs([(out, EXTXYZ), (json_file, ())], [config, *inputs])
     use_compilation_cache()
-    frames, outcome = (find_condition if of_run else find_structures)(settings, progress=not quiet)
+    frames, outcome = find(settings, progress=not quiet)
     with replacing(out) as temporary, open(temporary, "w", encoding="utf-8") as file:
         write_frames(file, frames)
     if json_file is not None:
         write_text(json_file, json.dumps(outcome.to_dict(), indent=2))
-    Console(stderr=True).print((tables.condition if of_run else tables.design)(outcome))
+    Console(stderr=True).print(table(outcome))
     for line in outcome.notes:
         say("note", line)
     print(out)

@@ -6,8 +6,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from mlff.config.observables import Sampling
 from mlff.config.options import Section
+from mlff.config.sampling import Sampling
 
 _Range = tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]]
 

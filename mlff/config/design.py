@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
+from mlff.config.composition import MEANS, Composition, FreeComposition
 from mlff.config.condition import Condition, FreeCondition, MeanPressure
 from mlff.config.load import Kinds, read_yaml, relative_to, validated
 from mlff.config.options import Section
@@ -154,9 +155,10 @@ class Design(_Named):
 
 _TARGETS = Kinds("targets", 2, "kind", KINDS)
 _AVERAGES = Kinds("targets", 2, "kind", {"mean_pressure": MeanPressure})
+_MEANS = Kinds("targets", 2, "kind", MEANS)
 
 
-def load_design(path: str | Path, overrides: list[str] = ()) -> Design | Condition:
+def load_design(path: str | Path, overrides: list[str] = ()) -> Design | Condition | Composition:
     """Read a YAML file and apply `key.sub=value` overrides; names of files become relative to the file.
 
     Raises ConfigError: no such file, not YAML, unknown or wrong key (with its path).
@@ -166,8 +168,9 @@ def load_design(path: str | Path, overrides: list[str] = ()) -> Design | Conditi
     return make_design(raw, str(path), path.parent)
 
 
-def make_design(raw: dict[str, Any], source: str = "design", base: Path | None = None) -> Design | Condition:
-    """Validate a plain dictionary, where temperature or volume is free a `Condition`; with `base`, files are relative to it.
+def make_design(raw: dict[str, Any], source: str = "design", base: Path | None = None) -> Design | Condition | Composition:
+    """Validate a plain dictionary, where temperature or volume is free a `Condition`, where the composition is, a `Composition`; with `base`,
+    files are relative to it.
 
     Raises ConfigError.
     """
@@ -183,6 +186,8 @@ def make_design(raw: dict[str, Any], source: str = "design", base: Path | None =
         condition = validated(Condition, raw, source, _AVERAGES)
         sampling = rebased(condition.sampling, "sampling.structure")
         return rebased(condition, "model").model_copy(update={"sampling": sampling})
+    if isinstance(free, dict) and free.keys() & FreeComposition.model_fields.keys():
+        return rebased(validated(Composition, raw, source, _MEANS), "model, structure")
     config = validated(Design, raw, source, _TARGETS)
     targets = tuple(rebased(one, f"targets.{number}") for number, one in enumerate(config.targets))
     return rebased(config, "model, structure").model_copy(update={"targets": targets})

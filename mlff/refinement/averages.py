@@ -153,7 +153,9 @@ class MeanDensity(Averaged):
         """(1,) Å³"""
         volume, slope = seen
         said = derivatives.predict(lambda g: self._potential.energy(params, g), graph, stress=True)
-        pressure = self.ensemble.kinetic_pressure_at(self.ensemble.options.temperature, volume) - jnp.trace(said.stress[0]) / 3
+        pressure = (
+            self.ensemble.kinetic_pressure_at(self.ensemble.options.temperature, volume) - jnp.trace(said.stress[0]) / 3
+        )
         return (volume + slope * (pressure - self._pressure))[None]
 
     def of_mean(self, mean: Array) -> Array:

@@ -24,7 +24,7 @@ from jax import Array
 
 from mlff.basics import compiler
 from mlff.basics.units import KB
-from mlff.config.observables import Sampling
+from mlff.config.sampling import Sampling
 from mlff.data.batching import Sizes, make_graph, make_sample, round_up
 from mlff.data.structure import Structure
 from mlff.graph import Graph

@@ -12,7 +12,7 @@ from jax import Array
 
 from mlff.basics.errors import ConfigError
 from mlff.config.bias import Bias, Restraint, load_bias, period
-from mlff.config.observables import Sampling
+from mlff.config.sampling import Sampling
 from mlff.potential.capacity import box_of
 from mlff.simulation import collective
 from mlff.simulation.bias import make_bias, push

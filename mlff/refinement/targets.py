@@ -11,8 +11,8 @@ import numpy as np
 from mlff.basics.errors import ConfigError, DataError, MLFFError
 from mlff.basics.units import INVERSE_CM
 from mlff.config import observables as options
-from mlff.config.observables import Sampling
 from mlff.config.refinement import Refinement
+from mlff.config.sampling import Sampling
 from mlff.data.formats import read_atoms
 from mlff.data.structure import Structure
 from mlff.potential.potential import Potential

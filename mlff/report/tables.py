@@ -19,8 +19,6 @@ from mlff.basics.statistics import rms
 from mlff.data.dataset import Dataset
 from mlff.data.neighbors import neighbor_list, pair_vectors
 from mlff.data.structure import label_numbers
-from mlff.design.condition_outcome import ConditionOutcome
-from mlff.design.outcome import Outcome as Designed
 from mlff.lint.findings import SEVERITIES, Lint
 from mlff.potential.potential import Potential
 from mlff.refinement.outcome import Outcome
@@ -232,39 +230,3 @@ def refinement(outcome: Outcome) -> tuple[Table, Table]:
         cells = [both[when][key] for key in ("forces_rmse", "energy_rmse_per_atom") for when in ("before", "after")]
         data.add_row(escape(name), *("-" if cell is None else f"{cell:.4g}" for cell in cells))
     return targets, data
-
-
-def design(outcome: Designed) -> Table:
-    """What was wanted, and the structures that were found."""
-    title = f"structures up to {outcome.energy_limit:.3g} eV above the minimum ({outcome.evaluations:,} evaluations)"
-    table = Table(title=title, title_justify="left")
-    for heading in (
-        "",
-        "energy, eV",
-        *(f"{goal.name}, {goal.unit}" for goal in outcome.goals),
-        "distance from data",
-        "starts",
-    ):
-        table.add_column(escape(heading), justify="right" if heading else "left")
-    table.add_row("wanted", "", *(f"{_row(goal.wanted)} ± {goal.error:.2g}" for goal in outcome.goals), "", "")
-    table.add_row("minimum", "0", *(_row(goal.at_minimum) for goal in outcome.goals), "", "")
-    for number, one in enumerate(outcome.candidates, 1):
-        name = f"frame {number}, {'reached' if one.reached else 'not reached'}"
-        distance = "-" if one.distance is None else f"{one.distance:.2f}"
-        table.add_row(name, f"{one.energy:.4f}", *(_row(values) for values in one.values), distance, str(len(one.starts)))
-    return table
-
-
-def condition(outcome: ConditionOutcome) -> Table:
-    """The runs on the way to a condition."""
-    table = Table(title=f"mean pressure {outcome.target:g} ± {outcome.error:.2g} {outcome.unit}", title_justify="left")
-    for heading in ("run", f"{outcome.free}, {outcome.free_unit}", f"mean pressure, {outcome.unit}", "its error", "slope"):
-        table.add_column(escape(heading), justify="right")
-    for number, run in enumerate(outcome.runs, 1):
-        error = "-" if run.error is None else f"{run.error:.2g}"
-        table.add_row(str(number), f"{run.condition:.6g}", f"{run.mean:.5g}", error, f"{run.slope:.3g}")
-    return table
-
-
-def _row(values: list[float]) -> str:
-    return " ".join(f"{value:.5g}" for value in values)

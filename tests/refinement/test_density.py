@@ -8,8 +8,9 @@ from ase.io import write
 
 from mlff.basics.errors import MLFFError
 from mlff.basics.units import DENSITY, KB, STRESS
-from mlff.config.observables import Density, Sampling
+from mlff.config.observables import Density
 from mlff.config.refinement import make_refinement
+from mlff.config.sampling import Sampling
 from mlff.properties.averages import block_error
 from mlff.refinement.averages import MeanDensity
 from mlff.refinement.ensembles import Ensemble
@@ -100,8 +101,16 @@ WRONG = {
     "a fixed cell": ({"pressure": None}, {}, "sampling.pressure is missing"),
     "no cell": ({"structure": "alone.xyz"}, {}, "periodic in three directions"),
     "a bias": ({"bias": "bias.yaml"}, {}, "runs with a bias have a constant volume"),
-    "a pressure": ({}, {"kind": "pressure", "unit": "GPa"}, "sampling.pressure: a mean pressure is that of a run at constant"),
-    "diffusion": ({}, {"kind": "diffusion", "unit": "Angstrom^2/ps", "element": "Si"}, "sampling.pressure: diffusion is that"),
+    "a pressure": (
+        {},
+        {"kind": "pressure", "unit": "GPa"},
+        "sampling.pressure: a mean pressure is that of a run at constant",
+    ),
+    "diffusion": (
+        {},
+        {"kind": "diffusion", "unit": "Angstrom^2/ps", "element": "Si"},
+        "sampling.pressure: diffusion is that",
+    ),
 }
 
 
@@ -132,6 +141,11 @@ def test_a_run_has_it_and_goes_on(tmp_path):
         values, errors = target.fresh(potential)
     plain = ensemble.atoms.get_masses().sum() / volumes / DENSITY["g/cm^3"]
     error = block_error(plain) or plain.std() / 2
-    assert errors[0] < error and abs(values[0] - plain.mean()) < 3 * (error + errors[0]), (values, errors, plain.mean(), error)
+    assert errors[0] < error and abs(values[0] - plain.mean()) < 3 * (error + errors[0]), (
+        values,
+        errors,
+        plain.mean(),
+        error,
+    )
     again = ensemble.again()
     assert again.atoms.get_volume() == pytest.approx(volumes[-1])

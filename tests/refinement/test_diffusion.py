@@ -9,9 +9,10 @@ from ase.build import bulk
 from mlff import MLFFCalculator
 from mlff.basics.errors import ConfigError
 from mlff.basics.units import KB
-from mlff.config.observables import Sampling, SelfDiffusion
+from mlff.config.observables import SelfDiffusion
 from mlff.config.options import LennardJones
 from mlff.config.refinement import make_refinement
+from mlff.config.sampling import Sampling
 from mlff.potential.potential import Potential
 from mlff.properties.frames import read_frames
 from mlff.properties.motion import diffusion

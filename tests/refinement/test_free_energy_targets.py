@@ -7,8 +7,9 @@ from ase.io import write
 
 from mlff.basics.errors import MLFFError
 from mlff.basics.units import KB
-from mlff.config.observables import FreeEnergyDifference, Sampling
+from mlff.config.observables import FreeEnergyDifference
 from mlff.config.refinement import make_refinement
+from mlff.config.sampling import Sampling
 from mlff.refinement.averages import FreeEnergyGap
 from mlff.refinement.ensembles import Ensemble
 from mlff.refinement.fixed_bias import FixedBias

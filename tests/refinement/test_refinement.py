@@ -9,8 +9,9 @@ from ase.build import bulk, molecule
 from ase.io import write
 
 from mlff.basics.errors import ConfigError, MLFFError, ModelFileError
-from mlff.config.observables import Distribution, EnergyDifference, Frequencies, Pressure, Sampling
+from mlff.config.observables import Distribution, EnergyDifference, Frequencies, Pressure
 from mlff.config.refinement import load_refinement, make_refinement
+from mlff.config.sampling import Sampling
 from mlff.potential.potential import Potential
 from mlff.refinement.averages import MeanPressure, RadialDistribution
 from mlff.refinement.ensembles import Ensemble
