@@ -19,7 +19,7 @@ FLOORS = {
     "interfaces": "the potential in other programs: ASE, LAMMPS, i-PI, OpenMM, JAX MD",
     "properties": "vibrations, phonons, elastic constants, equations of state, reaction paths, free energies; analysis of trajectories",
     "refinement": "a trained potential corrected to match observables",
-    "design": "structures, and conditions of a run, that have a wanted property",
+    "design": "structures, conditions of a run, and compositions that have a wanted property",
     "certificate": "checks of a potential before it is used",
     "report": "tables, plots and the HTML report",
     "cli": "the commands",

@@ -112,7 +112,9 @@ def test_an_energy_of_mixing_is_met_on_both_sides(lattice, property_of_share):
 
 def test_a_value_that_no_mixture_has_is_one_line_with_the_span(lattice, property_of_share):
     property_of_share(lambda share: 10 + 5 * share, 0.0)
-    with pytest.raises(ConfigError, match=r"no mixture has 20 Angstrom\^3; .* 10 \(share 0 of Cu\) to 15 \(share 1 of Cu\)") as error:
+    with pytest.raises(
+        ConfigError, match=r"no mixture has 20 Angstrom\^3; .* 10 \(share 0 of Cu\) to 15 \(share 1 of Cu\)"
+    ) as error:
         find_composition(config(lattice, "volume", 20.0, 0.1), progress=False)
     assert "\n" not in str(error.value)
 
