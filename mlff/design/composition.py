@@ -154,6 +154,8 @@ class Mixtures:
             return volumes / size
         if target.kind == "density":
             return np.array([atoms.get_masses().sum() for atoms in frames]) / volumes / DENSITY[target.unit]
+        if count in (0, self.sites):
+            return np.zeros(len(frames))
         share = count / self.sites
         pure = (1 - share) * self._energies[0][0] + share * self._energies[self.sites][0]
         return (self._energies[count] - pure) / size / ENERGY[target.unit]

@@ -105,7 +105,7 @@ def main() -> None:
     parser.add_argument("--structures", type=int, default=150, help="that are labelled")
     parser.add_argument("--epochs", type=int, default=60, help="of the training")
     parser.add_argument("--decorations", type=int, default=8, help="of a mixture")
-    parser.add_argument("--repeat", type=int, default=3, help="of the cubic cell of 4 atoms in each direction")
+    parser.add_argument("--repeat", type=int, default=2, help="of the cubic cell of 4 atoms in each direction")
     arguments = parser.parse_args()
     use_compilation_cache()
     work = arguments.work

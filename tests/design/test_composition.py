@@ -1,6 +1,7 @@
 """The share of one element in another at which a mixture has a wanted mean property."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -58,6 +59,12 @@ def test_the_command_finds_the_density_of_a_lattice_whose_sites_are_alike(lattic
     assert [np.count_nonzero(atoms.numbers == 29) for atoms in frames] == [2, 2, 3, 3]
     assert frames[0].info["mlff_density"] == pytest.approx(found["lower"]["mean"], rel=1e-6)
     assert "0.3000 ± " in outcome.stderr and "share of Cu in Si" in outcome.stderr
+
+
+def test_sites_that_are_alike_mix_at_no_cost(lattice):
+    with pytest.raises(ConfigError, match="no mixture has 5 meV; they have ") as error:
+        find_composition(config(lattice, "mixing_energy", 5.0, 0.1), progress=False)
+    assert max(abs(float(word)) for word in re.findall(r"(?:have|to) (\S+) \(share", str(error.value))) < 1e-3
 
 
 def find_pure_volume(folder) -> float:

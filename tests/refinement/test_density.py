@@ -130,10 +130,10 @@ def test_wrong_input_is_one_line(name, tmp_path, model):
 def test_a_run_has_it_and_goes_on(tmp_path):
     """Argon, solid: the mean volume of the frames is that of the estimate; a second run goes on in the cell of the first."""
     potential = lennard_jones(cutoff=8.0, epsilon=0.0104, sigma=3.4).with_precision("float64")
-    more = {"temperature": 40.0, "pressure": 0.1, "timestep": 5.0, "tau": 200.0, "tau_pressure": 500.0}
+    more = {"temperature": 20.0, "pressure": 0.3, "timestep": 5.0, "tau": 200.0, "tau_pressure": 500.0}
     sampling = Sampling(structure="", frames=400, every=30, equilibration=3000, **more)
     options = OPTIONS.model_copy(update={"sampling": sampling})
-    ensemble = Ensemble(sampling, potential, "float32", bulk("Ar", a=5.3, cubic=True).repeat(2), 0)
+    ensemble = Ensemble(sampling, potential, "float32", bulk("Ar", a=5.2, cubic=True).repeat(2), 0)
     target = MeanDensity(options, ensemble, potential)
     with potential.scope():
         ensemble.sample(potential.device_params)
