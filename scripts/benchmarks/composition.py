@@ -37,7 +37,7 @@ LATTICE = {"Cu": 3.59, "Au": 4.06}  #: Å, of EMT
 TARGETS = (
     {"kind": "volume", "value": 14.0, "error": 0.05},
     {"kind": "density", "value": 14.0, "error": 0.05},
-    {"kind": "mixing_energy", "value": -20.0, "error": 2.0},
+    {"kind": "mixing_energy", "value": 10.0, "error": 1.0},
 )
 
 
