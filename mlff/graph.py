@@ -79,6 +79,9 @@ class Labels(NamedTuple):
     has: dict[str, Array]  #: (B,) bool
     weight: Array  #: (B,) float, weight of the structure in the loss
     replayed: Array | None = None  #: (B,) bool: of structures with a readout of their own (`mlff.training.second_readout`)
+    direction: Array | None = (
+        None  #: (N, 3) float, dR/dr of structures with a stretched bond, else 0; None: no batch has any
+    )
 
 
 class Prediction(NamedTuple):

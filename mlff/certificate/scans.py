@@ -12,10 +12,11 @@ from ase.data import chemical_symbols, covalent_radii
 
 from mlff.certificate.probe import Probe
 from mlff.data.neighbors import neighbor_list, pair_vectors
+from mlff.data.stretched import LONGEST, far_side
 
 STEP = 0.01  #: Å between points
 SHORTEST = 0.4  #: Å: dimers are scanned from here to the cutoff
-STRETCH = (0.75, 1.5)  #: bonds are scanned between these multiples of their length
+STRETCH = (0.75, LONGEST)  #: bonds are scanned between these multiples of their length
 _DEPTH = 1e-3  #: eV: a shallower dip is not counted as a minimum
 _SUSPECT = 5e-3, 2e-3  #: a second difference of the slope is looked at from 5 meV/Å and 0.2 % of the slopes around on
 _FINER = 4  #: around a suspect the step is divided by this ...
@@ -249,20 +250,8 @@ def bond_paths(atoms: ase.Atoms, where: str, each: int, repeat: bool = False) ->
         chosen += [others[k] for k in np.linspace(0, len(others) - 1, min(len(others), each - len(chosen))).astype(int)]
     for k in chosen:
         a, b, unit = int(i[k]), int(j[k]), vectors[k] / lengths[k]
-        moving = _far_side(len(atoms), i, j, a, b) if not atoms.pbc.any() else [b]
+        moving = far_side(len(atoms), i, j, a, b) if not atoms.pbc.any() else [b]
         direction = np.zeros((len(atoms), 3))
         direction[moving] = unit
         grid = np.arange(STRETCH[0] * lengths[k], STRETCH[1] * lengths[k], STEP)
         yield Path(f"{pair_name(atoms.numbers, a, b)} {where}", atoms, lengths[k], direction, grid, bond=(a, b))
-
-
-def _far_side(n: int, i: np.ndarray, j: np.ndarray, a: int, b: int) -> list[int]:
-    """The atoms that hang on b once the bond a-b is cut; b alone if that cuts nothing (a ring)."""
-    reached, front = {b}, [b]
-    while front:
-        here = front.pop()
-        for other in j[i == here].tolist():
-            if other not in reached and not (here == b and other == a):
-                reached.add(other)
-                front.append(other)
-    return [b] if a in reached else sorted(reached)

@@ -48,6 +48,7 @@ class Sample(NamedTuple):
     shifts: np.ndarray | None  #: (n, k, 3) whole cell vectors; None when no pair crosses a cell
     labels: Mapping[str, float | np.ndarray] = {}  #: those that there are, see `Structure.labels`; baseline removed
     weight: float = 1.0
+    direction: np.ndarray | None = None  #: (n, 3), dR/dr of a stretched bond, see `mlff.data.stretched`
 
     @property
     def sizes(self) -> Sizes:
@@ -127,12 +128,15 @@ def make_graph(samples: list[Sample], sizes: Sizes, dtype=np.float32, shifts: bo
     return Graph(positions, numbers, structure, n_atoms, cell, pbc, neighbors, mask, reverse, images)
 
 
-def make_labels(samples: list[Sample], sizes: Sizes, dtype=np.float32, names: Sequence[str] = PREDICTED) -> Labels:
-    """The labels of these names beside the graph of the same samples."""
+def make_labels(
+    samples: list[Sample], sizes: Sizes, dtype=np.float32, names: Sequence[str] = PREDICTED, stretched: bool = False
+) -> Labels:
+    """The labels of these names beside the graph of the same samples; `stretched`: some batch has directions."""
     B, N, _ = sizes
     values = {name: np.zeros(_batched(name, B, N), dtype) for name in names}
     has = {name: np.zeros(B, bool) for name in names}
     weight = np.zeros(B, dtype)
+    direction = np.zeros((N, 3), dtype) if stretched else None
     start = 0
     for index, sample in enumerate(samples):
         stop = start + len(sample.numbers)
@@ -141,8 +145,10 @@ def make_labels(samples: list[Sample], sizes: Sizes, dtype=np.float32, names: Se
                 has[name][index] = True
                 values[name][slice(start, stop) if PROPERTIES[name].per_atom else index] = label
         weight[index] = sample.weight
+        if sample.direction is not None:
+            direction[start:stop] = sample.direction
         start = stop
-    return Labels(values, has, weight)
+    return Labels(values, has, weight, direction)
 
 
 def _batched(name: str, structures: int, atoms: int) -> tuple[int, ...]:
@@ -167,9 +173,10 @@ class Batches:
 
     `batch_size` structures of mean size (by default as many as come near `USUAL_ATOMS`, at most `USUAL_STRUCTURES`) make the
     atom budget of a batch (or `max_atoms`), less up to a fifth where the samples then pack better; a structure larger than the
-    budget raises it. `replayed` samples take part in an epoch only so far as they are drawn: each epoch others, so that they are
-    the share `replay_share` of its samples (all of them where they are fewer); `mark_replayed`: labels say which ones they are. Samples that need very different numbers of neighbours go into different size classes: a class more (up to
-    `max_classes`) must save the share `gain` of all padded pairs, for each is a program to compile.
+    budget raises it. `replayed` and `stretched` samples take part in an epoch only so far as they are drawn: each epoch others, so
+    that beside `samples` they have the share `replay_share` and `stretched_share` (all of them where they are fewer);
+    `mark_replayed`: labels say which ones they are. Samples that need very different numbers of neighbours go into different
+    size classes: a class more (up to `max_classes`) must save the share `gain` of all padded pairs, for each is a program to compile.
     """
 
     def __init__(
@@ -183,15 +190,19 @@ class Batches:
         replayed: list[Sample] = (),
         replay_share: float = 0.5,
         mark_replayed: bool = False,
+        stretched: list[Sample] = (),
+        stretched_share: float = 0.03,
     ):
         if not samples:
             raise ValueError("no samples to batch")
-        self._first_replayed, self._marks = len(samples), mark_replayed
-        self._drawn = min(round(len(samples) * replay_share / (1 - replay_share)), len(replayed))
-        samples = [*samples, *replayed]
+        self._first_replayed, self._first_stretched, self._marks = len(samples), len(samples) + len(replayed), mark_replayed
+        pools = (replayed, replay_share), (stretched, stretched_share)
+        self._drawn = [(len(pool), round(len(samples) * share / (1 - share))) for pool, share in pools]
+        samples = [*samples, *replayed, *stretched]
         self.samples = samples
         self.dtype = dtype
         self.shifts = any(sample.shifts is not None for sample in samples)
+        self.stretched = any(sample.direction is not None for sample in samples)
         there = {name for sample in samples for name in sample.labels}
         self.labels = tuple(name for name in PROPERTIES if name in PREDICTED or name in there)
         self._atoms = n = np.array([sample.sizes.atoms for sample in samples])
@@ -247,18 +258,19 @@ class Batches:
 
     def _taken(self, rng: np.random.Generator | None) -> np.ndarray:
         """(samples,) bool, which of them take part in an epoch."""
-        taken = np.arange(len(self.samples)) < self._first_replayed + self._drawn
-        if rng is not None and len(self.samples) > self._first_replayed:
-            taken[self._first_replayed :] = rng.permutation(taken[self._first_replayed :])
-        return taken
+        parts = [np.ones(self._first_replayed, bool)]
+        for size, count in self._drawn:
+            taken = np.arange(size) < max(1, count)
+            parts.append(taken if rng is None else rng.permutation(taken))
+        return np.concatenate(parts)
 
     def build(self, sizes: Sizes, indices: list[int]) -> tuple[Graph, Labels]:
         """The arrays of one batch of a plan."""
         chosen = [self.samples[i] for i in indices]
-        labels = make_labels(chosen, sizes, self.dtype, self.labels)
+        labels = make_labels(chosen, sizes, self.dtype, self.labels, self.stretched)
         if self._marks:
-            replayed = np.zeros(sizes.structures, bool)
-            replayed[: len(indices)] = np.array(indices) >= self._first_replayed
+            index, replayed = np.array(indices), np.zeros(sizes.structures, bool)
+            replayed[: len(index)] = (self._first_replayed <= index) & (index < self._first_stretched)
             labels = labels._replace(replayed=replayed)
         return make_graph(chosen, sizes, self.dtype, self.shifts), labels
 

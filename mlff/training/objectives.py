@@ -8,10 +8,11 @@ from typing import Any
 import jax.numpy as jnp
 from jax import Array
 
+from mlff.basics.numerics import safe_divide
 from mlff.config.options import Loss
 from mlff.graph import Graph, Labels
 from mlff.potential.derivatives import predict
-from mlff.training import losses
+from mlff.training import losses, stretching
 from mlff.training.losses import Sums
 
 Params = Any
@@ -30,17 +31,19 @@ def supervised(
     """
     with_forces, with_stress = losses.terms(config)
 
-    def errors(params: Params, graph: Graph, labels: Labels) -> Sums:
+    def errors(params: Params, graph: Graph, labels: Labels) -> tuple[Sums, tuple[Array, Array]]:
         if not with_forces:
             labels = labels._replace(has=labels.has | {"forces": jnp.zeros_like(labels.has["forces"])})
         which = () if labels.replayed is None else (labels.replayed,)
         prediction = predict(
             lambda g: apply(params, g, *which), graph, forces=with_forces or with_stress, stress=with_stress
         )
-        return losses.compare(prediction, labels, graph, config, scale)
+        arguments = prediction, labels, graph, config, scale
+        return losses.compare(*arguments), stretching.compare(*arguments)
 
     def objective(params: Params, graph: Graph, labels: Labels, progress: Array, key: Array) -> tuple[Array, Sums]:
-        sums = summed(errors)(params, graph, labels)
-        return losses.combine(sums, losses.weights(config, progress)), sums
+        sums, lacking = summed(errors)(params, graph, labels)
+        loss = losses.combine(sums, losses.weights(config, progress))
+        return loss + config.stretched * safe_divide(*lacking), sums
 
     return objective

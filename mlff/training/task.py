@@ -67,7 +67,9 @@ class Task:
     def describe(self) -> str:
         count = sum(leaf.size for leaf in jax.tree.leaves(self.params))
         shapes = ", ".join(f"{s.structures} x {s.atoms} atoms x {s.neighbors} neighbours" for s in self.train.sizes)
+        stretched = sum(sample.direction is not None for sample in self.train.samples)
+        more = f", {stretched:,} more with stretched bonds" if stretched else ""
         return (
-            f"{len(self.train.samples):,} training and {len(self.valid.samples):,} validation structures, "
+            f"{len(self.train.samples) - stretched:,} training and {len(self.valid.samples):,} validation structures{more}, "
             f"{count:,} parameters{f', {self.starts} starts' if self.others else ''}, {self.train.steps_per_epoch:,} steps per epoch ({shapes})"
         )

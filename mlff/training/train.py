@@ -47,6 +47,7 @@ from mlff.training import (
     start,
     starts,
     statistics,
+    stretching,
 )
 from mlff.training.checkpoint import Checkpoints
 from mlff.training.devices import Devices, find_devices
@@ -259,7 +260,9 @@ def prepare(
         measured = measured._replace(inner_cutoff=statistics.inner_cutoffs([*new, *old], elements))
     dtype, sizes = np.dtype(config.precision), (config.training.batch_size, config.training.max_atoms)
     twice = bool(old) and config.data.replay_readout == "own"
-    train = Batches(new, *sizes, dtype, replayed=old, replay_share=config.data.replay_share, mark_replayed=twice)
+    drawn = {"replayed": old, "replay_share": config.data.replay_share, "mark_replayed": twice}
+    drawn |= {"stretched": stretching.pool(config, [*new, *old]), "stretched_share": stretching.SHARE}
+    train = Batches(new, *sizes, dtype, **drawn)
     valid = Batches(held_out, *sizes, dtype)
     module = registry.build(config.model, elements, measured)
     if beginning is not None:
