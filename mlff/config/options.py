@@ -262,10 +262,7 @@ class Loss(_LossTerms):
         "mae", description="squared or absolute error; default: mae, but mse with forces: 0 (energies only)"
     )
     stretched: float = Field(
-        0.0,
-        ge=0,
-        description="weight of a term without labels, 0.1 is good: bonds of molecules, stretched beyond the data, must pull back. It needs "
-        "forces in the loss, and has no part in a refinement",
+        0.0, ge=0, description="weight of a term without labels, 0.1 is good: stretched bonds of molecules must pull back"
     )
     schedule: list[WeightStage] = Field([], description="changes of the weights in the course of training")
 

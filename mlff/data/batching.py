@@ -148,7 +148,7 @@ def make_labels(
         if sample.direction is not None:
             direction[start:stop] = sample.direction
         start = stop
-    return Labels(values, has, weight, direction)
+    return Labels(values, has, weight, direction=direction)
 
 
 def _batched(name: str, structures: int, atoms: int) -> tuple[int, ...]:
