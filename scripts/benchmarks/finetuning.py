@@ -115,6 +115,7 @@ def draw(content: dict, path: Path) -> None:
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
+    from matplotlib.ticker import FixedLocator, NullFormatter, ScalarFormatter
 
     figure, axes = plt.subplots(1, 2, figsize=(9, 3.8), constrained_layout=True)
     colors = dict(zip(MAPS, plt.rcParams["axes.prop_cycle"].by_key()["color"], strict=False))
@@ -138,6 +139,10 @@ def draw(content: dict, path: Path) -> None:
         panel.set(
             xscale="log", yscale="log", title=f"3BPA, {test.replace('K', ' K')}", xlabel="force RMSE on the old data, meV/Å"
         )
+        for axis, ticks in ((panel.xaxis, (30, 100, 300)), (panel.yaxis, (25, 50, 100, 200))):
+            axis.set_major_locator(FixedLocator(ticks))
+            axis.set_major_formatter(ScalarFormatter())
+            axis.set_minor_formatter(NullFormatter())
     axes[0].set_ylabel("force RMSE on the new data, meV/Å")
     axes[1].legend(fontsize=7)
     figure.savefig(path, dpi=150)
