@@ -58,6 +58,10 @@ class Refinement(Section):
     def _own_data(self):
         if self.data.replay is not None:
             raise ValueError("data.replay: data.train holds the model's own data here; leave it out")
+        if self.data.replay_readout != "shared":
+            raise ValueError("data.replay_readout: nothing is replayed here; leave it out")
+        if self.loss.stretched:
+            raise ValueError("loss.stretched: a refinement has no such term; leave it out")
         if self.data.reference_energies != "auto":
             raise ValueError("data.reference_energies: those of the model are kept; leave it out")
         return self

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from mlff.basics.errors import ConfigError
 from mlff.config.options import Config, Loss
 from mlff.data.batching import Sample
 from mlff.data.stretched import stretched
@@ -25,9 +26,11 @@ _SEED = 7_000_003  # beside those of the run, so that its order stays what it is
 
 
 def pool(config: Config, samples: list[Sample]) -> list[Sample]:
-    """Stretched structures from which those of an epoch are drawn; none where the term is off or forces are not learned."""
-    if not config.loss.stretched or not losses.terms(config.loss)[0]:
+    """Stretched structures from which those of an epoch are drawn; none where the term is off. Raises ConfigError: forces are not learned."""
+    if not config.loss.stretched:
         return []
+    if not losses.terms(config.loss)[0]:
+        raise ConfigError("loss.stretched: needs a weight of the forces in the loss (loss.forces); set it to 0")
     rng = np.random.default_rng([config.seed, config.member, _SEED])
     count = min(max(len(samples), min(_FEW, 4 * len(samples))), _MANY)
     return stretched(samples, count, config.model.cutoff, rng)

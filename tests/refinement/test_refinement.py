@@ -283,6 +283,10 @@ def test_a_wrong_model_or_data_is_one_line(case, tmp_path):
         refine(config(folder, targets, data=data), tmp_path / "out", progress=False)
     with pytest.raises(ConfigError, match="replay: data.train holds the model's own data"):
         config(folder, targets, data={"train": "data.xyz", "replay": "data.xyz"})
+    with pytest.raises(ConfigError, match="replay_readout: nothing is replayed here"):
+        config(folder, targets, data={"train": "data.xyz", "replay_readout": "own"})
+    with pytest.raises(ConfigError, match="stretched: a refinement has no such term"):
+        config(folder, targets, loss={"stretched": 0.1})
     (tmp_path / "bad.yaml").write_text("model: m\ndata: {train: d}\ntargts: []\n", encoding="utf-8")
     with pytest.raises(ConfigError, match="unknown key 'targts'; did you mean 'targets'"):
         load_refinement(tmp_path / "bad.yaml")

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from ase.build import molecule
 
+from mlff.basics.errors import ConfigError
 from mlff.config.options import Config, Data, Loss
 from mlff.data.batching import Batches, Sizes, make_graph, make_labels, make_sample
 from mlff.data.stretched import stretched
@@ -96,7 +97,9 @@ def test_the_pool_is_that_of_seed_and_member_and_empty_where_the_term_is_off():
 
     assert len(drawn(stretched=0.1)) == 16
     assert drawn(stretched=0.1) == drawn(stretched=0.1) != drawn(stretched=0.1, member=1)
-    assert drawn() == drawn(stretched=0.1, forces=0) == []
+    assert drawn() == []
+    with pytest.raises(ConfigError, match="loss.stretched: needs a weight of the forces"):
+        drawn(stretched=0.1, forces=0)
 
 
 def test_an_epoch_has_its_share_of_stretched_structures_and_other_ones_each_time():
