@@ -18,9 +18,9 @@ from mlff.potential.potential import Potential
 from mlff.report import panels, sections
 from mlff.report.markup import Markup, render, tag
 from mlff.training import parity
+from mlff.training.identity import MODEL
 from mlff.training.metrics import Metrics
 from mlff.training.parity import Parity
-from mlff.training.train import MODEL
 
 FILE = "report.html"  #: in a run directory
 _PARTS = {

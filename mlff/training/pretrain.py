@@ -30,11 +30,12 @@ from mlff.potential.potential import Potential
 from mlff.training import recipe
 from mlff.training.checkpoint import Checkpoints
 from mlff.training.contrastive import HEAD, Contrastive, head_params
+from mlff.training.identity import MODEL, options_of, refuse_other
 from mlff.training.objectives import Params
 from mlff.training.progress import TrainingProgress
 from mlff.training.runlog import RunLog
 from mlff.training.task import Task
-from mlff.training.train import MODEL, begin, claimed, optimise, options_of, origin, refuse_other
+from mlff.training.train import begin, claimed, optimise, origin
 from mlff.training.trainer import Trainer
 
 STRUCTURES = 16  #: of a step of contrastive learning, where no batch size is given: the more, the harder to tell apart

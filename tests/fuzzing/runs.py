@@ -25,8 +25,8 @@ from mlff.data.structure import Structure
 from mlff.potential.neighborlist import VerletList
 from mlff.simulation.md import run_md
 from mlff.training.checkpoint import Checkpoints
+from mlff.training.identity import refuse_other
 from mlff.training.progress import TrainingProgress
-from mlff.training.train import refuse_other
 from tests.fuzzing import archives
 from tests.fuzzing.mutations import dump_json, mutate_bytes, mutate_text, mutate_tree
 

@@ -14,8 +14,8 @@ from mlff.basics.files import alone
 from mlff.config.load import make_config
 from mlff.data.dataset import load_data
 from mlff.potential.potential import Potential
-from mlff.training import train as train_module
 from mlff.training.evaluate import evaluate
+from mlff.training.identity import MAY_CHANGE, refuse_other
 from mlff.training.runlog import RunLog
 from mlff.training.train import inspect, train
 from mlff.training.trainer import Trainer
@@ -212,7 +212,7 @@ def test_an_option_that_an_earlier_run_did_not_know_has_its_default_there(files,
     def identity(**sections):
         config = settings(files, **sections)
         options = {k: dict(v) if isinstance(v, dict) else v for k, v in config.model_dump(mode="json").items()}
-        for section, names in train_module.MAY_CHANGE.items():
+        for section, names in MAY_CHANGE.items():
             options[section] = {k: v for k, v in options[section].items() if k not in names}
         return config, {"config": options, "content of data": {}}
 
@@ -220,7 +220,7 @@ def test_an_option_that_an_earlier_run_did_not_know_has_its_default_there(files,
     del before["config"]["optimizer"]["weight_decay"], before["config"]["training"]["ema_decay"]
     del before["config"]["optimizer"]["schedule"]["cycles"]
     config, now = identity()
-    train_module.refuse_other(tmp_path, now, {"identity": before}, config)
+    refuse_other(tmp_path, now, {"identity": before}, config)
     config, now = identity(optimizer={"weight_decay": 0.5})
     with pytest.raises(ConfigError, match=r"differs in optimizer.weight_decay \(0.0 there, 0.5 here\)"):
-        train_module.refuse_other(tmp_path, now, {"identity": before}, config)
+        refuse_other(tmp_path, now, {"identity": before}, config)
