@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 
-_INSIDE = 1.0  #: distance from the training data of their rim
+from mlff.design.outcome import doubts
 
 
 @dataclass(frozen=True)
@@ -58,16 +58,7 @@ class CompositionOutcome:
             lines.append("no whole number of atoms in this cell has the mean within its error bar: take a larger cell")
         if len(self.solutions) > 1:
             lines.append(f"{len(self.solutions)} shares have the mean")
-        if self.distance is None:
-            lines.append("distance from the training data not known: the model does not know its own")
-        elif self.distance > _INSIDE:
-            lines.append(
-                f"a structure is outside the training data (distance {self.distance:.2g}, their rim is 1): check it with the reference "
-                "method, and train on it"
-            )
-        if self.stress_untested:
-            lines.append("the data of the model have no stresses: how good its stress is, nobody has tested")
-        return lines
+        return lines + doubts("a structure", self.distance, self.stress_untested)
 
     def to_dict(self) -> dict:
         """Plain values for JSON."""

@@ -64,16 +64,7 @@ class Outcome:
             lines.append(f"not reached: {best.why}")
         if min(one.energy for one in self.candidates) < -_SAME_ENERGY:
             lines.append("a start found a structure of less energy than the minimum: relax it, and start from there")
-        if self.stress_untested:
-            lines.append("the data of the model have no stresses: how good its stress is, nobody has tested")
-        if best.distance is None:
-            lines.append("distance from the training data not known: no model knows its own")
-        elif best.distance > _INSIDE:
-            lines.append(
-                f"the best structure is outside the training data (distance {best.distance:.2g}, their rim is 1): check it "
-                "with the reference method, and train on it"
-            )
-        return lines
+        return lines + doubts("the best structure", best.distance, self.stress_untested)
 
     def to_dict(self) -> dict:
         """Plain values for JSON: energies in eV."""
@@ -141,3 +132,18 @@ def explain(found: Found, properties: list[Property], goals: list[Goal], limit: 
 
 def _numbers(values: np.ndarray) -> str:
     return " ".join(f"{value:.5g}" for value in values)
+
+
+def doubts(what: str, distance: float | None, stress_untested: bool) -> list[str]:
+    """Where the training data do not reach: a line each; `distance` of `what` from them, None: not known."""
+    lines = []
+    if stress_untested:
+        lines.append("the data of the model have no stresses: how good its stress is, nobody has tested")
+    if distance is None:
+        lines.append("distance from the training data not known: no model knows its own")
+    elif distance > _INSIDE:
+        lines.append(
+            f"{what} is outside the training data (distance {distance:.2g}, their rim is 1): check it with the reference method, "
+            "and train on it"
+        )
+    return lines

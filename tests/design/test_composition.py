@@ -105,7 +105,7 @@ def test_a_curved_property_with_noise_is_met_within_its_error(lattice, property_
     assert found.upper.count == found.lower.count + 1
     assert (found.lower.mean - wanted) * (found.upper.mean - wanted) <= 0
     assert len(looked) == len(set(looked)) < 12
-    assert outcome.notes == ["distance from the training data not known: the model does not know its own"]
+    assert outcome.notes == ["distance from the training data not known: no model knows its own"]
     _, unsure = find_composition(config(lattice, "volume", wanted, 0.001), progress=False)
     assert any("raise decorations" in line for line in unsure.notes)
 
