@@ -68,6 +68,11 @@ def set_up_process() -> None:
         jax.config.update("jax_cpu_enable_async_dispatch", False)
 
 
+def usable_cores() -> int:
+    """Cores that this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def refuse_forked() -> None:
     """Raise ProcessError in a process that was forked after JAX had started in its parent: a computation would hang.
 

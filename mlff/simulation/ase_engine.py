@@ -35,6 +35,9 @@ class AseEngine:
         self._conserved = conserved
         self._guard = guard
 
+    def begin(self, steps: int) -> None:
+        """Nothing: steps are taken when they are asked for."""
+
     def advance(self, steps: int) -> None:
         """At least one step and at most `steps`. Raises SimulationError: a limit is broken (the step that broke it is taken)."""
         self._dynamics.step()

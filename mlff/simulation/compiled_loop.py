@@ -95,6 +95,10 @@ class Programs:
                 self._loops[plan] = loop
             return self._loops[plan](*arguments)
 
+    def compiled(self, plan: Plan) -> bool:
+        """Whether it can run at once."""
+        return plan in self._loops
+
     def build(self, plan: Plan, positions: np.ndarray, cell: np.ndarray, box: np.ndarray) -> NeighborList | None:
         """The list of positions (R, n, 3) and cell (R, 3, 3), Å; None if there is no room for it."""
         with jax.enable_x64(True):
@@ -144,6 +148,11 @@ def together(plan: Plan) -> int:
         return plan.replicas
     most = max(1, _ATOMS // plan.atoms)
     return max(few for few in range(1, min(most, plan.replicas) + 1) if plan.replicas % few == 0)
+
+
+def small(plan: Plan) -> bool:
+    """Whether the arrays of a graph stay in the cache of one core; on other devices than a CPU, always."""
+    return jax.default_backend() != "cpu" or together(plan) * plan.atoms <= _ATOMS
 
 
 def evaluate(potential: Potential, plan: Plan, params, system: System, listed: NeighborList, state: State, box: Array):

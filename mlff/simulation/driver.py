@@ -1,8 +1,10 @@
 """A simulation in progress: an engine takes the steps, here they are watched over and written down.
 
 An engine has `name`, `atoms` (which hold the geometry after every `advance`), `step` (done in all), `advance(steps)` (at least
-one step and at most so many; SimulationError where a limit is broken), `forces()`, `energy()`, `conserved()`, `pressure()`,
-`bias()` and `hills()` (what a bias adds to the log, and the hills of metadynamics), and for restarts `state()` and `restore(step, state, source)`. There are two: `jax_engine` and `ase_engine`.
+one step and at most so many; SimulationError where a limit is broken), `begin(steps)` (so many come next: it may start on them
+while those before are written down), `forces()`, `energy()`, `conserved()`, `pressure()`, `bias()` and `hills()` (what a bias
+adds to the log, and the hills of metadynamics), and for restarts `state()` and `restore(step, state, source)`. There are two:
+`jax_engine` and `ase_engine`.
 """
 
 from __future__ import annotations
@@ -111,6 +113,8 @@ class Run:
             while self.step < steps and not stop.asked:
                 self.engine.advance(min(steps - self.step, self.interval - self.step % self.interval))
                 if self.step % self.interval == 0 or self.step == steps:
+                    if self.step < steps:
+                        self.engine.begin(min(steps - self.step, self.interval))
                     self.record()
                     shown.update(self.step, self.temperature, self.drift())
             if stop.asked:

@@ -56,6 +56,10 @@ class JaxEngine(Member):
         super().__init__(Replicas([atoms], [settings], [guard], [seed], [freedom], bias, steps), 0, atoms, guard)
         self._replicas.members = [self]
 
+    def begin(self, steps: int) -> None:
+        """Start on the next steps, at most `steps`: they run while those before are written down."""
+        self._replicas.begin(steps)
+
     def advance(self, steps: int) -> None:
         """At least one step and at most `steps`. Raises SimulationError: a limit is broken (the step that broke it is taken)."""
         self._replicas.advance(steps)

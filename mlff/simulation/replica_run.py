@@ -185,6 +185,12 @@ def _start(
     return runs, replicas
 
 
+def _most(step: int, steps: int, interval: int, tempering: Tempering | None) -> int:
+    """Steps until something is to be done."""
+    left = min(steps - step, interval - step % interval)
+    return left if tempering is None else min(left, tempering.every - step % tempering.every)
+
+
 def _exchange(replicas: Replicas, tempering: Tempering, step: int, going: list[bool]) -> None:
     if pairs := tempering.exchanges(step, replicas.enthalpies(), going):
         replicas.exchange(pairs)
@@ -212,14 +218,13 @@ def _until(
     for run in runs:
         run.record(write=run.good is None)
     while step < steps and len(failed) < len(runs) and not stop.asked:
-        most = min(steps - step, interval - step % interval)
-        if tempering is not None:
-            if step and step % tempering.every == 0:
-                _exchange(replicas, tempering, step, [index not in failed for index in range(len(runs))])
-            most = min(most, tempering.every - step % tempering.every)
-        replicas.advance(most)
+        if tempering is not None and step and step % tempering.every == 0:
+            _exchange(replicas, tempering, step, [index not in failed for index in range(len(runs))])
+        replicas.advance(_most(step, steps, interval, tempering))
         going = [index for index in range(len(runs)) if index not in failed]
         step = max(runs[index].step for index in going)
+        if step < steps and step % interval == 0 and (tempering is None or step % tempering.every):
+            replicas.begin(_most(step, steps, interval, tempering))
         for index in going:
             try:
                 if replicas.members[index].error is not None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import NamedTuple
 
 import ase
 import jax
@@ -11,6 +14,7 @@ import numpy as np
 from ase.data import covalent_radii
 
 from mlff.basics.errors import DataError
+from mlff.basics.runtime import usable_cores
 from mlff.basics.units import STRESS
 from mlff.config.bias import Bias
 from mlff.potential import capacity, device_list
@@ -31,6 +35,14 @@ _CHUNK = 0.25  #: seconds that a compiled loop may run before Python looks up (f
 _WIDEST = 1000.0  #: Å from the center, where float32 is good to 6e-5 Å
 _AGREE = 2e-3  #: eV/Å plus this share of the largest force, by which engine and calculator may differ
 _HELD = ("engine_forces", "engine_energy", "engine_stress", "heat", "chain")  #: of a state file, besides the geometry
+
+
+class Begun(NamedTuple):
+    """Steps that were started before they were asked for."""
+
+    steps: int
+    at: float  #: s, of the clock
+    loop: Future
 
 
 class Replicas:
@@ -81,12 +93,37 @@ class Replicas:
         self._listed = self._no_list()
         self._going = np.ones(len(copies), bool)
         self._most, self._checked = 1, False  # steps in one call; whether the calculator has been asked too
+        self._begun: Begun | None = None
+        self._thread = ThreadPoolExecutor(1)
+
+    def begin(self, steps: int) -> None:
+        """Start on up to `steps` steps in another thread; an `advance` by as many, next, takes them up.
+
+        Of small graphs only: writing takes little of the others' time, and another thread than the main one gets the memory
+        of large ones anew in each call.
+        """
+        if usable_cores() == 1 or not compiled_loop.small(self._plan):
+            return
+        if not (self._checked and self._programs.compiled(self._plan) and self._going.any()):
+            return
+        steps, begin, started = min(steps, self._most), time.perf_counter(), threading.Event()
+        changing = self._changing(steps)
+
+        def run() -> Loop:
+            started.set()
+            return self._programs.run(self._plan, *self._fixed, *changing)
+
+        self._begun = Begun(steps, begin, self._thread.submit(run))
+        started.wait()  # else what the caller does next would keep the thread from starting
 
     def advance(self, steps: int) -> None:
         """At least one step and at most `steps`. Members that break a limit have an `error` and rest from then on."""
-        steps, compiled = min(steps, self._most), self._programs.compilations
-        begin = time.perf_counter()
-        loop = self._run(steps)
+        steps, compiled, begin = min(steps, self._most), self._programs.compilations, time.perf_counter()
+        begun, self._begun = self._begun, None
+        if begun is not None and begun.steps == steps:
+            begin, loop = begun.at, self._run(steps, begun.loop)
+        else:
+            loop = self._run(steps)
         self._state, self._listed, self._device_biased = loop.state, loop.listed, loop.biased
         self.host, going, self.biased = jax.tree.map(np.asarray, (loop.state, loop.going, loop.biased))
         if self._programs.compilations == compiled:
@@ -106,18 +143,24 @@ class Replicas:
             self._compare()
         return None
 
-    def _run(self, steps: int) -> Loop:
-        """Up to `steps` steps, with forces in chunks of fewer atoms where memory runs out."""
+    def _run(self, steps: int, begun: Future | None = None) -> Loop:
+        """Up to `steps` steps, `begun` or not, with forces in chunks of fewer atoms where memory runs out."""
         while True:
             try:
-                changing = self._state, self._listed, self._going, steps, self._device_biased
-                return self._programs.run(self._plan, *self._fixed, *changing)
+                if begun is not None:
+                    return begun.result()
+                return self._programs.run(self._plan, *self._fixed, *self._changing(steps))
             except OutOfMemory:
                 room, atoms = self._plan.room, compiled_loop.together(self._plan) * self._plan.atoms
                 chunk = smaller_chunk(room.chunk or atoms, atoms)
                 if not chunk:
                     raise
+                begun = None
                 self._make_room(room._replace(chunk=chunk))
+
+    def _changing(self, steps: int) -> tuple:
+        """What is different in every call."""
+        return self._state, self._listed, self._going, steps, self._device_biased
 
     def _fix(self) -> None:
         """Put on the device what does not change from here on."""
@@ -133,7 +176,7 @@ class Replicas:
     def rest(self, index: int, error: SimulationError) -> None:
         """A member that takes no more steps."""
         self.members[index].error = error
-        self._going[index] = False
+        self._going, self._begun = np.array([member.error is None for member in self.members]), None
 
     def enthalpies(self) -> np.ndarray:
         """(R,) eV: potential energy without reference energies, in npt plus PV."""
@@ -145,6 +188,7 @@ class Replicas:
 
         What changes in their energy is counted as heat, so that the conserved quantity does not jump.
         """
+        self._begun = None
         order, kelvins = np.arange(len(self.members)), self._at.temperature
         for i, j in pairs:
             order[[i, j]] = j, i
@@ -182,6 +226,7 @@ class Replicas:
 
     def restore(self, steps: Sequence[int], held: Sequence[dict[str, np.ndarray]], sources: Sequence[object]) -> None:
         """Take up what `Member.state` gave, at the geometry of the atoms. Raises DataError, with the source: it does not fit."""
+        self._begun = None
         n, rooms = self._plan.atoms, [self._plan.room]
         shapes = dict(zip(_HELD, ((n, 3), (), (3, 3), (), (2, CHAIN)), strict=True))
         shapes |= {"list_reference": (n, 3), "list_cell": (3, 3), "list_room": (9,)}

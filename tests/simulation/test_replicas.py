@@ -1,6 +1,7 @@
 """Many runs in one compiled call: each as if it were alone, and one that blows up rests while the others go on."""
 
 import json
+import threading
 
 import numpy as np
 import pytest
@@ -12,11 +13,15 @@ from typer.testing import CliRunner
 from mlff import MLFFCalculator
 from mlff.basics.errors import ConfigError
 from mlff.cli import app
-from mlff.simulation import compiled_loop
+from mlff.simulation import compiled_loop, replicas
 from mlff.simulation.driver import Summary
-from mlff.simulation.guard import Limits, SimulationError
+from mlff.simulation.guard import Guard, Limits, SimulationError
+from mlff.simulation.jax_engine import JaxEngine
 from mlff.simulation.md import run_md
 from mlff.simulation.replica_run import replica_path, run_replicas
+from mlff.simulation.settings import Settings
+from mlff.simulation.tempering import Tempering
+from mlff.simulation.velocities import maxwell_boltzmann
 from tests.potentials import lennard_jones, morse
 
 OPTIONS = {"steps": 40, "timestep": 2.0, "progress": False, "interval": 10}
@@ -83,6 +88,61 @@ def test_one_that_blows_up_rests_and_the_others_go_on(exact, tmp_path):
     )
     assert [len(read(replica_path(out, index), ":")) for index in (0, 2)] == [21, 21]
     assert 1 <= len(read(replica_path(out, 1), ":")) < 21
+
+
+def frames_of(potential, out, monkeypatch, **changed) -> list[bytes]:
+    """What three replicas wrote, where the next steps are taken beside, and where not."""
+    written = []
+    for cores in (2, 1):
+        monkeypatch.setattr(replicas, "usable_cores", lambda cores=cores: cores)
+        run_replicas(crystal(), MLFFCalculator(potential), 3, trajectory=out, **OPTIONS | changed)
+        written.append(b"".join(replica_path(out, index).read_bytes() for index in range(3)))
+    return written
+
+
+@pytest.mark.parametrize("kind", ["plain", "lists overflow", "one rests", "exchanges"])
+def test_steps_taken_while_frames_are_written_are_the_same(exact, kind, tmp_path, monkeypatch):
+    """Bit by bit, whatever happens to the states or the lists meanwhile; and they are begun once a frame."""
+    changed = {
+        "plain": {"steps": 200},
+        "lists overflow": {"steps": 200, "temperature": 3000.0, "limits": Limits(temperature=1e6)},
+        "one rests": {"steps": 200, "limits": Limits(temperature=900.0), "temperature": [100.0, 850.0, 100.0]},
+        "exchanges": {"steps": 200, "temperature": [300.0, 310.0, 320.0], "tempering": Tempering(every=20)},
+    }[kind]
+    begun, real = [], compiled_loop.Programs.run
+
+    def run(self, *arguments):
+        begun.append(threading.current_thread() is not threading.main_thread())
+        return real(self, *arguments)
+
+    monkeypatch.setattr(compiled_loop.Programs, "run", run)
+    beside, after = frames_of(exact, tmp_path / "md.xyz", monkeypatch, **changed)
+    assert beside == after
+    assert sum(begun) >= (5 if kind == "exchanges" else 10)
+
+
+def test_steps_begun_that_are_not_asked_for_are_dropped(exact, monkeypatch):
+    monkeypatch.setattr(replicas, "usable_cores", lambda: 2)
+    ends = []
+    for asked in (4, 6, 0):
+        engine = jax_engine_of(exact)
+        for _ in range(4):
+            if asked:
+                engine.begin(asked)
+            at = engine.step
+            while engine.step < at + 6:
+                engine.advance(at + 6 - engine.step)
+        ends.append(engine.atoms.positions.copy())
+    np.testing.assert_array_equal(ends[0], ends[2])
+    np.testing.assert_array_equal(ends[1], ends[2])
+
+
+def jax_engine_of(potential) -> JaxEngine:
+    atoms = crystal()
+    maxwell_boltzmann(atoms, 300.0, np.random.default_rng(0))
+    atoms.calc = MLFFCalculator(potential)
+    atoms.calc.always_stress = True
+    return JaxEngine(atoms, Settings(), Guard(atoms, Limits(), 300.0, 9), 0, 9)
 
 
 def test_what_replicas_cannot_do_is_said(exact, ethanol):
