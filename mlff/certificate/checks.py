@@ -106,7 +106,8 @@ def smoothness(dimers: list[Scan], bonds: list[Scan]) -> list[Line]:
     steepest = max(dimers, key=lambda scan: np.nan_to_num(scan.slopes.max(), nan=np.inf))
     where = f"{steepest.name} at {steepest.distances[steepest.slopes.argmax()]:.2f} Å; a failure means a hole where no data reach"
     many = f"{len(dimers)} pairs of elements, {len(bonds)} bonds"
-    counted = f"{len(bonds)} bonds{_where(wells)}{chemistry}"
+    remedy = "; of molecules, loss.stretched teaches stretched bonds to pull back" if wells else ""
+    counted = f"{len(bonds)} bonds{_where(wells)}{chemistry}{remedy}"
     return [
         Line("kinks", sum(map(len, kinks.values())), "", 0, f"{many}{_where(kinks)}"),
         Line("false minima of bonds", sum(len(w) - 1 for w in wells.values()), "", 0, counted),

@@ -6,6 +6,7 @@ import ase
 import numpy as np
 import pytest
 from ase.build import bulk, molecule
+from ase.cluster import Icosahedron
 from ase.data import covalent_radii
 
 from mlff.data.batching import make_sample
@@ -99,6 +100,15 @@ def test_nothing_is_drawn_where_nothing_can_be_said(ethanol):
     silicon, atom = (make_sample(Structure.from_atoms(a), CUTOFF) for a in (bulk("Si"), ase.Atoms("H")))
     assert draw([silicon, atom]) == []
     assert {len(s.numbers) for s in draw([silicon, atom, *ethanol])} == {9}
+
+
+def test_bonds_of_metals_are_left_alone():
+    assert draw(rattled(Icosahedron("Cu", 2))) == []
+    methyl = molecule("CH3Cl")
+    methyl.symbols[methyl.numbers == 17] = "Li"
+    methyl.set_distance(0, 1, 1.95, fix=0)
+    drawn = {tuple(sorted(sample.numbers[list(bond_of(sample)[:2])])) for sample in draw(rattled(methyl))}
+    assert drawn == {(1, 6)}
 
 
 def test_distances_that_the_data_have_are_not_drawn():
