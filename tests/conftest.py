@@ -52,14 +52,19 @@ MODELS = {
 }
 SATURATED = "ace_saturated"  #: what a trained model is outside its data
 MODELS[SATURATED] = MODELS["ace"]
-VARIANTS = ("ace_messages2",)  #: what it has is in `ace` or `ace_l3`: long tests ask it only when slow tests run
+VARIANTS = (
+    "ace_messages2",
+    "ace_l3",
+    SATURATED,
+)  #: of `ace`: asked when slow tests run, and where a test names what differs
 BASELINE = {1: -0.5, 6: -1.0, 8: -2.0, 14: -3.0}
 SHARED = Path(__file__).parents[2] / "shared"
 
 
-def over_models(*slow: str) -> pytest.MarkDecorator:
-    """A test for each model, by its `name`; of the variants, and those named, a slow one."""
-    marks = {name: [pytest.mark.slow] if name in (*VARIANTS, *slow) else [] for name in MODELS}
+def over_models(*slow: str, also: tuple[str, ...] = ()) -> pytest.MarkDecorator:
+    """A test for each model, by its `name`: a slow one of those named, and of the variants that are not among `also`."""
+    late = {*VARIANTS, *slow} - {*also}
+    marks = {name: [pytest.mark.slow] if name in late else [] for name in MODELS}
     return pytest.mark.parametrize("name", [pytest.param(name, marks=mark) for name, mark in marks.items()])
 
 

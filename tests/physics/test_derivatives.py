@@ -8,14 +8,13 @@ import numpy as np
 from mlff.data.batching import make_graph, make_sample
 from mlff.data.structure import Structure
 from mlff.potential.derivatives import pair_gradient, predict
-from tests.conftest import over_models
+from tests.conftest import SATURATED, over_models
 
 each_model = over_models()
-each_model_twice_derived = over_models("ace_l3", "ace_saturated")  #: where derivatives of derivatives are compiled
 STEP = 1e-4
 
 
-@each_model
+@over_models(also=("ace_l3", SATURATED))
 def test_forces_against_finite_differences(name, potentials, ethanol, silicon):
     potential = potentials(name)
     for atoms in (ethanol, silicon):
@@ -55,7 +54,7 @@ def test_stress_against_finite_differences(name, potentials, silicon):
     np.testing.assert_allclose(result.stress, result.stress.T, atol=1e-12)
 
 
-@each_model_twice_derived
+@each_model
 def test_hessian_against_differences_of_forces(name, potentials, silicon):
     potential = potentials(name)
     vector = np.random.default_rng(1).normal(size=(len(silicon), 3))
@@ -97,7 +96,7 @@ def products(jaxpr):
                 yield from products(inner)
 
 
-@over_models("ace", "ace_l3", "ace_saturated")
+@over_models("ace")
 def test_forward_mode_of_energies_and_forces(name, potentials, ethanol):
     """jvp, linearize and forward over reverse: the slope of the energy, and the Hessian times a direction."""
     potential = potentials(name)
@@ -121,7 +120,7 @@ def test_forward_mode_of_energies_and_forces(name, potentials, ethanol):
             np.testing.assert_allclose(found, reverse, rtol=1e-9, atol=1e-9 * np.abs(reverse).max())
 
 
-@each_model_twice_derived
+@each_model
 def test_gradients_by_pair_vectors_make_forces_and_stress(name, potentials, ethanol, silicon):
     """What an engine that owns the neighbour list needs: the vectors are given, positions and cell then count nothing."""
     potential = potentials(name)

@@ -10,11 +10,12 @@ import numpy as np
 from mlff.data.batching import Sizes, make_graph, make_sample
 from mlff.data.structure import Structure
 from mlff.potential.derivatives import predict
-from tests.conftest import over_models
+from tests.conftest import SATURATED, over_models
 
-pytestmark = over_models()
+each_model = over_models()
 
 
+@each_model
 def test_padding_and_neighbours_in_the_batch_change_nothing(name, potentials, ethanol, silicon):
     potential = potentials(name)
     samples = [make_sample(Structure.from_atoms(a), potential.cutoff) for a in (ethanol, silicon)]
@@ -31,6 +32,7 @@ def test_padding_and_neighbours_in_the_batch_change_nothing(name, potentials, et
         assert np.all(np.asarray(array) == 0)
 
 
+@each_model
 def test_gradients_do_not_cross_structures(name, potentials, ethanol):
     potential = potentials(name)
     sample = make_sample(Structure.from_atoms(ethanol), potential.cutoff)
@@ -41,6 +43,7 @@ def test_gradients_do_not_cross_structures(name, potentials, ethanol):
     assert np.all(np.asarray(first[9:]) == 0) and np.abs(first[:9]).max() > 0
 
 
+@over_models(also=(SATURATED,))
 def test_parameter_gradients_of_a_force_loss_are_finite_with_padding(name, potentials, ethanol):
     potential = potentials(name)
     sample = make_sample(Structure.from_atoms(ethanol), potential.cutoff)
@@ -55,6 +58,7 @@ def test_parameter_gradients_of_a_force_loss_are_finite_with_padding(name, poten
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradient))
 
 
+@each_model
 def test_pairs_beyond_the_cutoff_in_the_list_change_nothing(name, potentials, silicon):
     potential = potentials(name)
     structure = Structure.from_atoms(silicon)
