@@ -25,8 +25,8 @@ from tests.conftest import ELEMENTS, MODELS, make_potential
 
 
 def member(seed: int, precision: str = "float64") -> Potential:
-    potential = make_potential("ace", precision)
-    module = registry.build(MODELS["ace"], ELEMENTS, potential.statistics)
+    potential = make_potential("schnet", precision)
+    module = registry.build(MODELS["schnet"], ELEMENTS, potential.statistics)
     return replace(potential, params=initial_params(module, seed))
 
 

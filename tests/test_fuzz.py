@@ -172,7 +172,7 @@ def test_what_is_stored_once_is_not_read_a_thousand_times(tmp_path):
         read_dataset(tmp_path / "a.h5")
 
 
-@given(st.text(max_size=30), st.integers(0, 40))
+@given(st.text(st.characters(exclude_categories=["Cs"]), max_size=30), st.integers(0, 40))
 @settings(max_examples=60, deadline=None)
 def test_yaml_gives_plain_values_or_says_that_it_is_none(text, depth):
     for candidate in (text, "[" * depth + text + "]" * depth):

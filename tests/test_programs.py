@@ -19,7 +19,7 @@ def hasty(monkeypatch):
 
 
 def test_few_calls_compile_hastily_and_many_in_full(hasty, ethanol, monkeypatch):
-    potential = make_potential("ace")
+    potential = make_potential("schnet")
     (first,) = potential.predict([ethanol], stress=False)
     slots = len(ethanol) * 8
     monkeypatch.setattr(compiled, "_EARLY", 4 * slots + 1)
@@ -30,7 +30,7 @@ def test_few_calls_compile_hastily_and_many_in_full(hasty, ethanol, monkeypatch)
     for forces in seen:  # float32, random weights: two orders of summation differ by 3e-5
         np.testing.assert_allclose(forces, first.forces, atol=1e-4 * np.abs(first.forces).max())
     assert len({forces.tobytes() for forces in seen}) <= 2
-    again = make_potential("ace")
+    again = make_potential("schnet")
     assert [again.predict([ethanol], stress=False)[0].forces.tobytes() for _ in range(7)] == [
         forces.tobytes() for forces in seen
     ]
@@ -49,7 +49,7 @@ def test_what_is_large_or_taken_once_is_compiled_in_full(hasty, monkeypatch):
 
 
 def test_a_simulation_runs_one_program_from_its_first_step(hasty, ethanol):
-    calculator = MLFFCalculator(make_potential("ace"))
+    calculator = MLFFCalculator(make_potential("schnet"))
     run_md(ethanol, calculator, engine="ase", ensemble="nve", steps=3, temperature=10, progress=False)
     assert not calculator.potential.programs._hasty and not calculator.potential.programs.steady
 

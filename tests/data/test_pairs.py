@@ -32,8 +32,16 @@ def crystal() -> ase.Atoms:
     return atoms
 
 
-@pytest.mark.parametrize("atoms", [molecule("CH3CH2OH"), crystal(), molecule("CH4") + ase.Atoms("H", [[50, 0, 0]])])
-@pytest.mark.parametrize("name", ["ace", pytest.param("schnet", marks=pytest.mark.slow)])
+ALONE = molecule("CH4") + ase.Atoms("H", [[50, 0, 0]])  #: an atom apart
+CASES = {"ace": (crystal(),), "schnet": (molecule("CH3CH2OH"), ALONE)}
+LATE = {"schnet": (crystal(),), "ace": (molecule("CH3CH2OH"), ALONE)}
+
+
+@pytest.mark.parametrize(
+    "name, atoms",
+    [(name, atoms) for name, several in CASES.items() for atoms in several]
+    + [pytest.param(name, atoms, marks=pytest.mark.slow) for name, several in LATE.items() for atoms in several],
+)
 def test_energies_and_forces_are_those_of_the_structure(name, atoms, potentials):
     potential = potentials(name, "float32")
     numbers, i, j, vectors = listed(atoms, potential.cutoff + 1.0)  # with a skin

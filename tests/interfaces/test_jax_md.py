@@ -1,5 +1,6 @@
 """JAX MD's manner: energies and forces through a list of neighbours in its format, of which there is a stand-in."""
 
+import functools
 import itertools
 from typing import NamedTuple
 
@@ -40,9 +41,14 @@ def listed(positions, side, reach, spare=3):
     return Neighbors(jnp.asarray(idx), jnp.asarray(False))
 
 
+@functools.cache
+def compiled(energy):
+    return jax.jit(jax.value_and_grad(energy))
+
+
 def forces_of(potential, energy, positions, **options):
     with potential.scope():
-        value, gradient = jax.jit(jax.value_and_grad(energy))(jnp.asarray(positions), **options)
+        value, gradient = compiled(energy)(jnp.asarray(positions), **options)
         return float(value), -np.asarray(gradient)
 
 

@@ -23,7 +23,7 @@ def chain(dihedral: float) -> Atoms:
 @pytest.mark.parametrize(("options", "sees"), [({}, True), ({"l_message": 0}, False), ({"layers": 1}, False)])
 def test_a_torsion_beyond_the_cutoff_is_seen_through_vectors_that_are_passed_on(options, sees):
     """No atom has another one than its next neighbours within the cutoff: only messages know how the ends are turned."""
-    config = ACE(cutoff=3.0, channels=8, radial_basis=4, zbl=False, **options)
+    config = ACE(cutoff=3.0, channels=4, radial_basis=4, l_max=2, correlation=2, zbl=False, **options)
     params = initial_params(registry.build(config, (1,)), seed=0)
     potential = Potential(config, params, (1,), {1: 0.0}, precision="float64")
     atoms = [chain(40.0), chain(170.0)]

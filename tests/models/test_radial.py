@@ -64,7 +64,9 @@ def test_derivatives_of_chebyshev_polynomials_against_numpy(size):
     for _ in range(3):
         derivative, series = jax.grad(derivative), series.deriv()
         expected = series(t)
-        np.testing.assert_allclose(jax.vmap(derivative)(jnp.asarray(t)), expected, atol=1e-12 * (1 + np.abs(expected).max()))
+        np.testing.assert_allclose(
+            jax.jit(jax.vmap(derivative))(jnp.asarray(t)), expected, atol=1e-12 * (1 + np.abs(expected).max())
+        )
 
 
 def test_bond_coordinate_falls_from_one_to_zero_and_resolves_the_bond():
@@ -82,7 +84,7 @@ def test_bond_coordinate_is_finite_with_three_derivatives(dtype):
     r = jnp.asarray([0.0, 1e-30, 1e-8, 1e-3, 0.5, 3.0, 100.0], dtype)
     f = lambda r: sum(bond_coordinate(r, jnp.asarray(length, dtype)) for length in (0.4, 5.0))  # noqa: E731
     for _ in range(4):
-        values = jax.vmap(f)(r)
+        values = jax.jit(jax.vmap(f))(r)
         assert np.isfinite(values).all() and values.dtype == dtype
         f = jax.grad(f)
 
@@ -90,8 +92,8 @@ def test_bond_coordinate_is_finite_with_three_derivatives(dtype):
 def test_gaussians_are_finite_with_their_derivatives_in_empty_slots():
     r = jnp.array([0.0, 1.0])
     total = lambda x: gaussian_basis(x, CUTOFF, 2).sum()  # noqa: E731
-    for function in (total, jax.grad(total), jax.jit(jax.hessian(total))):
-        assert np.isfinite(function(r)).all()
+    for function in (total, jax.grad(total), jax.hessian(total)):
+        assert np.isfinite(jax.jit(function)(r)).all()
 
 
 def test_gaussians_stand_on_an_even_grid():

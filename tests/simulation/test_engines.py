@@ -104,7 +104,9 @@ def test_no_step_is_taken_with_a_pair_missing(monkeypatch, barostat):
         np.testing.assert_allclose(mine, theirs, rtol=0, atol=1e-11)
 
 
-@each_model
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow if name != "lennard_jones" else ()) for name in MODELS]
+)
 def test_a_cell_that_changes_its_shape_keeps_its_list(potentials, silicon, name):
     """A sheared, left-handed cell under pressure: forces, energy and stress at its end are those of a new list, it did not turn."""
     potential, start = potentials(name, "float64"), silicon.cell.array.copy()

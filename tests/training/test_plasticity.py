@@ -61,7 +61,7 @@ def test_what_fits_no_parameter_is_refused_by_name(tmp_path):
         make_config({"data": {"train": "a.xyz"}, "optimizer": {"plasticity": {"*": -1}}})
 
 
-@pytest.mark.parametrize("name", ["muon", "adamw", pytest.param("momentum", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", ["muon", *(pytest.param(name, marks=pytest.mark.slow) for name in ("adamw", "momentum"))])
 def test_what_is_frozen_stays_bit_by_bit_and_the_rest_moves_as_told(name, tmp_path):
     """Also with momentum and weight decay, and the free ones as without a frozen one."""
     from mlff.data.dataset import load_data
