@@ -13,9 +13,11 @@ quick = (
 )
 os.environ["XLA_FLAGS"] = quick + older + os.environ.get("XLA_FLAGS", "")
 
+import contextlib
 import gc
 import signal
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 gc.set_threshold(200_000, 50, 100)  # what JAX keeps of its programs is looked through each time: a tenth of the tests' time
@@ -97,6 +99,25 @@ def potentials():
         return made[key]
 
     return get
+
+
+@contextlib.contextmanager
+def loaded_once(loaded: dict[tuple, Potential]) -> Iterator[None]:
+    """A model file that has not changed since is loaded once: commands go on with what was compiled for it."""
+    real = Potential.load.__func__
+
+    def load(cls, path, *options, **names):
+        file = Path(path)
+        if not file.is_file():
+            return real(cls, path, *options, **names)
+        key = (file.resolve(), file.stat().st_mtime_ns, options, tuple(names.items()))
+        if key not in loaded:
+            loaded[key] = real(cls, path, *options, **names)
+        return loaded[key]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Potential, "load", classmethod(load))
+        yield
 
 
 @pytest.fixture

@@ -20,8 +20,9 @@ from ase.calculators.socketio import SocketServer
 from ase.io import read, write
 from typer.testing import CliRunner
 
-from mlff import MLFFCalculator
+from mlff import MLFFCalculator, Potential
 from mlff.cli import app
+from tests.conftest import loaded_once
 from tests.potentials import lennard_jones, morse
 
 ROOT = Path(__file__).parents[1]
@@ -101,6 +102,7 @@ class Reader:
 
     folder: Path
     done: list[list[str]] = field(default_factory=list)
+    loaded: dict[tuple, Potential] = field(default_factory=dict)  #: models of commands without constraints
 
     def read(self, page: Path) -> str:
         """Runs the blocks of a page in order; what its Python prints."""
@@ -130,7 +132,8 @@ class Reader:
             short = ["--steps", "40"]
         named = [word.partition("=")[0] for word in example]
         short = [*short, *(word for key in SETTINGS if key in named for word in ("--set", f"{key}={SETTINGS[key]}"))]
-        result = CliRunner().invoke(app, [*example, *short])
+        with loaded_once({} if "--constraints" in example else self.loaded):
+            result = CliRunner().invoke(app, [*example, *short])
         uncertified = example[0] == "certify" and ": fails " in result.stderr  # after two epochs
         assert result.exit_code == 0 or uncertified, f"mlff {shlex.join(example)}\n{result.stderr}"
 

@@ -327,7 +327,7 @@ def test_nudged_elastic_band(bonds, shared):
 
 
 @pytest.mark.parametrize("engine", ["jax", "ase"])
-@pytest.mark.parametrize("ensemble", ["nve", "nvt", "npt"])
+@pytest.mark.parametrize("ensemble", [pytest.param("nve", marks=pytest.mark.slow), "nvt", "npt"])
 def test_molecular_dynamics_restarts_bitwise(potential, tmp_path, ensemble, engine):
     start = bulk("Cu", cubic=True)
     start.rattle(0.02, seed=0)

@@ -123,8 +123,8 @@ FAULTS = {
 def test_every_planted_fault_is_caught(name, monkeypatch):
     fault, lines = FAULTS[name]
     drifts = "NVE drift at 300 K" in lines
-    monkeypatch.setattr(checks, "NVE_STEPS", 1000 if drifts else 200)
-    monkeypatch.setattr(hot, "STEPS", 50)
+    monkeypatch.setattr(checks, "NVE_STEPS", 1000 if drifts else 100)
+    monkeypatch.setattr(hot, "STEPS", 10)
     certificate = certify(planted(fault, "float32" if fault is noisy else "float64"), structures())
     assert lines <= failed(certificate), failed(certificate)
     if name in ("wrong sign of the stress", "not extensive", "a jump of the force along a bond", "late forces"):

@@ -127,7 +127,14 @@ SINGLE = {"precision": "float32", "energy": 2e-5, "forces": 2e-4}
 NOTHING = {"no atoms": Atoms(), "no atoms in a cell": Atoms(cell=[4, 4, 4], pbc=True)}
 
 corners = pytest.mark.parametrize("name", CORNERS)
-precisions = pytest.mark.parametrize("limits", [EXACT, SINGLE], ids=lambda limits: limits["precision"])
+
+
+def precisions(default: dict, late: dict) -> pytest.MarkDecorator:
+    cases = [default, pytest.param(late, marks=pytest.mark.slow)]
+    return pytest.mark.parametrize("limits", cases, ids=lambda limits: limits["precision"])
+
+
+precisely, singly = precisions(EXACT, SINGLE), precisions(SINGLE, EXACT)  #: by default in float64, in float32
 
 
 def expected(atoms):
@@ -171,9 +178,7 @@ def potential():
     return lambda limits: made[limits["precision"]]
 
 
-@pytest.mark.parametrize(
-    "limits", [EXACT, pytest.param(SINGLE, marks=pytest.mark.slow)], ids=lambda limits: limits["precision"]
-)
+@precisely
 @corners
 def test_one_by_one(potential, name, limits):
     atoms = CORNERS[name]
@@ -182,7 +187,7 @@ def test_one_by_one(potential, name, limits):
     assert result.energy == pytest.approx(result.energies.sum(), rel=1e-14)
 
 
-@precisions
+@precisely
 def test_all_in_one_batch(potential, limits):
     mixed = [*CORNERS.values(), *NOTHING.values(), *reversed(CORNERS.values())]
     results = potential(limits).predict(mixed)
@@ -195,7 +200,7 @@ def test_all_in_one_batch(potential, limits):
         np.testing.assert_allclose(results[k].forces, alone.forces, atol=limits["forces"] / 10)
 
 
-@precisions
+@singly
 def test_the_calculator_one_after_the_other(potential, limits):
     """One calculator for all: nothing of one structure stays behind in the next."""
     calculator = MLFFCalculator(potential(limits))
@@ -354,7 +359,9 @@ CHANGES = [nudge, nudge, nudge, cross_a_border, drift, wrap, shrink, shear, shri
 CHANGES += [turn_a_direction_off_or_on, exchange_elements, permute, remove, add]
 
 
-@pytest.mark.parametrize(("skin", "seed"), [(0.0, 0), (0.3, 1), (2.0, 2)])
+@pytest.mark.parametrize(
+    ("skin", "seed"), [pytest.param(0.0, 0, marks=pytest.mark.slow), (0.3, 1), pytest.param(2.0, 2, marks=pytest.mark.slow)]
+)
 def test_whatever_changes_between_calls_the_calculator_is_as_good_as_new(potential, skin, seed):
     rng = np.random.default_rng(seed)
     atoms = crystal(cell=1.2 * np.eye(3)[rng.permutation(3)], seed=seed)

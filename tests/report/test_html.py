@@ -25,7 +25,7 @@ from mlff.report.html import write_report
 from mlff.training import parity
 from mlff.training.metrics import compare
 from mlff.training.parity import Parity, Points
-from tests.conftest import MODELS
+from tests.conftest import over_models
 from tests.potentials import lennard_jones, morse
 
 VOID = {"meta", "input"}
@@ -151,7 +151,7 @@ def test_a_run(tmp_path):
     assert page.structures[0]["symbols"] == ["O", "H", "H"] and len(page.structures[0]["errors"]) == 9
 
 
-@pytest.mark.parametrize("name", MODELS)
+@over_models()
 def test_a_model_file_alone_says_what_is_missing(name, tmp_path, potentials):
     potential = potentials(name, "float32")
     potential.save(tmp_path / "m.safetensors")

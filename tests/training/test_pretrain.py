@@ -147,9 +147,8 @@ def test_the_objective_is_the_share_of_both_terms():
     rng = np.random.default_rng(1)
     rows = rng.normal(size=(len(graph.atomic_numbers), 8)).astype(np.float32)
     head = head_params(0, 8)
-    total, _ = contrastive(lambda params, graph: (rows,), Pretraining(atoms=0.3))(
-        {"params": {HEAD: head}}, graph, partners, 1.0, None
-    )
+    objective = jax.jit(contrastive(lambda params, graph: (rows,), Pretraining(atoms=0.3)))
+    total, _ = objective({"params": {HEAD: head}}, graph, partners, 1.0, None)
     project = {
         name: np.asarray(Projection().apply({"params": head[name]}, x), np.float64)
         for name, x in (("atoms", rows), ("structures", structure_features(rows, graph)))
