@@ -22,6 +22,7 @@ from mlff.basics.errors import ConfigError, DataError, StructureError
 from mlff.cli import app
 from mlff.simulation.md import run_md
 from mlff.simulation.record import load_state, save_state, state_path
+from tests.conftest import loaded_once
 from tests.potentials import morse
 from tests.simulation.springs import Springs
 
@@ -164,9 +165,10 @@ def test_fixed_atoms_of_a_file_stay_fixed_from_the_command_line(tmp_path):
     for name in ("fix.xyz", "bond.traj"):
         out = tmp_path / f"{name}.md.traj"
         command = ["md", tmp_path / "model.safetensors", tmp_path / name, "--out", out, "--timestep", 0.2, "--quiet"]
-        for steps, more in ((20, []), (40, ["--restart"])):
-            result = CliRunner().invoke(app, [str(word) for word in [*command, "--steps", steps, *more]])
-            assert result.exit_code == 0, result.stderr
+        with loaded_once({}):
+            for steps, more in ((20, []), (40, ["--restart"])):
+                result = CliRunner().invoke(app, [str(word) for word in [*command, "--steps", steps, *more]])
+                assert result.exit_code == 0, result.stderr
         start, end = read(tmp_path / name), read(out, -1)
         assert end.get_distance(0, 1) == pytest.approx(start.get_distance(0, 1), abs=1e-9)
         assert np.allclose(end.positions[:2], start.positions[:2], atol=1e-9) == (name == "fix.xyz")
