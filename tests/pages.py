@@ -102,7 +102,7 @@ class Reader:
 
     folder: Path
     done: list[list[str]] = field(default_factory=list)
-    loaded: dict[tuple, Potential] = field(default_factory=dict)  #: models of commands without constraints
+    loaded: dict[tuple, Potential] = field(default_factory=dict)  #: models
 
     def read(self, page: Path) -> str:
         """Runs the blocks of a page in order; what its Python prints."""
@@ -132,7 +132,7 @@ class Reader:
             short = ["--steps", "40"]
         named = [word.partition("=")[0] for word in example]
         short = [*short, *(word for key in SETTINGS if key in named for word in ("--set", f"{key}={SETTINGS[key]}"))]
-        with loaded_once({} if "--constraints" in example else self.loaded):
+        with loaded_once(self.loaded):
             result = CliRunner().invoke(app, [*example, *short])
         uncertified = example[0] == "certify" and ": fails " in result.stderr  # after two epochs
         assert result.exit_code == 0 or uncertified, f"mlff {shlex.join(example)}\n{result.stderr}"

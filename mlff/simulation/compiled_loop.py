@@ -72,6 +72,7 @@ class Plan(NamedTuple):
     replicas: int
     atoms: int
     bias: Shape | None = None
+    bonds: int = 0  #: whose distances are kept
 
 
 class Programs:

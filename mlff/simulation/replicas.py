@@ -72,12 +72,13 @@ class Replicas:
         for copy in copies:
             room = capacity.allocate(search, copy.positions, copy.cell.array, room)
         shape, rules, hills = (None, None, None) if bias is None else biasing.make_bias(bias, atoms, settings, steps)
-        plan = Plan(integrators.kind(settings[0]), search, room, len(copies), len(atoms), shape)
+        bonds = [bonds_of(copy) for copy in copies]
+        kept = 0 if bonds[0] is None else len(bonds[0].pairs)
+        plan = Plan(integrators.kind(settings[0]), search, room, len(copies), len(atoms), shape, kept)
         self._plan = plan._replace(room=room._replace(chunk=compiled_loop.first_chunk(self.potential, plan)))
         self._system = _system(self.potential, search, guards, atoms)._replace(bias=rules)
         self.members = [Member(self, *each) for each in zip(range(len(copies)), copies, guards, strict=True)]
         moving, masses = free_to_move(atoms), atoms.get_masses()
-        bonds = [bonds_of(copy) for copy in copies]
         at = [conditions(s, seed, masses, moving, *of) for s, seed, *of in zip(settings, seeds, freedom, bonds, strict=True)]
         self._at, self.bonds = _stacked(at), bonds[0] is not None  #: whether distances are kept
         self._each_at = at

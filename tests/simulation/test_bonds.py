@@ -63,6 +63,17 @@ def simulate(atoms, potential, **options):
     return run_md(atoms, MLFFCalculator(potential), **options)
 
 
+def test_a_potential_runs_with_other_distances_kept_and_without(exact):
+    """Each number of them is a program of its own."""
+    ends = []
+    for kept in (slice(0), slice(6), slice(2)):
+        atoms = alcohol()
+        atoms.set_constraint(FixBondLengths(atoms.constraints[0].pairs[kept]))
+        simulate(atoms, exact, steps=2)
+        ends.append(atoms.positions)
+    assert not np.allclose(ends[0], ends[1]) and not np.allclose(ends[1], ends[2])
+
+
 @pytest.mark.parametrize("box", [pytest.param(None, marks=pytest.mark.slow), 9.0])
 def test_both_engines_take_the_same_steps(exact, box):
     ends = []
