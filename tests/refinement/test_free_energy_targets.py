@@ -162,9 +162,10 @@ def test_a_run_gives_it_within_its_error(hills, folder, model):
         FREE + "restraints:\n  - {variable: d, lower: 1.1, upper: 2.6, stiffness: 50}\n", encoding="utf-8"
     )
     one = options(folder, "walls.yaml", hills, frames=4000, every=20, equilibration=500, timestep=0.5, tau=30.0)
-    target = FreeEnergyGap(one, Ensemble(one.sampling, model, "float32", pair(np.array([1.5]))[0], 0))
+    atoms = pair(np.array([1.5]))[0]
+    target = FreeEnergyGap(one, Ensemble(one.sampling, model, "float32", atoms, 0))
     with model.scope():
-        target.ensemble.positions = np.array([pair(np.array([1.5]))[0].positions])
+        target.ensemble.positions, target.ensemble.cells = atoms.positions[None], atoms.cell.array[None]
         values, errors = target.fresh(model)
     assert abs(values[0] - exact(model)) < 3 * errors[0] and errors[0] < 0.03, (values, errors, exact(model))
 
