@@ -261,8 +261,8 @@ class Loss(_LossTerms):
     error: Literal["mse", "mae"] = Field(
         "mae", description="squared or absolute error; default: mae, but mse with forces: 0 (energies only)"
     )
-    stretched: float = Field(
-        0.0, ge=0, description="weight of a term without labels, 0.1 is good: stretched bonds of molecules must pull back"
+    stretched: float | None = Field(
+        None, ge=0, description="weight of pull-back of stretched bonds (no labels); default: 0.1 where forces are learned"
     )
     schedule: list[WeightStage] = Field([], description="changes of the weights in the course of training")
 

@@ -44,6 +44,6 @@ def supervised(
     def objective(params: Params, graph: Graph, labels: Labels, progress: Array, key: Array) -> tuple[Array, Sums]:
         sums, lacking = summed(errors)(params, graph, labels)
         loss = losses.combine(sums, losses.weights(config, progress))
-        return loss + config.stretched * safe_divide(*lacking), sums
+        return loss + stretching.weight(config) * safe_divide(*lacking), sums
 
     return objective

@@ -19,18 +19,26 @@ from mlff.data.stretched import stretched
 from mlff.graph import Graph, Labels, Prediction
 from mlff.training import losses
 
+WEIGHT = 0.1  #: where none is said and forces are learned
 SHARE = 0.03  #: of the structures of an epoch; 0.1 teaches no more and costs 4 % in forces
 MARGIN = 2.0  #: eV/Å, at most
 _FEW, _MANY = 500, 4000  #: in the pool: as many as training structures, but up to the first four times as many
 _SEED = 7_000_003  # beside those of the run, so that its order stays what it is
 
 
+def weight(config: Loss) -> float:
+    """Of the term in the loss."""
+    if config.stretched is None:
+        return WEIGHT if losses.terms(config)[0] else 0.0
+    return config.stretched
+
+
 def pool(config: Config, samples: list[Sample]) -> list[Sample]:
-    """Stretched structures from which those of an epoch are drawn; none where the term is off. Raises ConfigError: forces are not learned."""
-    if not config.loss.stretched:
+    """Stretched structures from which those of an epoch are drawn; none where the term is off. Raises ConfigError: it is asked for, and forces are not learned."""
+    if config.loss.stretched and not losses.terms(config.loss)[0]:
+        raise ConfigError("loss.stretched: needs a weight of the forces in the loss (loss.forces); leave it out")
+    if not weight(config.loss):
         return []
-    if not losses.terms(config.loss)[0]:
-        raise ConfigError("loss.stretched: needs a weight of the forces in the loss (loss.forces); set it to 0")
     rng = np.random.default_rng([config.seed, config.member, _SEED])
     count = min(max(len(samples), min(_FEW, 4 * len(samples))), _MANY)
     return stretched(samples, count, config.model.cutoff, rng)

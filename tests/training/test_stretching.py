@@ -97,7 +97,8 @@ def test_the_pool_is_that_of_seed_and_member_and_empty_where_the_term_is_off():
 
     assert len(drawn(stretched=0.1)) == 16
     assert drawn(stretched=0.1) == drawn(stretched=0.1) != drawn(stretched=0.1, member=1)
-    assert drawn() == []
+    assert drawn() == drawn(stretched=0.1), "on where nothing is said"
+    assert drawn(stretched=0) == drawn(forces=0) == []
     with pytest.raises(ConfigError, match="loss.stretched: needs a weight of the forces"):
         drawn(stretched=0.1, forces=0)
 
