@@ -26,7 +26,7 @@ from tests.conftest import make_potential
 MODELS = {
     "lennard_jones": LennardJones(cutoff=5.3, sigma=2.3, epsilon=0.2),
     "schnet": SchNet(cutoff=5.3, channels=4, layers=1, radial_basis=4),
-    "ace": ACE(cutoff=5.3, channels=4, radial_basis=4, l_max=1, l_message=0, correlation=2),
+    "ace": ACE(cutoff=5.3, channels=4, radial_basis=4, l_max=1, correlation=2),
 }
 
 

@@ -106,8 +106,7 @@ def smoothness(dimers: list[Scan], bonds: list[Scan]) -> list[Line]:
     steepest = max(dimers, key=lambda scan: np.nan_to_num(scan.slopes.max(), nan=np.inf))
     where = f"{steepest.name} at {steepest.distances[steepest.slopes.argmax()]:.2f} Å; a failure means a hole where no data reach"
     many = f"{len(dimers)} pairs of elements, {len(bonds)} bonds"
-    remedy = "; of molecules, loss.stretched teaches stretched bonds to pull back" if wells else ""
-    counted = f"{len(bonds)} bonds{_where(wells)}{chemistry}{remedy}"
+    counted = f"{len(bonds)} bonds{_where(wells)}{chemistry}"
     return [
         Line("kinks", sum(map(len, kinks.values())), "", 0, f"{many}{_where(kinks)}"),
         Line("false minima of bonds", sum(len(w) - 1 for w in wells.values()), "", 0, counted),

@@ -26,7 +26,7 @@ CONFIG = """
 data:
   train: [train.xyz, isolated_atoms.xyz]
   valid: valid.xyz
-model: {cutoff: 4.0, channels: 16, radial_basis: 6, l_max: 2, l_message: 1}
+model: {cutoff: 4.0, channels: 16, radial_basis: 6}
 optimizer: {name: muon, learning_rate: 0.02}
 training: {epochs: 40, batch_size: 5, tensorboard: false}
 """
@@ -34,10 +34,10 @@ ENERGIES_ONLY = """
 data:
   train: [many.xyz, isolated_atoms.xyz]
   valid: valid.xyz
-model: {cutoff: 4.0, channels: 16, radial_basis: 6, l_max: 2, l_message: 1}
+model: {cutoff: 4.0, channels: 16, radial_basis: 6}
 loss: {forces: 0}
-optimizer: {name: muon, learning_rate: 0.004}
-training: {epochs: 18, batch_size: 5, tensorboard: false}
+optimizer: {name: muon, learning_rate: 0.003}
+training: {epochs: 20, batch_size: 5, tensorboard: false}
 """
 SMALL = """
 data:
@@ -50,12 +50,12 @@ training: {epochs: 40, batch_size: 5, tensorboard: false}
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """200 structures to train on (900 where only energies are used), 20 to validate, 60 held out, spread over the files."""
+    """240 structures to train on (900 where only energies are used), 20 to validate, 60 held out, spread over the files."""
     folder = tmp_path_factory.mktemp("malonaldehyde")
     train, test = frames(DATA / "train.xyz"), frames(DATA / "test_300K.xyz")
     valid = spread(train, 20)
     rest = [frame for frame in train if frame not in valid]
-    parts = {"valid": valid, "train": spread(rest, 200), "many": spread(rest, 900), "test": spread(test, 60)}
+    parts = {"valid": valid, "train": spread(rest, 240), "many": spread(rest, 900), "test": spread(test, 60)}
     for name, part in parts.items():
         (folder / f"{name}.xyz").write_text("".join(part))
     (folder / "isolated_atoms.xyz").write_text((DATA / "isolated_atoms.xyz").read_text())
